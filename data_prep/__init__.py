@@ -1,0 +1,1 @@
+"""Offline stage: corpora in, SentencePiece model and WebDataset tar shards out."""

@@ -1,0 +1,356 @@
+"""What a run means: typed sections, YAML, dotted overrides, checks.
+
+`load(PretrainConfig, "run.yaml", ["optim.lr=1e-4"])` is dataclass defaults < YAML < overrides. The YAML owns
+meaning; the DeepSpeed JSON owns mechanics (see `deepspeed_config.py`). Defaults are the paper's (Radford et al. 2018,
+section 4.1); the text under each field is what `--help` prints.
+"""
+
+import ast
+import dataclasses
+import inspect
+import types
+import typing
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt1_ds.errors import ConfigError, near
+
+PRESETS: dict[str, dict[str, int]] = {
+    "gpt1": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_ctx": 512},
+    "gpt1-tiny": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_ctx": 128},
+}
+
+
+@dataclass
+class RunConfig:
+    name: str = "gpt1"
+    """Name of the run: its folder below run.dir."""
+    dir: str = "runs"
+    """Folder of all runs; `tensorboard --logdir` takes it."""
+    seed: int = 42
+    """Seed of initialisation, dropout and data order."""
+
+
+@dataclass
+class ModelConfig:
+    preset: str = "gpt1"
+    """Shape of the decoder: gpt1 (12/12/768/512) or gpt1-tiny (2/4/128/128); the four numbers below override it."""
+    n_layer: int | None = None
+    """Number of blocks; null: the preset's."""
+    n_head: int | None = None
+    """Attention heads a block; null: the preset's."""
+    n_embd: int | None = None
+    """Width of the residual stream; null: the preset's."""
+    n_ctx: int | None = None
+    """Tokens of context, and of a training window; null: the preset's."""
+    embd_pdrop: float = 0.1
+    """Dropout on the sum of token and position embedding."""
+    attn_pdrop: float = 0.1
+    """Dropout on attention probabilities."""
+    resid_pdrop: float = 0.1
+    """Dropout on the output of attention and of the MLP."""
+
+
+@dataclass
+class DataConfig:
+    shards: str = "shards"
+    """Shard directory written by data_prep.build_shards."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each corpus in the mixture, {NAME: WEIGHT}; empty: by tokens."""
+
+
+@dataclass
+class TokenizerConfig:
+    kind: str | None = None
+    """sentencepiece or openai: refuse shards made with another; null: whatever the shards hold."""
+
+
+@dataclass
+class TrainConfig:
+    max_steps: int | None = None
+    """Optimizer steps; with train.epochs also given, whichever ends first."""
+    epochs: float | None = 100.0
+    """Passes over the training data."""
+    global_batch: int = 64
+    """Windows (fine-tuning: examples) an optimizer step, over all ranks."""
+    micro_batch: int | None = None
+    """Windows a rank in one forward/backward; null: the JSON's, or the rank's share up to 16."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    max_skipped: int = 20
+    """Non-finite steps in a row before training stops with exit code 4."""
+
+
+@dataclass
+class OptimConfig:
+    kind: str = "adamw"
+    """adamw (decoupled decay), or openai_adam (the released code's Adam: decay inside the update)."""
+    lr: float = 2.5e-4
+    """Peak learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Adam's two decay rates."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.01
+    """Decay of all matrices, embeddings included; none on biases and LayerNorm gains."""
+
+
+@dataclass
+class ScheduleConfig:
+    kind: str = "cosine"
+    """Rate after warm-up: cosine to 0, linear to 0, or constant."""
+    warmup_steps: int | None = 2000
+    """Steps of linear warm-up from 0; null: schedule.warmup_fraction of the run."""
+    warmup_fraction: float = 0.002
+    """Warm-up as a share of all steps, where schedule.warmup_steps is null."""
+
+
+@dataclass
+class EvalConfig:
+    every: int | None = 1000
+    """Steps between validations (fine-tuning: null is once an epoch); also at the end."""
+    batches: int | None = 50
+    """Global batches of each validation corpus; null: all of it."""
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 1000
+    """Steps between checkpoints; also at the end and on a stop request."""
+    keep: int = 3
+    """Checkpoints kept, newest first."""
+
+
+@dataclass
+class LogConfig:
+    every: int = 10
+    """Steps between lines of metrics.jsonl and TensorBoard points."""
+
+
+@dataclass
+class DistributedConfig:
+    timeout_seconds: float = 600.0
+    """Longest wait for a peer in a collective before the run ends with exit code 5."""
+
+
+@dataclass
+class InitConfig:
+    checkpoint: str | None = None
+    """Start from these weights: a run folder or one of its checkpoints; none: draw them from run.seed."""
+
+
+@dataclass
+class TaskConfig:
+    name: str = "sst2"
+    """Task to fine-tune, by its name in gpt1_ds/tasks."""
+    data: str = ""
+    """Folder of the task's files in the publisher's layout."""
+    lm_coef: float = 0.5
+    """Weight of the language-modelling loss (the paper's lambda), in [0, 1]."""
+    task_coef: float = 1.0
+    """Weight of the task's loss, in [0, 1]."""
+    pool: str = "last"
+    """State the head reads: last (at <e>) or first (sees only <s>: warns)."""
+    clf_pdrop: float = 0.1
+    """Dropout before the task head."""
+    label_all_subtokens: bool = False
+    """Token classification: train on every sub-token of a word instead of its first."""
+    max_examples: int | None = None
+    """Training examples used, from the start of a seeded shuffle; null: all."""
+
+
+@dataclass
+class PretrainConfig:
+    """Sections of a pre-training YAML."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+
+
+@dataclass
+class FinetuneConfig(PretrainConfig):
+    """Sections of a fine-tuning YAML: the paper's settings (section 4.1, "Fine-tuning details") by default.
+
+    With `init.checkpoint`, model shape and tokenizer are the checkpoint's; from scratch they are `model` and the
+    tokenizer of `data.shards`.
+    """
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(name="finetune"))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=3.0, global_batch=32))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=6.25e-5))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=None))
+    eval: EvalConfig = field(default_factory=lambda: EvalConfig(every=None, batches=None))
+
+
+Config = typing.TypeVar("Config", bound=PretrainConfig)
+
+CHOICES = {
+    "model.preset": tuple(PRESETS),
+    "tokenizer.kind": ("sentencepiece", "openai"),
+    "optim.kind": ("adamw", "openai_adam"),
+    "schedule.kind": ("cosine", "linear", "constant"),
+    "task.pool": ("last", "first"),
+}
+UNIT_INTERVAL = ("model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "task.clf_pdrop", "task.lm_coef",
+                 "task.task_coef", "schedule.warmup_fraction")  # fmt: skip
+POSITIVE = ("model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "train.max_steps", "train.epochs",
+            "train.global_batch", "train.micro_batch", "train.max_skipped", "optim.lr", "optim.eps", "eval.every",
+            "eval.batches", "checkpoint.every", "checkpoint.keep", "log.every", "distributed.timeout_seconds",
+            "task.max_examples")  # fmt: skip
+
+
+def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Config:
+    """Dataclass defaults < YAML file `path` < `section.key=value` overrides, checked; `ConfigError` on the first fault."""
+    config = _build(cls, _merge(_read_yaml(path) if path else [], [_parse_override(text) for text in overrides]))
+    _check(config)
+    return config
+
+
+def to_dict(config: PretrainConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def run_folder(config: PretrainConfig) -> Path:
+    return Path(config.run.dir) / config.run.name
+
+
+def describe(cls: type[PretrainConfig]) -> str:
+    """Every `section.key`, its default and its meaning, as `--help` prints them."""
+    lines = ["options (in YAML, or as section.key=value on the command line):"]
+    for section in dataclasses.fields(cls):
+        defaults = section.default_factory()  # the section with its defaults
+        for key, text in _field_docs(type(defaults)).items():
+            value = yaml.safe_dump(getattr(defaults, key), default_flow_style=True).split("\n")[0]
+            lines.append(f"  {f'{section.name}.{key}={value}':34s} {text}")
+    return "\n".join(lines)
+
+
+Setting = tuple[str, str, Any, str]  # section, key, value, and where the user wrote it
+
+
+def _read_yaml(path: Path | str) -> list[Setting]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}; give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections such as 'model:', found {type(content).__name__}")
+    settings = []
+    for section, keys in content.items():
+        if keys is not None and not isinstance(keys, dict):
+            raise ConfigError(f"{path}: section '{section}' holds {keys!r}; write its keys indented below it")
+        settings += [(str(section), str(key), value, str(path)) for key, value in (keys or {}).items()]
+    return settings
+
+
+def _parse_override(text: str) -> Setting:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and key):
+        raise ConfigError(f"option '{text}': expected section.key=value, such as optim.lr=1e-4")
+    try:
+        return section, key, yaml.safe_load(value), f"option '{text}'"
+    except yaml.YAMLError as error:
+        raise ConfigError(f"option '{text}': the value is not valid YAML") from error
+
+
+def _merge(*layers: list[Setting]) -> list[Setting]:
+    return [setting for layer in layers for setting in layer]
+
+
+def _build(cls: type[Config], settings: list[Setting]) -> Config:
+    config = cls()
+    sections = {f.name for f in dataclasses.fields(cls)}
+    for section, key, value, where in settings:
+        if section not in sections:
+            raise ConfigError(f"{where}: unknown section '{section}'; {near(section, sections)}")
+        target = getattr(config, section)
+        key, dot, sub_key = key.partition(".")  # data.weights.NAME=VALUE
+        types_by_key = typing.get_type_hints(type(target))
+        if key not in types_by_key:
+            raise ConfigError(f"{where}: unknown key '{section}.{key}'; {near(key, types_by_key)}")
+        if dot:
+            value = {**getattr(target, key), sub_key: value} if isinstance(getattr(target, key), dict) else None
+        setattr(target, key, _typed(value, types_by_key[key], f"{section}.{key}", where))
+    for key, value in PRESETS.get(config.model.preset, {}).items():
+        if getattr(config.model, key) is None:
+            setattr(config.model, key, value)
+    if config.init.checkpoint == "none":
+        config.init.checkpoint = None
+    return config
+
+
+def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    kind = next(option for option in options if option is not type(None))
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is list and isinstance(value, list):
+        return [_typed(item, arguments[0], name, where) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _typed(item, arguments[1], f"{name}.{key}", where) for key, item in value.items()}
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 (no dot) as a string.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, origin) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: {name} is {value!r}; expected {getattr(kind, '__name__', kind)}")
+
+
+def _check(config: PretrainConfig) -> None:
+    values = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
+    for name, choices in CHOICES.items():
+        if values.get(name) is not None and values[name] not in choices:
+            raise ConfigError(f"{name} is '{values[name]}'; {near(values[name], choices)}")
+    for name in UNIT_INTERVAL:
+        if name in values and not 0 <= values[name] <= 1:
+            raise ConfigError(f"{name} is {values[name]}; it must lie in [0, 1]")
+    for name in POSITIVE:
+        if values.get(name) is not None and not values[name] > 0:
+            raise ConfigError(f"{name} is {values[name]}; it must be above 0")
+    if config.model.n_embd % config.model.n_head:
+        raise ConfigError(f"model.n_embd {config.model.n_embd} is not a multiple of model.n_head {config.model.n_head}")
+    if config.train.max_steps is None and config.train.epochs is None:
+        raise ConfigError("train.max_steps and train.epochs are both null; give one of them")
+    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(f"optim.betas is {config.optim.betas}; give two numbers in [0, 1)")
+    if not config.run.name or Path(config.run.name).name != config.run.name or config.run.name.startswith("."):
+        raise ConfigError(f"run.name is '{config.run.name}'; give a plain folder name")
+
+
+@cache
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string literal under each annotated field of `cls`, which Python itself does not keep."""
+    body = ast.parse(inspect.getsource(cls)).body[0].body
+    return {
+        node.target.id: " ".join(ast.literal_eval(text.value).split())
+        for node, text in zip(body, body[1:], strict=False)
+        if isinstance(node, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }

@@ -5,6 +5,7 @@ meaning; the DeepSpeed JSON owns mechanics (see `deepspeed_config.py`). Defaults
 section 4.1); the text under each field is what `--help` prints.
 """
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -219,6 +220,21 @@ def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Co
     config = _build(cls, _merge(_read_yaml(path) if path else [], [_parse_override(text) for text in overrides]))
     _check(config)
     return config
+
+
+def arguments(cls: type[Config], argv: list[str], about: str, default: str | None) -> tuple[argparse.Namespace, Config]:
+    """The command line of a training entry point: its options, and the configuration they name."""
+    parser = argparse.ArgumentParser(
+        description=about, epilog=describe(cls), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--deepspeed_config", required=True, metavar="JSON", help="mechanics: a file of ds_configs/")
+    parser.add_argument("--config", default=default, metavar="YAML", help="meaning of the run (default: %(default)s)")
+    parser.add_argument("--from-scratch", action="store_true", help="set an earlier run of this name aside, start anew")
+    parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    parser.add_argument("--local_rank", type=int, help="given by the launcher, not used")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key, listed below")
+    args = parser.parse_intermixed_args(argv)
+    return args, load(cls, args.config, args.overrides)
 
 
 def to_dict(config: PretrainConfig) -> dict[str, Any]:

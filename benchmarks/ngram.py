@@ -1,0 +1,125 @@
+"""The n-gram yardstick: interpolated modified Kneser-Ney on the very tokens that the model sees.
+
+    python benchmarks/ngram.py SHARDS --valid-corpus books        under a minute for 6 million tokens, 8,000 pieces
+
+Unigram, bigram and trigram are trained on split `train` of every corpus of a shard directory, and each token of split
+`valid` of one corpus is scored after its full context. Control pieces are tokens like any other. A stream is a ring, as in
+training: the context of its first tokens is its last ones. With an 8,000-piece BPE of 48 novels and 12,216 news
+sentences a trial gave 7.23, 5.32 and 4.89 nats a token.
+
+Modified Kneser-Ney after Chen & Goodman (1998), section 3: below the highest order an n-gram counts the different tokens
+seen before it, three discounts an order come from the counts of counts, and the lowest order is interpolated with 1 / V.
+Layers: reads through `gpt1_ds.shards`; nothing imports this.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt1_ds import errors, shards
+
+NAMES = ("unigram", "bigram", "trigram")
+
+
+def ngrams(stream_T: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
+    """One int64 key a token (T,): the token and the `order - 1` before it as digits of base `vocab_size`."""
+    keys_T = np.zeros(len(stream_T), np.int64)
+    for back in range(order):
+        keys_T += np.roll(stream_T, back).astype(np.int64) * vocab_size**back
+    return keys_T
+
+
+@dataclass(frozen=True)
+class Level:
+    """The discounted n-grams of one order, and how much each context leaves to the order below."""
+
+    keys_N: np.ndarray
+    mass_N: np.ndarray  # (count - discount) / total of the context
+    contexts_M: np.ndarray
+    backoff_M: np.ndarray
+
+    @classmethod
+    def fit(cls, keys_N: np.ndarray, counts_N: np.ndarray, vocab_size: int) -> "Level":
+        discount_N = discounts(counts_N)[np.minimum(counts_N, 3)]
+        # Sorted keys hold each context's n-grams side by side.
+        contexts_M, starts_M, sizes_M = np.unique(keys_N // vocab_size, return_index=True, return_counts=True)
+        totals_M = np.add.reduceat(counts_N, starts_M)
+        mass_N = (counts_N - discount_N) / np.repeat(totals_M, sizes_M)
+        return cls(keys_N, mass_N, contexts_M, np.add.reduceat(discount_N, starts_M) / totals_M)
+
+    def probability(self, keys_T: np.ndarray, below_T: np.ndarray, vocab_size: int) -> np.ndarray:
+        """Probability (T,) of each key's last token, given `below_T`, that of the order below."""
+        backoff_T = lookup(self.contexts_M, self.backoff_M, keys_T // vocab_size, missing=1.0)
+        return lookup(self.keys_N, self.mass_N, keys_T, missing=0.0) + backoff_T * below_T
+
+
+def discounts(counts_N: np.ndarray) -> np.ndarray:
+    """What is taken from a count of 0, 1, 2 and 3 or more; 0.5 where so few n-grams tell no better."""
+    n1, n2, n3, n4 = (int((counts_N == count).sum()) for count in (1, 2, 3, 4))
+    if not (n1 and n2 and n3 and n4):
+        return np.array([0.0, 0.5, 0.5, 0.5])
+    y = n1 / (n1 + 2 * n2)
+    estimates = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
+    # An estimate outside (0, count) can come of a tiny corpus, and would make a probability negative or zero.
+    return np.array([0.0] + [d if 0 < d < count else 0.5 for count, d in enumerate(estimates, start=1)])
+
+
+def lookup(keys_N: np.ndarray, values_N: np.ndarray, queries_T: np.ndarray, missing: float) -> np.ndarray:
+    """Value (T,) of each query among the sorted keys, `missing` where there is none."""
+    at_T = np.minimum(np.searchsorted(keys_N, queries_T), len(keys_N) - 1)
+    return np.where(keys_N[at_T] == queries_T, values_N[at_T], missing)
+
+
+def fit(streams: Iterable[np.ndarray], order: int, vocab_size: int) -> list[Level]:
+    """The levels of an `order`-gram model, unigrams first."""
+    keys, counts = np.unique(np.concatenate([ngrams(s, order, vocab_size) for s in streams]), return_counts=True)
+    levels = [Level.fit(keys, counts, vocab_size)]
+    for length in range(order - 1, 0, -1):
+        # Each different longer n-gram counts once: a token seen after one word only is a poor guess after others.
+        keys, counts = np.unique(keys % vocab_size**length, return_counts=True)
+        levels.insert(0, Level.fit(keys, counts, vocab_size))
+    return levels
+
+
+def probabilities(levels: list[Level], stream_T: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Probability (T,) of every token of the stream after its full context."""
+    probability_T = np.full(len(stream_T), 1 / vocab_size)
+    for order, level in enumerate(levels, start=1):
+        probability_T = level.probability(ngrams(stream_T, order, vocab_size), probability_T, vocab_size)
+    return probability_T
+
+
+def read_all(root: str, manifest: shards.Manifest, split: str, corpus: str) -> np.ndarray:
+    stream = shards.TokenStream(root, manifest, split, corpus)
+    return stream.read(np.zeros(1, np.int64), stream.tokens)[0]
+
+
+def main(argv: list[str]) -> int | None:
+    parser = argparse.ArgumentParser(prog="python benchmarks/ngram.py", description=__doc__.split("\n")[0])
+    parser.add_argument("shards", help="shard directory (of data_prep.build_shards)")
+    parser.add_argument("--valid-corpus", required=True, metavar="NAME", help="corpus whose split `valid` is scored")
+    args = parser.parse_args(argv)
+
+    manifest = shards.read_manifest(args.shards)
+    vocab_size = manifest.tokenizer["vocab_size"]
+    if vocab_size ** len(NAMES) > np.iinfo(np.int64).max:
+        raise errors.DataError(f"{args.shards}: {vocab_size} pieces are too many for 64-bit trigram keys; use 2,000,000")
+    valid_T = read_all(args.shards, manifest, "valid", args.valid_corpus)
+    streams = [read_all(args.shards, manifest, "train", corpus) for corpus in manifest.splits["train"]]
+    trained = ", ".join(f"{corpus} {entry.tokens:,}" for corpus, entry in manifest.splits["train"].items())
+    print(f"interpolated modified Kneser-Ney, {vocab_size:,} pieces; train tokens: {trained}; "
+          f"valid tokens: {args.valid_corpus} {len(valid_T):,}")  # fmt: skip
+    for order, name in enumerate(tqdm(NAMES, "n-grams", disable=None), start=1):
+        started = time.perf_counter()
+        loss = -np.log(probabilities(fit(streams, order, vocab_size), valid_T, vocab_size)).mean()
+        seconds = time.perf_counter() - started
+        tqdm.write(f"{name:8} {loss:7.4f} nats/token  perplexity {math.exp(loss):10.2f}  ({seconds:.1f} s)")
+
+
+if __name__ == "__main__":
+    errors.guard(main)

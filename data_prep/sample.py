@@ -1,0 +1,187 @@
+"""Writes the embedded sample: small English story books and labelled sets for every task kind, of one made-up world.
+
+    python -m data_prep.sample --out DIR [--megabytes 4] [--seed 42]       about 2 seconds; the same bytes everywhere
+
+Writes DIR/books/{train,valid}/NNNN.txt, DIR/tasks/NAME/ in each publisher's own layout, and last DIR/sample.json
+(version, seed, size, sha256 of every file): without that marker the output is partial and is written anew.
+The books ask, answer, deny and restate their own facts, so that pre-training on them is of use to every labelled set.
+The first step of `make quickstart`, ahead of `train_tokenizer` and `build_shards`; `sample_world.py` has the words and
+the grammar, `sample_tasks.py` the labelled sets.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep import sample_tasks
+from data_prep.sample_world import (
+    RELATIONS,
+    TIMES,
+    TOWNS,
+    Dice,
+    Person,
+    ask,
+    describe,
+    draw,
+    event,
+    fill,
+    join,
+    opinion,
+    people,
+    reason,
+    scene,
+    state,
+    travel,
+)
+from gpt1_ds import errors
+
+VERSION = 1  # raised whenever a seed would give other bytes
+BOOK_CHARACTERS = 30_000
+VALID_SHARE = 0.06
+
+
+def talk(dice: Dice, cast: list[Person], about: Person) -> str:
+    """A question about a fact, by word or by yes and no, and its true answer."""
+    relation = dice.pick(list(RELATIONS))
+    asker, teller = (person.name for person in dice.sample(cast, 2))
+    truth = state(dice, about, relation)
+    if dice.below(3) == 0:
+        return f'"{ask(dice, about, relation)}" asked {asker}. "{truth}"'
+    if dice.below(2):
+        return f'"{ask(dice, about, relation)}" asked {asker}. "{fill("{v}", v=about.facts[relation])}," said {teller}.'
+    true = dice.below(2)
+    claim = state(dice, about, relation, about.facts[relation] if true else draw(dice, relation, about.facts[relation]))
+    return f'"{claim} Is it true?" asked {asker}. "{"Yes" if true else "No"}," said {teller}. "{truth}"'
+
+
+def chapter(dice: Dice, cast: list[Person]) -> Iterator[str]:
+    """Paragraphs about two of the cast: who they are, what happens to them, what is said about it."""
+    hero, friend = dice.sample(cast, 2)
+    she = "She" if hero.she else "He"
+    facts = [state(dice, hero, relation) for relation in dice.sample(RELATIONS, 4)]
+    named = f"{hero.name} "
+    yield " ".join(
+        [
+            facts[0],
+            *(
+                f"{she} {fact[len(named) :]}" if fact.startswith(named) and dice.below(2) else fact
+                for fact in facts[1:]
+            ),
+        ]
+    )
+    yield " ".join(
+        [
+            join(state(dice, friend, "home"), state(dice, friend, dice.pick(["pet", "food", "spot"]))),
+            state(dice, friend, "thing"),
+            opinion(dice, bool(dice.below(2))),
+        ]
+    )
+    for _ in range(2):
+        who, with_whom = dice.sample([hero, friend], 2)
+        good = bool(dice.below(2))
+        lines = event(dice, who, with_whom, good)
+        yield f"{dice.pick(TIMES)} this happened. " + " ".join(lines)
+        if not good:
+            yield f"The next day {with_whom.name} came, and all was put right again."
+    scenes = [describe(dice, scene(dice) | {"who": hero.name}), describe(dice, scene(dice))]
+    voyage = " ".join(words for words, _ in travel(dice)).replace(" .", ".")
+    first, of_first = dice.sample([hero, friend], 2), bool(dice.below(2))
+    pronoun = ("she" if hero.she else "he") if dice.below(2) and hero.she == friend.she else first[not of_first].name
+    yield " ".join([*scenes, voyage, reason(dice, first[0].name, first[1].name, pronoun, of_first)])
+    if dice.below(3) == 0:
+        old, hero.facts["home"] = hero.facts["home"], draw(dice, "home", hero.facts["home"])
+        yield f"That year {hero.name} left {old} and moved to {hero.facts['home']}."
+    if dice.below(3) == 0:
+        hero.facts["thing"], friend.facts["thing"] = friend.facts["thing"], hero.facts["thing"]
+        yield (
+            f"{hero.name} gave {friend.facts['thing']} to {friend.name}, and {friend.name} gave {hero.facts['thing']} "
+            f"to {hero.name}. Both were glad."
+        )
+    yield from (talk(dice, cast, person) for person in (hero, friend, hero, friend, dice.pick(cast)))
+
+
+def book(dice: Dice) -> str:
+    cast = people(dice, 6)
+    paragraphs, length = [f"The people of {dice.pick(TOWNS)}"], 0
+    number = 0
+    while length < BOOK_CHARACTERS:
+        number += 1
+        paragraphs += [f"Chapter {number}", *chapter(dice, cast)]
+        length = sum(len(paragraph) + 2 for paragraph in paragraphs)
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def files(megabytes: float, seed: int) -> Iterator[tuple[str, str]]:
+    """(path, text) of the whole sample. The labelled sets do not depend on the size."""
+    train_books = max(2, round(megabytes * 1e6 / BOOK_CHARACTERS))
+    for split, count in (("train", train_books), ("valid", max(1, round(train_books * VALID_SHARE)))):
+        for number in range(1, count + 1):
+            yield f"books/{split}/{number:04d}.txt", book(Dice(seed, split, number))
+    yield from sample_tasks.all_sets(seed)
+
+
+def complete(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether `out` holds the wanted sample, every byte of it."""
+    try:
+        marker = json.loads((out / "sample.json").read_text(encoding="utf-8"))
+        return {key: marker[key] for key in wanted} == wanted and all(
+            hashlib.sha256((out / file).read_bytes()).hexdigest() == digest for file, digest in marker["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def write(path: Path, text: str) -> str:
+    """Write `text` under a temporary name, rename it, and return its sha256."""
+    data = text.encode("utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def main(argv: list[str]) -> int | None:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.sample", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write (books/, tasks/, sample.json)")
+    parser.add_argument(
+        "--megabytes", type=float, default=4, help="size of the training books in 10^6 bytes (default: 4)"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of every choice (default: 42)")
+    args = parser.parse_args(argv)
+    if not 0 < args.megabytes <= 250:
+        raise errors.ConfigError(
+            f"--megabytes {args.megabytes:g}: must be above 0 and at most 250 (4-digit book names)"
+        )
+    wanted = {"version": VERSION, "seed": args.seed, "megabytes": args.megabytes}
+    if complete(args.out, wanted):
+        print(f"{args.out}: complete (seed {args.seed}, {args.megabytes:g} MB), reused")
+        return
+    try:
+        (args.out / "sample.json").unlink(missing_ok=True)
+        for stale in args.out.glob("books/*/[0-9][0-9][0-9][0-9].txt"):
+            stale.unlink()
+        bar = tqdm(
+            files(args.megabytes, args.seed),
+            "sample",
+            unit=" files",
+            disable=False if os.environ.get("GPT1_PROGRESS") == "1" else None,
+        )
+        hashes = {file: write(args.out / file, text) for file, text in bar}
+        write(args.out / "sample.json", json.dumps({**wanted, "files": hashes}, indent=1) + "\n")
+    except OSError as error:
+        raise errors.ConfigError(f"--out {args.out}: {error.strerror}; name a folder that can be written") from error
+    books = [file for file in hashes if file.startswith("books/")]
+    size = sum((args.out / file).stat().st_size for file in books)
+    sets = len(list((args.out / "tasks").iterdir()))
+    print(f"{args.out}: {len(books)} books ({size / 1e6:.1f} MB), {sets} labelled sets, seed {args.seed}")
+
+
+if __name__ == "__main__":
+    errors.guard(main)

@@ -1,0 +1,119 @@
+"""The DeepSpeed JSON and the run, resolved into the one dict that `deepspeed.initialize` gets.
+
+The JSON owns mechanics and says `"auto"`, or nothing, where the run decides. A literal that contradicts the run is an
+error, and so is an unknown top-level key, which DeepSpeed itself passes over in silence.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt1_ds.config import PretrainConfig
+from gpt1_ds.errors import ConfigError, near
+
+TOP_LEVEL = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "zero_optimization", "bf16", "fp16", "optimizer", "activation_checkpointing", "aio", "comms_logger",
+    "communication_data_type", "compile", "csv_monitor", "data_types", "dump_state", "flops_profiler",
+    "memory_breakdown", "prescale_gradients", "gradient_predivide_factor", "seq_parallel_communication_data_type",
+    "steps_per_print", "tensorboard", "torch_autocast", "wall_clock_breakdown", "wandb",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "load_universal", "checkpoint",
+}  # fmt: skip
+LARGEST_DEFAULT_MICRO_BATCH = 16
+
+
+def resolve(path: Path | str, config: PretrainConfig, world_size: int) -> dict[str, Any]:
+    """Read the JSON at `path` and fill it from `config`; `ConfigError` names both sides of any contradiction."""
+    ds = _read(path)
+    for key in ds:
+        if key == "scheduler":
+            raise ConfigError(f"{path}: 'scheduler' belongs to the run; remove it and set schedule.kind")
+        if key not in TOP_LEVEL:
+            raise ConfigError(f"{path}: unknown key '{key}'; {near(key, TOP_LEVEL)}")
+    micro_batch, accumulation = _batch(path, ds, config, world_size)
+    decided = {
+        "train_batch_size": ("train.global_batch", config.train.global_batch),
+        "train_micro_batch_size_per_gpu": ("train.micro_batch", micro_batch),
+        "gradient_accumulation_steps": ("train.global_batch / (ranks x train.micro_batch)", accumulation),
+        "gradient_clipping": ("train.grad_clip", config.train.grad_clip),
+    }
+    for key, (name, value) in decided.items():
+        if ds.get(key, "auto") not in ("auto", value):
+            raise ConfigError(f"{path}: {key} is {ds[key]} but {name} of the run is {value}; write \"auto\" in the JSON")
+        ds[key] = value
+    if _enabled(ds, "fp16") and not torch.cuda.is_available():
+        raise ConfigError(f"{path}: fp16 is enabled but this machine's CPU has none; use bf16, as in zero2_bf16.json")
+    if _enabled(ds, "fp16") and _enabled(ds, "bf16"):
+        raise ConfigError(f"{path}: fp16 and bf16 are both enabled; keep one")
+    _optimizer(path, ds, config)
+    ds.setdefault("steps_per_print", 2**31 - 1)  # the run has its own progress line
+    return ds
+
+
+def zero_stage(ds: dict[str, Any]) -> int:
+    return int(ds.get("zero_optimization", {}).get("stage", 0))
+
+
+def precision(ds: dict[str, Any]) -> str:
+    return next((name for name in ("bf16", "fp16") if _enabled(ds, name)), "fp32")
+
+
+def _read(path: Path | str) -> dict[str, Any]:
+    try:
+        ds = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--deepspeed_config {path}: {error.strerror}; see ds_configs/ for ready ones") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(ds, dict):
+        raise ConfigError(f"{path}: expected an object, found {type(ds).__name__}")
+    return ds
+
+
+def _batch(path: Path | str, ds: dict[str, Any], config: PretrainConfig, world_size: int) -> tuple[int, int]:
+    total, micro_batch = config.train.global_batch, config.train.micro_batch
+    literal = ds.get("train_micro_batch_size_per_gpu", "auto")
+    if literal != "auto":
+        if micro_batch not in (None, literal):
+            raise ConfigError(f"{path}: train_micro_batch_size_per_gpu is {literal} but train.micro_batch of the run is "
+                              f"{micro_batch}; write \"auto\" in the JSON")  # fmt: skip
+        micro_batch = literal
+    if total % world_size:
+        raise ConfigError(f"train.global_batch {total} is not a multiple of {world_size} ranks; "
+                          f"use {_near_multiple(total, world_size)}, or other ranks")  # fmt: skip
+    share = total // world_size
+    if micro_batch is None:
+        micro_batch = max(size for size in range(1, min(share, LARGEST_DEFAULT_MICRO_BATCH) + 1) if share % size == 0)
+    if share % micro_batch:
+        raise ConfigError(f"train.global_batch {total} is not a multiple of {world_size} ranks x micro-batch "
+                          f"{micro_batch}; use {_near_multiple(total, world_size * micro_batch)}")  # fmt: skip
+    return micro_batch, share // micro_batch
+
+
+def _near_multiple(value: int, of: int) -> int:
+    return max(1, round(value / of)) * of
+
+
+def _enabled(ds: dict[str, Any], section: str) -> bool:
+    return bool(ds.get(section, {}).get("enabled", False))
+
+
+def _optimizer(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> None:
+    """An `optimizer` section is DeepSpeed's to build, with the run's numbers; without one the run brings its own."""
+    if "optimizer" not in ds:
+        # Both are DeepSpeed's guards against client optimizers it has not met.
+        ds.setdefault("zero_allow_untested_optimizer", True)
+        ds.setdefault("zero_force_ds_cpu_optimizer", False)
+        return
+    decided = {"lr": config.optim.lr, "betas": config.optim.betas, "eps": config.optim.eps,
+               "weight_decay": config.optim.weight_decay}  # fmt: skip
+    params = ds["optimizer"].setdefault("params", {})
+    for key, value in decided.items():
+        if params.get(key, value) not in ("auto", value):
+            raise ConfigError(f"{path}: optimizer.params.{key} is {params[key]} but optim.{key} of the run is {value}; "
+                              "write \"auto\" in the JSON")  # fmt: skip
+        if key in params:
+            params[key] = value
+    params["lr"] = config.optim.lr

@@ -1,0 +1,201 @@
+"""Where this process stands among its peers, and the few collectives the rest of the code uses.
+
+The rank environment comes from the launcher (`RANK` ..), or Slurm (`SLURM_*`), or MPI (`OMPI_*`, `PMI_*`), in that
+order. Every collective here must be called by all ranks.
+"""
+
+import ctypes
+import json
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from gpt1_ds.errors import ConfigError, DataError, PeerError, UserError
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+@dataclass(frozen=True)
+class RankEnv:
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+def rank_environment(environ: Mapping[str, str]) -> RankEnv:
+    """Read the first complete set of variables; `ConfigError` for half a set or sets that contradict each other."""
+    found = {}
+    for names in (LAUNCHER, SLURM, OPEN_MPI, MPICH):
+        if names is SLURM and "SLURM_STEP_ID" not in environ:
+            continue  # a batch shell has SLURM_PROCID=0 without being a rank
+        given = [name for name in names if name in environ]
+        if given and len(given) < len(names):
+            missing = sorted(set(names) - set(given))
+            raise ConfigError(f"{missing[0]} is not set although {given[0]}={environ[given[0]]} is; start all ranks "
+                              "with one launcher (deepspeed, srun or mpirun)")  # fmt: skip
+        if given:
+            found[names] = tuple(_integer(environ, name) for name in names)
+    if not found:
+        return RankEnv(0, 1, 0, "127.0.0.1", free_port())
+    names = next(iter(found))
+    rank, world_size, local_rank = found[names]
+    for other, (_, other_size, _) in found.items():
+        if other_size not in (1, world_size):
+            raise ConfigError(f"{names[1]}={world_size} contradicts {other[1]}={other_size}; start the ranks with one "
+                              "launcher and as many tasks as ranks")  # fmt: skip
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"{names[0]}={rank} is not below {names[1]}={world_size}; check the launcher's variables")
+    if world_size == 1 and "MASTER_PORT" not in environ:
+        return RankEnv(0, 1, 0, "127.0.0.1", free_port())
+    if "MASTER_ADDR" not in environ and int(environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
+        raise ConfigError("MASTER_ADDR is not set on a job of several nodes; source slurm/env.sh, which sets it")
+    # Jobs that share a node must not share a port; ranks without one agree on a function of the job.
+    job = int(environ.get("SLURM_JOB_ID", "0"))
+    port = _integer(environ, "MASTER_PORT") if "MASTER_PORT" in environ else 20000 + job % 20000
+    return RankEnv(rank, world_size, local_rank, environ.get("MASTER_ADDR", "127.0.0.1"), port)
+
+
+def start(timeout_seconds: float) -> RankEnv:
+    """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's place in it."""
+    env = rank_environment(os.environ)
+    os.environ.update(RANK=str(env.rank), WORLD_SIZE=str(env.world_size), LOCAL_RANK=str(env.local_rank),
+                      MASTER_ADDR=env.master_addr, MASTER_PORT=str(env.master_port))  # fmt: skip
+    os.umask(0o077)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(env.local_rank % torch.cuda.device_count())
+    else:
+        _prepare_cpu()
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
+    import deepspeed  # takes seconds: `--help` and a wrong option must not wait for it
+
+    if not torch.cuda.is_available():
+        # DeepSpeed would compile its shared-memory all-reduce now (a minute), which training never calls.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    try:
+        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False,
+                                   timeout=timedelta(seconds=timeout_seconds), verbose=False)  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        raise PeerError(f"rank {env.rank} of {env.world_size} found no process group at MASTER_ADDR={env.master_addr} "
+                        f"MASTER_PORT={env.master_port}: {error}; is the port free and is every rank up?") from error  # fmt: skip
+    return env
+
+
+def set_timeouts(timeout_seconds: float) -> None:
+    """Give every process group the run's timeout: those that DeepSpeed makes itself would wait 30 minutes."""
+    groups = dist.distributed_c10d._world.pg_map
+    for group in list(groups):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def say(text: str) -> None:
+    """Print on rank 0."""
+    if is_main():
+        print(text, flush=True)
+
+
+def barrier() -> None:
+    all_sum(torch.zeros(1))
+
+
+def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over ranks, on its own device."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.detach().to(device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every rank's plain `value`, by rank, on all ranks. JSON and not pickle: nothing that arrives is executed."""
+    if world_size() == 1:
+        return [value]
+    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device())
+    sizes = [torch.zeros(1, dtype=torch.long, device=device()) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(payload)], device=device()))
+    longest = int(max(sizes))
+    slots = [torch.zeros(longest, dtype=torch.uint8, device=device()) for _ in range(world_size())]
+    dist.all_gather(slots, torch.nn.functional.pad(payload, (0, longest - len(payload))))
+    return [json.loads(bytes(slot[: int(size)].tolist())) for slot, size in zip(slots, sizes, strict=True)]
+
+
+def on_main(action: Callable[[], None]) -> None:
+    """Run `action` on rank 0; what the user did wrong there is raised on every rank, so that none is left waiting."""
+    fault = None
+    if is_main():
+        try:
+            action()
+        except UserError as error:
+            fault = [error.exit_code, str(error)]
+    if fault := gather_json(fault)[0]:
+        raise next(kind for kind in (ConfigError, DataError, PeerError) if kind.exit_code == fault[0])(fault[1])
+
+
+@contextmanager
+def peer_faults() -> Iterator[None]:
+    """A collective that fails because a peer died or hung becomes a `PeerError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "NCCL", "peer")):
+            raise
+        raise PeerError(f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); see which rank died, then start the "
+                        "run again to resume") from error  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _prepare_cpu() -> None:
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    try:
+        # Keep freed activations in the heap: page faults on fresh mappings cost a quarter of a CPU step.
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+    except (OSError, AttributeError):
+        pass  # another C library: slower, not wrong
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise ConfigError(f"environment variable {name} is '{environ[name]}'; expected an integer") from None

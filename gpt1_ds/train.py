@@ -1,0 +1,201 @@
+"""Pre-train GPT-1 on a shard directory; run again, it resumes by itself.
+
+    deepspeed gpt1_ds/train.py --deepspeed_config ds_configs/zero2_bf16.json
+    deepspeed --num_accelerators 2 gpt1_ds/train.py --deepspeed_config ds_configs/cpu.json \\
+        --config gpt1_ds/configs/pretrain_small.yaml data.shards=shards/
+
+Without --config it is the paper's run (gpt1_ds/configs/pretrain_gpt1.yaml): 100 epochs, 64 x 512 tokens a step.
+Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 a peer died, 75 stopped with a checkpoint.
+"""
+
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher put this file's own folder there
+
+import torch
+
+from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, run_directory
+from gpt1_ds.config import PretrainConfig, arguments
+from gpt1_ds.dataloader import Batches, Cursor, WindowOrder, mix, open_streams, total_steps
+from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, UserError, guard
+from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.preemption import StopFlag
+from gpt1_ds.shards import Manifest, TokenStream, read_manifest
+from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
+
+DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "pretrain_gpt1.yaml")
+
+
+@dataclass
+class Run:
+    """What the loop needs beside the engine."""
+
+    config: PretrainConfig
+    folder: Path
+    valid: dict[str, TokenStream]
+    order: WindowOrder
+    total_steps: int
+    facts: dict
+    """Model shape and tokenizer hash, saved in every checkpoint."""
+
+
+def main(argv: list[str]) -> int | None:
+    args, config = arguments(PretrainConfig, argv, __doc__, DEFAULT_CONFIG)
+    world_size = distributed.rank_environment(os.environ).world_size
+    ds = deepspeed_config.resolve(args.deepspeed_config, config, world_size)
+    manifest = read_manifest(config.data.shards)
+    tokenizer = check_tokenizer(config, manifest)
+    streams = open_streams(config.data, manifest, "train")
+    valid = open_streams(config.data, manifest, "valid")
+    order = WindowOrder({name: stream.tokens for name, stream in streams.items()}, config.model.n_ctx,
+                        config.run.seed, config.data.weights)  # fmt: skip
+    steps = total_steps(order, config.train.global_batch, config.train.epochs, config.train.max_steps)
+
+    env = distributed.start(config.distributed.timeout_seconds)
+    stop = StopFlag()
+    with distributed.peer_faults():
+        folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
+        shape = {key: value for key, value in asdict(config.model).items() if key != "preset"}
+        model_config = GPTConfig(tokenizer.vocab_size, **shape)
+        facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed}
+        run = Run(config, folder, valid, order, steps, facts)
+        torch.manual_seed(config.run.seed)  # the same draw on every rank
+        module = GPT(model_config)
+        if config.init.checkpoint:
+            load_initial_weights(module, config, facts)
+        trainer = engine.initialize(module, config, ds)
+        torch.manual_seed(int(mix(config.run.seed, 4, env.rank) >> 1))  # dropout differs by rank
+        state = checkpoint.resume(trainer, folder) or {"step": 0, "cursor": Cursor().to_dict(), **facts}
+        check_state(state, facts, folder)
+        announce(run, ds, env.world_size, state)
+        batches = Batches(streams, order, Cursor(**state["cursor"]), config.train.global_batch,
+                          trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size)  # fmt: skip
+        log = metrics.RunLog(folder, state["step"])
+        throughput = metrics.Throughput(model_config.flops_per_token, deepspeed_config.precision(ds))
+        step = state["step"]
+        try:
+            log.status("running", step)
+            step = train(run, trainer, batches, log, throughput, stop, step)
+            log.status("done", step, 0)
+        except UserError as error:
+            code = error.exit_code
+            log.status("stopped" if isinstance(error, StopRequested) else "failed", trainer.global_steps, code)
+            raise
+        finally:
+            log.close()
+
+
+def train(run: Run, engine, batches: Batches, log: metrics.RunLog, throughput, stop: StopFlag, step: int) -> int:
+    """The loop: read, step, log, validate, commit; from optimizer step `step` to the last. Returns the last."""
+    config, losses, skipped = run.config, [], 0
+    if step == 0:
+        validate(run, engine, log, step)
+    bar = metrics.progress_bar(run.total_steps, step, "step", "pre-training")
+    throughput.pause()
+    for micro_batches, cursor in batches if step < run.total_steps else ():
+        lr = optim.set_lr(engine, config, step, run.total_steps)
+        skipped_before = engine.skipped_steps
+        losses.append(train_step(engine, micro_batches))
+        step += 1
+        bar.update()
+        skipped = skipped + 1 if engine.skipped_steps > skipped_before else 0
+        stopping, last = stop.agreed(), step == run.total_steps
+        if step % config.log.every == 0 or last or stopping:
+            loss = mean_loss(losses, step, skipped, config.train.max_skipped)
+            speed = throughput.read(len(losses) * config.train.global_batch * config.model.n_ctx)
+            log.log(step, "train", loss=loss, lr=lr, grad_norm=float(engine.get_global_grad_norm()), **speed,
+                    tokens=step * config.train.global_batch * config.model.n_ctx, skipped_steps=engine.skipped_steps,
+                    epoch=round(cursor.epoch + cursor.index / run.order.epoch_windows, 6))  # fmt: skip
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed['tokens_per_second']:.0f}")
+            losses = []
+        if step % config.eval.every == 0 or last:
+            validate(run, engine, log, step)
+            throughput.pause()
+        if step % config.checkpoint.every == 0 or last or stopping:
+            state = {"step": step, "cursor": cursor.to_dict(), **run.facts}
+            checkpoint.save(engine, run.folder, step, state, config.checkpoint.keep)
+            throughput.pause()
+        if last:
+            break
+        if stopping:
+            raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
+                                "command continues")  # fmt: skip
+    bar.close()
+    return step
+
+
+def train_step(engine, micro_batches: list[torch.Tensor]) -> torch.Tensor:
+    """One optimizer step over this rank's micro-batches (micro_batch, n_ctx + 1); its mean loss, still on the device."""
+    losses = []
+    for ids_BT in micro_batches:
+        ids_BT = ids_BT.to(engine.device, non_blocking=True)
+        _, nll_BT = engine(ids_BT[:, :-1], ids_BT[:, 1:])
+        loss = nll_BT.mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).mean()
+
+
+def mean_loss(losses: list[torch.Tensor], step: int, skipped: int, max_skipped: int) -> float:
+    """Mean over the steps since the last log line and over ranks; waits for the device."""
+    loss = (distributed.all_sum(torch.stack(losses).mean()) / distributed.world_size()).item()
+    if skipped >= max_skipped or (not skipped and not math.isfinite(loss)):
+        raise DivergedError(f"loss is {loss} at step {step}, {skipped} steps skipped in a row; the last checkpoint is kept: "
+                            "lower optim.lr or lengthen schedule.warmup_steps")  # fmt: skip
+    return loss
+
+
+def validate(run: Run, engine, log: metrics.RunLog, step: int) -> None:
+    config = run.config
+    for corpus, stream in run.valid.items():
+        loss = evaluation.validation_loss(engine, stream, config.model.n_ctx, config.train.global_batch, config.eval.batches)
+        perplexity = math.exp(min(loss, 100.0))
+        log.log(step, "valid", corpus, loss=round(loss, 6), perplexity=round(perplexity, 4))
+        metrics.note(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.2f} on {corpus}")
+
+
+def check_tokenizer(config: PretrainConfig, manifest: Manifest) -> Tokenizer:
+    folder = Path(config.data.shards) / "tokenizer"
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
+        raise DataError(f"{folder}: not the tokenizer these shards were made with; restore it or rerun build_shards")
+    if config.tokenizer.kind not in (None, tokenizer.kind):
+        raise ConfigError(f"tokenizer.kind is '{config.tokenizer.kind}' but {folder} is '{tokenizer.kind}'; drop the "
+                          "option or choose other shards")  # fmt: skip
+    return tokenizer
+
+
+def load_initial_weights(module: GPT, config: PretrainConfig, facts: dict) -> None:
+    weights, state = checkpoint.load_weights(config.init.checkpoint)
+    check_state(state, facts, config.init.checkpoint)
+    module.load_state_dict(weights)
+
+
+def check_state(state: dict, facts: dict, source: Path | str) -> None:
+    for key in ("model", "tokenizer_sha256"):
+        if state.get(key) != facts[key]:
+            raise DataError(f"{source}: checkpoint of another {'model' if key == 'model' else 'tokenizer'}: {state.get(key)} "
+                            f"there, {facts[key]} here; choose another run.name or checkpoint")  # fmt: skip
+
+
+def announce(run: Run, ds: dict, world_size: int, state: dict) -> None:
+    config, shape = run.config, GPTConfig(**run.facts["model"])
+    corpora = ", ".join(f"{name} {count:,}" for name, count in zip(run.order.corpora, run.order.tokens, strict=True))
+    distributed.say(
+        f"run      {run.folder}\n"
+        f"model    {shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, {shape.parameters:,} parameters\n"
+        f"data     {corpora} tokens; {run.total_steps * config.train.global_batch / run.order.epoch_windows:.2f} epochs\n"
+        f"batch    {config.train.global_batch} windows a step on {world_size} ranks, micro-batch "
+        f"{ds['train_micro_batch_size_per_gpu']}, ZeRO-{deepspeed_config.zero_stage(ds)}, {deepspeed_config.precision(ds)}\n"
+        f"steps    {state['step']} of {run.total_steps} done"
+    )
+
+
+if __name__ == "__main__":
+    guard(main)

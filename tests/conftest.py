@@ -1,0 +1,106 @@
+"""Fixtures and rules shared by all tests.
+
+`GPT1_REQUIRE` (a comma list of slurm, data, mpi, chromium) turns "skipped, because this machine lacks it" into a
+failure: CI sets it, so that no skip passes there. `GPT1_DATA` is the folder of real data (default ../shared/data).
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.ranks import RankPool
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+COMPONENTS = {"slurm", "data", "mpi", "chromium"}
+REQUIRED = {name for name in os.environ.get("GPT1_REQUIRE", "").split(",") if name}
+
+# Here, at import: child processes inherit them, and torch reads the first one when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+# The launchers' and our own entry points lie beside the interpreter; they must be found without activating it.
+os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+if os.geteuid() == 0:
+    # Open MPI refuses root, which is what containers and CI run as.
+    os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+# A test started inside a batch job or under a launcher must not take that job's rank for its own.
+for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_COMM_", "PMI_", "PMIX_"))]:
+    del os.environ[name]
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if unknown := REQUIRED - COMPONENTS:
+        raise pytest.UsageError(f"GPT1_REQUIRE names {sorted(unknown)}; choose from {sorted(COMPONENTS)}")
+
+
+def need(component: str, reason: str) -> NoReturn:
+    """Skip this test because `component` is missing, or fail it where `GPT1_REQUIRE` asks for that component."""
+    assert component in COMPONENTS
+    if component in REQUIRED:
+        pytest.fail(f"GPT1_REQUIRE names {component}, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real corpora and labelled sets."""
+    folder = Path(os.environ.get("GPT1_DATA", ROOT.parent / "shared" / "data")).resolve()
+    if not (folder / "books").is_dir():
+        need("data", f"there is no real data at {folder}: set GPT1_DATA to a folder with books/, lm1b/ and tasks/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable[[int], RankPool]]:
+    """`ranks(2)` is the session's pool of two ranks; see `tests/ranks.py`."""
+    pools: dict[int, RankPool] = {}
+    yield lambda world_size=2: pools.setdefault(world_size, RankPool(world_size))
+    for pool in pools.values():
+        pool.close()
+
+
+def run(*command: object, timeout_seconds: float = 120.0, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's root to its end, as a user would; `env` is added to the environment."""
+    words = [str(word) for word in command]
+    if words[0] == "python":
+        words[0] = sys.executable
+    return subprocess.run(
+        words, cwd=ROOT, env=os.environ | env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=timeout_seconds,
+    )  # fmt: skip
+
+
+def succeed(*command: object, timeout_seconds: float = 120.0, **env: str) -> subprocess.CompletedProcess[str]:
+    """`run`, and fail the test with the command's output unless it exits 0."""
+    done = run(*command, timeout_seconds=timeout_seconds, **env)
+    if done.returncode:
+        output = done.stdout[-4000:] + done.stderr[-4000:]
+        pytest.fail(f"{' '.join(map(str, command))}: exit {done.returncode}\n{output}")
+    return done
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample, small: stories below books/{train,valid}, labelled sets below tasks/."""
+    folder = tmp_path_factory.mktemp("sample") / "sample"
+    succeed("python", "-m", "data_prep.sample", "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the sample's stories under a tokenizer of 512 pieces."""
+    folder = tmp_path_factory.mktemp("tiny")
+    train, valid = f"books={sample / 'books' / 'train'}", f"books={sample / 'books' / 'valid'}"
+    tokenizer = folder / "tok"
+    succeed("python", "-m", "data_prep.train_tokenizer", "--corpus", train, "--vocab-size", 512, "--out", tokenizer)
+    succeed("python", "-m", "data_prep.build_shards", "--tokenizer", tokenizer, "--corpus", train,
+            "--validation", valid, "--out", folder / "shards")  # fmt: skip
+    return folder / "shards"

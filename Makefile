@@ -9,7 +9,7 @@ PYTHON = $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN = .venv/bin
 INSTALLED = .venv/installed
-PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
 # deepspeed, mpirun and tensorboard lie in .venv/bin and must be found without activating it.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

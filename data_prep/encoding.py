@@ -1,6 +1,6 @@
 """Text to tokens, one unit of work at a time: a few small sources, or one large one.
 
-A unit's documents lie in two files of the work folder until the shards are written: `unit-000000.tokens`, all tokens one
+Until the shards are written, a unit lies in two files of the work folder: `unit-000000.tokens`, all its tokens one
 after the other, and, written last, so that its presence means complete, `unit-000000.npz`, the index of its documents.
 Which documents are dropped, and where the others go, is decided later, when all units are known: so neither the number
 of ranks nor their speed has a say in it.

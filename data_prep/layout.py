@@ -60,7 +60,7 @@ class ShardPlan:
 class Layout:
     shards: list[ShardPlan]
     corpora: dict[str, dict[str, Any]]
-    """For the manifest: by corpus, its split rule, its sources with hashes, counts of what was read, dropped, mended."""
+    """For the manifest, by corpus: split rule, sources with hashes, counts of what was read, dropped and mended."""
 
 
 def plan_shards(units: list[Unit], work: Path, validation_fraction: float, shard_tokens: int) -> Layout:
@@ -106,10 +106,7 @@ def _without_duplicates(units: list[Unit], indexes: list[UnitIndex]) -> list[np.
     """
     hash_D2 = np.concatenate([index.hash_D2 for index in indexes])
     later_D = np.concatenate(
-        [
-            ~(index.heldout_D | unit.sources[0].validation)
-            for unit, index in zip(units, indexes, strict=True)
-        ]
+        [~(index.heldout_D | unit.sources[0].validation) for unit, index in zip(units, indexes, strict=True)]
     )
     order_D = np.lexsort((later_D, hash_D2[:, 1], hash_D2[:, 0]))  # stable: ties stay in reading order
     sorted_D2 = hash_D2[order_D]

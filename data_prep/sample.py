@@ -46,64 +46,69 @@ BOOK_CHARACTERS = 30_000
 VALID_SHARE = 0.06
 
 
-def talk(dice: Dice, cast: list[Person], about: Person) -> str:
-    """A question about a fact, by word or by yes and no, and its true answer."""
-    relation = dice.pick(list(RELATIONS))
+def talk(dice: Dice, cast: list[Person], about: Person, relation: str) -> str:
+    """A question about a fact, or a claim, and the true answer."""
     asker, teller = (person.name for person in dice.sample(cast, 2))
-    truth = state(dice, about, relation)
-    if dice.below(3) == 0:
+    truth, value = state(dice, about, relation), about.facts[relation]
+    form = dice.below(4)
+    if form == 0:
         return f'"{ask(dice, about, relation)}" asked {asker}. "{truth}"'
-    if dice.below(2):
-        return f'"{ask(dice, about, relation)}" asked {asker}. "{fill("{v}", v=about.facts[relation])}," said {teller}.'
-    true = dice.below(2)
-    claim = state(dice, about, relation, about.facts[relation] if true else draw(dice, relation, about.facts[relation]))
-    return f'"{claim} Is it true?" asked {asker}. "{"Yes" if true else "No"}," said {teller}. "{truth}"'
+    if form == 1:
+        return f'"{ask(dice, about, relation)}" asked {asker}. "{fill(value)}," said {teller}.'
+    claimed = value if dice.below(2) else draw(dice, relation, value)
+    answer = "Yes" if claimed == value else "No"
+    return f'"{state(dice, about, relation, claimed)} Is it true?" asked {asker}. "{answer}," said {teller}. "{truth}"'
+
+
+def portrait(dice: Dice, cast: list[Person], person: Person) -> Iterator[str]:
+    """A few facts, and at once the talk about them: near enough for a model of short context to look them up."""
+    told = dice.sample(RELATIONS, 3)
+    named, pronoun = f"{person.name} ", "She " if person.she else "He "
+    facts = [state(dice, person, relation) for relation in told]
+    later = [
+        pronoun + fact.removeprefix(named) if fact.startswith(named) and dice.below(2) else fact for fact in facts[1:]
+    ]
+    yield " ".join([facts[0], *later])
+    for _ in range(3):
+        yield talk(dice, cast, person, dice.pick(told))
+
+
+def adventure(dice: Dice, hero: Person, friend: Person) -> Iterator[str]:
+    good = bool(dice.below(2))
+    yield " ".join([f"{dice.pick(TIMES)} this happened.", *event(dice, hero, friend, good)])
+    if not good:
+        yield f"The next day {friend.name} came, and all was put right again. {opinion(dice, True)}"
+
+
+def changes(dice: Dice, hero: Person, friend: Person) -> Iterator[str]:
+    """What is new from now on: the facts themselves change."""
+    if dice.below(3) == 0:
+        old, new = hero.facts["home"], draw(dice, "home", hero.facts["home"])
+        hero.facts["home"] = new
+        yield f"That year {hero.name} left {old} and moved to {new}. {state(dice, hero, 'home')}"
+    if dice.below(3) == 0:
+        mine, yours = friend.facts["thing"], hero.facts["thing"]
+        hero.facts["thing"], friend.facts["thing"] = mine, yours
+        yield f"{hero.name} gave {yours} to {friend.name}, and {friend.name} gave {mine} to {hero.name}. Both were glad."
 
 
 def chapter(dice: Dice, cast: list[Person]) -> Iterator[str]:
     """Paragraphs about two of the cast: who they are, what happens to them, what is said about it."""
     hero, friend = dice.sample(cast, 2)
-    she = "She" if hero.she else "He"
-    facts = [state(dice, hero, relation) for relation in dice.sample(RELATIONS, 4)]
-    named = f"{hero.name} "
-    yield " ".join(
-        [
-            facts[0],
-            *(
-                f"{she} {fact[len(named) :]}" if fact.startswith(named) and dice.below(2) else fact
-                for fact in facts[1:]
-            ),
-        ]
-    )
-    yield " ".join(
-        [
-            join(state(dice, friend, "home"), state(dice, friend, dice.pick(["pet", "food", "spot"]))),
-            state(dice, friend, "thing"),
-            opinion(dice, bool(dice.below(2))),
-        ]
-    )
-    for _ in range(2):
-        who, with_whom = dice.sample([hero, friend], 2)
-        good = bool(dice.below(2))
-        lines = event(dice, who, with_whom, good)
-        yield f"{dice.pick(TIMES)} this happened. " + " ".join(lines)
-        if not good:
-            yield f"The next day {with_whom.name} came, and all was put right again."
+    yield from portrait(dice, cast, hero)
+    yield from adventure(dice, hero, friend)
+    yield from portrait(dice, cast, friend)
+    yield from adventure(dice, friend, hero)
+    first, of_first = dice.sample([hero, friend], 2), bool(dice.below(2))
+    # Two of a kind leave the pronoun to the sense of the sentence.
+    cause = ("she" if hero.she else "he") if dice.below(2) and hero.she == friend.she else first[not of_first].name
     scenes = [describe(dice, scene(dice) | {"who": hero.name}), describe(dice, scene(dice))]
     voyage = " ".join(words for words, _ in travel(dice)).replace(" .", ".")
-    first, of_first = dice.sample([hero, friend], 2), bool(dice.below(2))
-    pronoun = ("she" if hero.she else "he") if dice.below(2) and hero.she == friend.she else first[not of_first].name
-    yield " ".join([*scenes, voyage, reason(dice, first[0].name, first[1].name, pronoun, of_first)])
-    if dice.below(3) == 0:
-        old, hero.facts["home"] = hero.facts["home"], draw(dice, "home", hero.facts["home"])
-        yield f"That year {hero.name} left {old} and moved to {hero.facts['home']}."
-    if dice.below(3) == 0:
-        hero.facts["thing"], friend.facts["thing"] = friend.facts["thing"], hero.facts["thing"]
-        yield (
-            f"{hero.name} gave {friend.facts['thing']} to {friend.name}, and {friend.name} gave {hero.facts['thing']} "
-            f"to {hero.name}. Both were glad."
-        )
-    yield from (talk(dice, cast, person) for person in (hero, friend, hero, friend, dice.pick(cast)))
+    yield " ".join([*scenes, voyage, reason(dice, first[0].name, first[1].name, cause, of_first)])
+    yield " ".join(opinion(dice, bool(dice.below(2))) for _ in range(3))
+    yield from changes(dice, hero, friend)
+    for person in (hero, friend, dice.pick(cast)):
+        yield talk(dice, cast, person, dice.pick(list(RELATIONS)))
 
 
 def book(dice: Dice) -> str:

@@ -40,13 +40,28 @@ UNK_ID = len(CONTROL_PIECES)
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.train_tokenizer", description=__doc__.split("\n")[0])
-    parser.add_argument("--corpus", action="append", required=True, metavar="NAME=PATH",
-                        help="training text, a file or a folder; repeatable")
-    parser.add_argument("--vocab-size", type=int, default=40_000, metavar="PIECES",
-                        help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)")
+    parser.add_argument(
+        "--corpus",
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="training text, a file or a folder; repeatable",
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        default=40_000,
+        metavar="PIECES",
+        help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tokenizer.model")
-    parser.add_argument("--sample-bytes", type=int, default=500_000_000, metavar="BYTES",
-                        help="text to learn from; of more, a seeded sample of lines is taken (default: 500000000)")
+    parser.add_argument(
+        "--sample-bytes",
+        type=int,
+        default=500_000_000,
+        metavar="BYTES",
+        help="text to learn from; of more, a seeded sample of lines is taken (default: 500000000)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of that sample (default: 42)")
     args = parser.parse_args(argv)
     sources = find_sources(args.corpus, [])

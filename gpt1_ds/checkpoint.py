@@ -12,8 +12,10 @@ unpickling is weights-only with DeepSpeed's four harmless classes allowed.
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,10 @@ def save(engine, run_dir: Path, step: int, state: dict[str, Any], keep: int) -> 
             "step": step,
             "world_size": distributed.world_size(),
             "zero_stage": engine.zero_optimization_stage(),
-            "config_hash": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest(),
+            "config_hash": _digest(state),
             "files": {name: entry for report in reports for name, entry in sorted(report.items())},
         }
+        manifest["sha256"] = _digest(manifest)
         _write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
         _fsync(temporary)
         os.rename(temporary, final)
@@ -100,7 +103,7 @@ def find(path: Path | str) -> Path:
         faults = _faults(folder, share=1, of=1)
         if not faults:
             return folder
-        distributed.say(f"{folder}: {faults[0]}; trying the checkpoint before it")
+        print(f"{folder}: {faults[0]}; trying the checkpoint before it", file=sys.stderr)
     raise DataError(f"{path}: no {'valid ' if candidates else ''}checkpoint here; give a run folder (runs/NAME) or one of "
                     "its checkpoints/step-*")  # fmt: skip
 
@@ -117,26 +120,32 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Float32 weights by parameter name, whole and on the CPU, and the state, of any ZeRO stage and world size."""
     folder = find(path)
     _allow_known_classes()
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["zero_stage"] == 0:
-        weights = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
-    else:
-        from deepspeed.utils import zero_to_fp32
+    manifest = _read_manifest(folder)
+    try:
+        if manifest["zero_stage"] == 0:
+            weights = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
+        else:
+            from deepspeed.utils import zero_to_fp32
 
-        # It prints its progress to stdout, which belongs to the caller.
-        zero_to_fp32.print = lambda *_, **__: None
-        weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+            # It prints its progress to stdout, which belongs to the caller.
+            zero_to_fp32.print = lambda *_, **__: None
+            weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint") from error
     return {name: tensor.float() for name, tensor in weights.items()}, read_state(folder)
 
 
 def _load(engine, folder: Path) -> dict[str, Any]:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _read_manifest(folder)
     for name, now in (("world_size", distributed.world_size()), ("zero_stage", engine.zero_optimization_stage())):
         if manifest[name] != now:
             raise DataError(f"{folder}: written with {name} {manifest[name]}, this start has {now}; start it with "
                             f"{manifest[name]}, or a new run with init.checkpoint={folder}")  # fmt: skip
     _allow_known_classes()
-    loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    try:
+        loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint") from error
     if loaded is None:
         raise DataError(f"{folder}: DeepSpeed loaded nothing; take another checkpoint")
     _load_generators(folder)
@@ -145,6 +154,7 @@ def _load(engine, folder: Path) -> dict[str, Any]:
 
 def _allow_known_classes() -> None:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    distributed.import_deepspeed()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -182,9 +192,9 @@ def _faults(folder: Path, share: int | None = None, of: int | None = None) -> li
     """What is wrong with this rank's share of the files of a checkpoint; all ranks together see them all."""
     share, of = (distributed.rank(), distributed.world_size()) if of is None else (share, of)
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST} is unreadable ({type(error).__name__})"]
+        files = _read_manifest(folder)["files"]
+    except DataError as error:
+        return [str(error)]
     faults = []
     for name in sorted(files)[share % of :: of]:
         path = folder / name
@@ -193,6 +203,20 @@ def _faults(folder: Path, share: int | None = None, of: int | None = None) -> li
         elif path.stat().st_size != files[name]["bytes"] or _sha256(path) != files[name]["sha256"]:
             faults.append(f"{name} differs from its sha256")
     return faults
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("sha256") == _digest(manifest):
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise DataError(f"{MANIFEST} is missing or damaged")
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _steps(root: Path) -> list[Path]:

@@ -79,20 +79,28 @@ def start(timeout_seconds: float) -> RankEnv:
         torch.cuda.set_device(env.local_rank % torch.cuda.device_count())
     else:
         _prepare_cpu()
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
-    import deepspeed  # takes seconds: `--help` and a wrong option must not wait for it
-
-    if not torch.cuda.is_available():
-        # DeepSpeed would compile its shared-memory all-reduce now (a minute), which training never calls.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed = import_deepspeed()
     try:
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False,
                                    timeout=timedelta(seconds=timeout_seconds), verbose=False)  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise PeerError(f"rank {env.rank} of {env.world_size} found no process group at MASTER_ADDR={env.master_addr} "
-                        f"MASTER_PORT={env.master_port}: {error}; is the port free and is every rank up?") from error  # fmt: skip
+                        f"MASTER_PORT={env.master_port}: {error}; see that every rank is up, or give the launcher another --master_port") from error  # fmt: skip
     return env
+
+
+def import_deepspeed():
+    """DeepSpeed, quiet, and on a CPU without its compiled all-reduce. Takes seconds, so it is imported when needed."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel("ERROR")
+    if not torch.cuda.is_available():
+        # It would be compiled at the start of the process group (a minute), and training never calls it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def set_timeouts(timeout_seconds: float) -> None:

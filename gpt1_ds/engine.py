@@ -1,6 +1,5 @@
 """The only `deepspeed.initialize`."""
 
-import os
 from typing import Any
 
 from torch import nn
@@ -14,11 +13,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
 
     Without an `optimizer` section in `ds` the run's own optimizer goes in, so that nothing is compiled at start.
     """
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel("WARNING")
+    deepspeed = distributed.import_deepspeed()
     client = None if "optimizer" in ds else optim.build(module, config.optim)
     parameters = optim.parameter_groups(module, config.optim.weight_decay) if client is None else None
     engine, *_ = deepspeed.initialize(

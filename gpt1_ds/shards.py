@@ -161,7 +161,7 @@ class ShardWriter:
     def __init__(self, root: Path | str, file: str, corpus: str, vocab_size: int):
         self.path = Path(root) / file
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._file = open(self._temporary, "wb")
         self._hashing = _HashingFile(self._file)
         self._tar = tarfile.open(fileobj=self._hashing, mode="w", format=tarfile.USTAR_FORMAT)

@@ -90,7 +90,7 @@ def succeed(*command: object, timeout_seconds: float = 120.0, **env: str) -> sub
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded sample, small: stories below books/{train,valid}, labelled sets below tasks/."""
     folder = tmp_path_factory.mktemp("sample") / "sample"
-    succeed("python", "-m", "data_prep.sample", "--out", folder)
+    succeed("python", "-m", "data_prep.sample", "--megabytes", 0.5, "--out", folder)
     return folder
 
 

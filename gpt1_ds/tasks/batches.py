@@ -62,16 +62,16 @@ def epoch_batches(lengths: Sequence[int], global_batch: int, seed: int, epoch: i
 
 
 def micro_batches(
-    batch: Sequence[int], lengths: Sequence[int], micro_batch: int, n_micro: int | None, rank: int, world_size: int
+    lengths: Sequence[int], micro_batch: int, n_micro: int | None, rank: int, world_size: int
 ) -> list[list[int]]:
-    """This rank's share of `batch`, longest first, so that at each micro-step all ranks work on like lengths.
+    """This rank's share of the examples with `lengths`, longest first: at each step all ranks work on like lengths.
 
     Every rank gets the same number of micro-steps, `n_micro` or as many as needed; some may be empty.
     """
-    by_length = sorted(batch, key=lambda index: (-lengths[index], index))
+    by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     stride = micro_batch * world_size
     if n_micro is None:
-        n_micro = -(-len(batch) // stride)
+        n_micro = -(-len(lengths) // stride)
     return [by_length[step * stride : (step + 1) * stride][rank::world_size] for step in range(n_micro)]
 
 

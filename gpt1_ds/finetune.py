@@ -1,0 +1,328 @@
+"""Fine-tune a pre-trained GPT-1 on one labelled task; run again, it resumes by itself.
+
+    deepspeed --num_accelerators 2 gpt1_ds/finetune.py --deepspeed_config ds_configs/cpu.json \\
+        --config gpt1_ds/configs/finetune_sst2.yaml init.checkpoint=runs/gpt1 task.data=glue/SST-2
+
+`init.checkpoint=none` starts from random weights of the `model` section, with the tokenizer of data.shards. The run
+folder gets result.json (the best score on dev and what it took), predictions-dev.tsv and, in best/, the weights of
+that score. Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 a peer died, 75 stopped with a checkpoint.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher put this file's own folder there
+
+import torch
+from torch import Tensor
+
+from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, run_directory, tasks
+from gpt1_ds.config import FinetuneConfig, arguments
+from gpt1_ds.dataloader import Cursor, mix
+from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, UserError, guard
+from gpt1_ds.heads import Counts, TaskModel, objective
+from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.preemption import StopFlag
+from gpt1_ds.tasks import Encoded, Task
+from gpt1_ds.tasks.batches import collate, epoch_batches, micro_batches, n_lm_targets, n_targets, subset
+from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass
+class Run:
+    """What the loop needs beside the engine."""
+
+    config: FinetuneConfig
+    folder: Path
+    task: Task
+    tokenizer: Tokenizer
+    train: list[Encoded]
+    dev: list[Encoded]
+    gold: list[Any]
+    """Answers of the dev examples, as the task's metrics take them."""
+    majority: float
+    """The score on dev of the training set's commonest answer."""
+    facts: dict
+    """Model shape, tokenizer hash, task and initial weights, saved in every checkpoint."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.config.train.global_batch)
+
+    @property
+    def total_steps(self) -> int:
+        """`train.max_steps`, or the steps of `train.epochs` (the last batch of an epoch may be a partial one)."""
+        train = self.config.train
+        by_epochs = math.ceil(train.epochs * self.steps_per_epoch) if train.epochs is not None else None
+        return min(steps for steps in (by_epochs, train.max_steps) if steps is not None)
+
+
+def main(argv: list[str]) -> int | None:
+    args, config = arguments(FinetuneConfig, argv, __doc__, None)
+    world_size = distributed.rank_environment(os.environ).world_size
+    ds = deepspeed_config.resolve(args.deepspeed_config, config, world_size)
+    task = tasks.build(config.task)
+    model_config, tokenizer, source = starting_point(config)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **shape_of(model_config)))
+    run = prepare(config, task, tokenizer, model_config)
+    run.facts["init"] = str(source or "none")
+
+    env = distributed.start(config.distributed.timeout_seconds)
+    stop = StopFlag()
+    with distributed.peer_faults():
+        run.folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
+        torch.manual_seed(config.run.seed)  # the same draw on every rank
+        gpt = GPT(model_config)
+        if source:
+            load_weights(gpt, source)
+        module = TaskModel(gpt, task.kind, len(task.classes), config.task.pool, config.task.clf_pdrop)
+        trainer = engine.initialize(module, config, ds)
+        torch.manual_seed(int(mix(config.run.seed, 4, env.rank) >> 1))  # dropout differs by rank
+        fresh = {"step": 0, "cursor": Cursor().to_dict(), "best": None}
+        state = checkpoint.resume(trainer, run.folder) or fresh
+        distributed.barrier()  # a rank that still looks for an earlier run must not find the log of this one
+        announce(run, ds, state["step"])
+        log = metrics.RunLog(run.folder, state["step"])
+        try:
+            log.status("running", state["step"])
+            best = train(run, trainer, log, stop, state)
+            distributed.on_main(lambda: write_result(run, best))
+            log.status("done", run.total_steps, 0)
+        except UserError as error:
+            stopped = isinstance(error, StopRequested)
+            log.status("stopped" if stopped else "failed", trainer.global_steps, error.exit_code)
+            raise
+        finally:
+            log.close()
+
+
+def train(run: Run, engine, log: metrics.RunLog, stop: StopFlag, state: dict) -> dict:
+    """The loop: read, step, log, score, commit; from `state` to the last step. Returns the best score's record."""
+    config, step, best = run.config, state["step"], state["best"]
+    losses, skipped, tokens = [], 0, 0
+    bar = metrics.progress_bar(run.total_steps, step, "step", config.task.name)
+    throughput = metrics.Throughput(GPTConfig(**run.facts["model"]).flops_per_token, "fp32")
+    for batch, cursor in batches(run, Cursor(**state["cursor"])) if step < run.total_steps else ():
+        lr = optim.set_lr(engine, config, step, run.total_steps)
+        skipped_before = engine.skipped_steps
+        losses.append(train_step(run, engine, batch))
+        tokens += sum(len(sequence) for index in batch for sequence in run.train[index].sequences)
+        step += 1
+        bar.update()
+        skipped = skipped + 1 if engine.skipped_steps > skipped_before else 0
+        stopping, last = stop.agreed(), step == run.total_steps
+        if step % config.log.every == 0 or last or stopping:
+            loss, task_loss, lm_loss = mean_losses(run, losses, step, skipped)
+            speed = throughput.read(tokens)["tokens_per_second"]
+            epoch = round(cursor.epoch + cursor.index / run.steps_per_epoch, 6)
+            log.log(step, "train", loss=loss, task_loss=task_loss, lm_loss=lm_loss, lr=lr, epoch=epoch,
+                    grad_norm=float(engine.get_global_grad_norm()), tokens_per_second=speed,
+                    skipped_steps=engine.skipped_steps)  # fmt: skip
+            bar.set_postfix(loss=f"{loss:.3f}", task=f"{task_loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed:.0f}")
+            losses, tokens = [], 0
+        if last or (cursor.index == 0 if config.eval.every is None else step % config.eval.every == 0):
+            best = score(run, engine, log, step, cursor, best)
+            throughput.pause()
+        if step % config.checkpoint.every == 0 or last or stopping:
+            state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
+            checkpoint.save(engine, run.folder, step, state, config.checkpoint.keep)
+            throughput.pause()
+        if last:
+            break
+        if stopping:
+            raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
+                                "command continues")  # fmt: skip
+    bar.close()
+    return best
+
+
+def batches(run: Run, cursor: Cursor) -> Iterator[tuple[list[int], Cursor]]:
+    """Global batches (indices of `run.train`) from `cursor` on, epoch after epoch, and the cursor after each.
+
+    The cursor's index counts batches of the epoch.
+    """
+    lengths = [example.length for example in run.train]
+    epoch, index = cursor.epoch, cursor.index
+    while True:
+        for batch in epoch_batches(lengths, run.config.train.global_batch, run.config.run.seed, epoch)[index:]:
+            index += 1
+            yield batch, Cursor(epoch, index) if index < run.steps_per_epoch else Cursor(epoch + 1, 0)
+        epoch, index = epoch + 1, 0
+
+
+def train_step(run: Run, engine, batch: list[int]) -> Tensor:
+    """One optimizer step on a global batch; this rank's parts of (L2, L1), which sum over ranks to the means."""
+    examples, config = [run.train[index] for index in batch], run.config.task
+    counts = Counts(sum(map(n_targets, examples)), sum(map(n_lm_targets, examples)))
+    accumulation, world_size = engine.gradient_accumulation_steps(), distributed.world_size()
+    shares = micro_batches([example.length for example in examples], engine.train_micro_batch_size_per_gpu(),
+                           accumulation, distributed.rank(), world_size)  # fmt: skip
+    parts = []
+    for share in shares:
+        micro = collate([examples[index] for index in share], run.tokenizer.special_ids, examples[0]).to(engine.device)
+        lm_targets_BST = micro.lm_targets_BST if config.lm_coef else None
+        task_loss, lm_loss, _ = engine(micro.ids_BST, micro.end_BS, micro.targets, lm_targets_BST)
+        # DeepSpeed takes the mean over micro-steps and ranks where this is a sum.
+        engine.backward(objective(task_loss, lm_loss, counts, config) * (accumulation * world_size))
+        engine.step()
+        parts.append(torch.stack([task_loss.detach() / counts.targets, lm_loss.detach() / counts.lm_targets]))
+    return torch.stack(parts).sum(0)
+
+
+def mean_losses(run: Run, losses: list[Tensor], step: int, skipped: int) -> tuple[float, float, float]:
+    """(L3, L2, L1), mean over the steps since the last log line; waits for the device."""
+    task_loss, lm_loss = distributed.all_sum(torch.stack(losses).mean(0)).tolist()
+    loss = run.config.task.task_coef * task_loss + run.config.task.lm_coef * lm_loss
+    if skipped >= run.config.train.max_skipped or (not skipped and not math.isfinite(loss)):
+        raise DivergedError(f"loss is {loss} at step {step}, {skipped} steps skipped in a row; the last checkpoint is "
+                            "kept: lower optim.lr")  # fmt: skip
+    return loss, task_loss, lm_loss
+
+
+def score(run: Run, engine, log: metrics.RunLog, step: int, cursor: Cursor, best: dict | None) -> dict:
+    """Score the dev set; where it is the best so far, keep its predictions and, in best/, its weights."""
+    predictions = predict(run, engine)
+    values = evaluation.task_metrics(run.task.metrics, run.gold, predictions)
+    metric = run.task.metrics[0]
+    log.log(step, "task", **{name: round(value, 6) for name, value in values.items()})
+    listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    metrics.note(f"step {step}: dev {listed} (majority {run.majority:.4f})")
+    if best is not None and values[metric] <= best["metrics"][metric]:
+        return best
+    best = {"step": step, "metrics": values}
+    distributed.on_main(lambda: write_predictions(run, predictions))
+    state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
+    checkpoint.save(engine, run.folder / "best", step, state, keep=1)
+    return best
+
+
+@torch.no_grad()
+def predict(run: Run, engine) -> list[Any]:
+    """Predictions for the dev set in its order; every example is run by one rank."""
+    lengths = [example.length for example in run.dev]
+    shares = micro_batches(lengths, engine.train_micro_batch_size_per_gpu(), None, distributed.rank(),
+                           distributed.world_size())  # fmt: skip
+    engine.eval()
+    mine: dict[int, list] = {}
+    bar = metrics.progress_bar(len(shares), 0, "batch", "dev")
+    for share in shares:
+        micro = collate([run.dev[index] for index in share], run.tokenizer.special_ids, run.dev[0]).to(engine.device)
+        _, _, logits = engine(micro.ids_BST, micro.end_BS, micro.targets)
+        rows = logits.argmax(-1) if logits.ndim == 3 else logits  # of tokens only the best class is asked for
+        mine.update(zip(share, rows.tolist(), strict=False))  # no share: one blank row, dropped here
+        bar.update()
+    bar.close()
+    engine.train()
+    rows = {int(index): row for part in distributed.gather_json(mine) for index, row in part.items()}
+    return [run.task.predict(rows[index], example) for index, example in enumerate(run.dev)]
+
+
+def prepare(config: FinetuneConfig, task: Task, tokenizer: Tokenizer, model_config: GPTConfig) -> Run:
+    """Both splits of the task, encoded; says how many examples had to be cut."""
+    if not config.task.data:
+        raise ConfigError(f"task.data is not set; give the folder of {config.task.name}'s files")
+    train, dev = task.read(config.task.data, "train"), task.read(config.task.data, "dev")
+    train = [train[index] for index in subset(len(train), config.task.max_examples, config.run.seed)]
+    if config.eval.batches is not None:
+        dev = [dev[i] for i in subset(len(dev), config.eval.batches * config.train.global_batch, config.run.seed)]
+    gold = [task.gold(example) for example in dev]
+    majority = evaluation.majority_score(task.metrics[0], [task.gold(example) for example in train], gold)
+    facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed,
+             "task": {"name": config.task.name, "kind": task.kind, "classes": list(task.classes)}}  # fmt: skip
+    train, dev = (task.encode(examples, tokenizer, model_config.n_ctx) for examples in (train, dev))
+    return Run(config, Path(), task, tokenizer, train, dev, gold, majority, facts)
+
+
+def starting_point(config: FinetuneConfig) -> tuple[GPTConfig, Tokenizer, Path | None]:
+    """Shape of the decoder, its tokenizer, and the checkpoint that holds its weights (None: from scratch)."""
+    if config.init.checkpoint is None:
+        tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+        return GPTConfig(tokenizer.vocab_size, **shape_of(config.model)), tokenizer, None
+    folder = checkpoint.find(config.init.checkpoint)
+    state = checkpoint.read_state(folder)
+    tokenizer = load_tokenizer(folder.parents[1] / "tokenizer")
+    if tokenizer.sha256 != state.get("tokenizer_sha256"):
+        raise DataError(f"{folder.parents[1] / 'tokenizer'}: not the tokenizer of {folder}; restore the run's own")
+    pdrops = {name: value for name, value in shape_of(config.model).items() if name.endswith("_pdrop")}
+    return GPTConfig(**state["model"] | pdrops), tokenizer, folder
+
+
+def shape_of(model: Any) -> dict[str, Any]:
+    """What `ModelConfig` and `GPTConfig` have in common."""
+    return {key: value for key, value in asdict(model).items() if key not in ("preset", "vocab_size")}
+
+
+def load_weights(gpt: GPT, source: Path) -> None:
+    """Fill the decoder from a checkpoint; every name and shape must be met."""
+    weights, _ = checkpoint.load_weights(source)
+    wanted = gpt.state_dict()
+    for name in sorted(weights.keys() | wanted.keys()):
+        there, here = (tuple(side[name].shape) if name in side else "nothing" for side in (weights, wanted))
+        if there != here:
+            raise DataError(f"{source}: checkpoint of another model: {name} is {there} there, {here} here; give a "
+                            "pre-training run")  # fmt: skip
+    gpt.load_state_dict(weights)
+
+
+def write_predictions(run: Run, predictions: list[Any]) -> None:
+    show, answers = run.task.show, zip(run.gold, predictions, strict=True)
+    rows = [f"{index}\t{show(gold)}\t{show(mine)}\n" for index, (gold, mine) in enumerate(answers)]
+    write(run.folder / "predictions-dev.tsv", "index\tgold\tprediction\n" + "".join(rows))
+    run.tokenizer.copy_to(run.folder / "best" / "tokenizer")
+
+
+def write_result(run: Run, best: dict) -> None:
+    config, metric = run.config, run.task.metrics[0]
+    result = {
+        "task": config.task.name,
+        "metric": metric,
+        "score": best["metrics"][metric],
+        "metrics": best["metrics"],
+        "majority": run.majority,
+        "seed": config.run.seed,
+        "epochs": round(run.total_steps / run.steps_per_epoch, 3),
+        "examples": {"train": len(run.train), "dev": len(run.dev)},
+        "init": run.facts["init"],
+    }
+    write(run.folder / "result.json", json.dumps(result, indent=2) + "\n")
+    distributed.say(f"{config.task.name}: {metric} {result['score']:.4f} on {len(run.dev)} dev examples at step "
+                    f"{best['step']} (majority {run.majority:.4f}); see {run.folder}/result.json")  # fmt: skip
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def announce(run: Run, ds: dict, step: int) -> None:
+    config, shape = run.config, GPTConfig(**run.facts["model"])
+    precision = f"ZeRO-{deepspeed_config.zero_stage(ds)}, {deepspeed_config.precision(ds)}"
+    cut = [example.cut for example in run.train + run.dev if example.cut]
+    shortened = f"; {len(cut)} cut to {shape.n_ctx} tokens a sequence, by {sum(cut) / len(cut):.0f}" if cut else ""
+    distributed.say(
+        f"run      {run.folder}\n"
+        f"model    {shape.n_layer} layers x {shape.n_embd}, weights from {run.facts['init']}\n"
+        f"task     {config.task.name} ({run.task.kind}): {len(run.train):,} training, {len(run.dev):,} dev "
+        f"examples{shortened}\n"
+        f"batch    {config.train.global_batch} examples a step on {distributed.world_size()} ranks, micro-batch "
+        f"{ds['train_micro_batch_size_per_gpu']}, {precision}\n"
+        f"steps    {step} of {run.total_steps} done"
+    )
+    if config.task.pool == "first":
+        distributed.say("warning: task.pool=first reads the state at <s>, which sees no other token; use last")
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,145 @@
+"""What the ranks of the pool do for tests/test_engine.py, test_checkpoint.py, test_distributed.py, test_evaluation.py."""
+
+from pathlib import Path
+
+import torch
+
+from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, optim
+from gpt1_ds.config import PretrainConfig, load
+from gpt1_ds.dataloader import Batches, Cursor, WindowOrder, open_streams
+from gpt1_ds.errors import DataError
+from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.shards import read_manifest
+from gpt1_ds.train import train_step
+
+TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.n_ctx=32", "train.global_batch=8", "optim.lr=3e-3",
+        "schedule.warmup_steps=2", "distributed.timeout_seconds=60"]  # fmt: skip
+
+
+def gathered(name: str) -> list:
+    """Plain values and arrays of every rank."""
+    return distributed.gather_json(name)
+
+
+def wrong_on_main(shards: str) -> None:
+    def action():
+        raise DataError(f"{shards}: wrong")
+
+    distributed.on_main(action)
+
+
+def sums() -> tuple[float, int]:
+    total = distributed.all_sum(torch.tensor([distributed.rank() + 1.0]))
+    return total.item(), distributed.world_size()
+
+
+class Trainer:
+    """A tiny run: the parts of train.py, a step at a time."""
+
+    def __init__(self, ds_path: str, shards: str, overrides: list[str], seed: int = 0):
+        self.config = load(PretrainConfig, None, [*TINY, f"data.shards={shards}", *overrides])
+        self.ds = deepspeed_config.resolve(ds_path, self.config, distributed.world_size())
+        manifest = read_manifest(shards)
+        self.streams = open_streams(self.config.data, manifest, "train")
+        self.valid = open_streams(self.config.data, manifest, "valid")
+        model = self.config.model
+        self.shape = GPTConfig(manifest.tokenizer["vocab_size"], model.n_layer, model.n_head, model.n_embd, model.n_ctx,
+                               model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)  # fmt: skip
+        torch.manual_seed(seed)
+        self.engine = engine.initialize(GPT(self.shape), self.config, self.ds)
+        torch.manual_seed(100 * seed + distributed.rank())
+        tokens = {name: stream.tokens for name, stream in self.streams.items()}
+        self.order = WindowOrder(tokens, model.n_ctx, 1, {})
+
+    def run(self, first: int, last: int) -> list[float]:
+        cursor = Cursor(*divmod(first * self.config.train.global_batch, self.order.epoch_windows))
+        batches = Batches(self.streams, self.order, cursor, self.config.train.global_batch,
+                          self.engine.train_micro_batch_size_per_gpu(), distributed.rank(), distributed.world_size())  # fmt: skip
+        losses = []
+        for step, (micro_batches, _) in zip(range(first, last), batches, strict=False):
+            optim.set_lr(self.engine, self.config, step, 100)
+            loss = distributed.all_sum(train_step(self.engine, micro_batches)) / distributed.world_size()
+            losses.append(loss.item())
+        return losses
+
+    def loss(self, batches: int | None = 2) -> float:
+        (stream,) = self.valid.values()
+        return evaluation.validation_loss(
+            self.engine, stream, self.config.model.n_ctx, self.config.train.global_batch, batches
+        )
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+def trained(ds_path: str, shards: str, overrides: list[str], steps: int) -> tuple[list[float], float]:
+    trainer = Trainer(ds_path, shards, overrides)
+    losses = trainer.run(0, steps)
+    loss = trainer.loss()
+    trainer.close()
+    return losses, loss
+
+
+def fingerprint(trainer: Trainer) -> list:
+    """This rank's fp32 master weights and Adam moments as exact sums of bits: equal only if bitwise equal."""
+    inner = trainer.engine.optimizer
+    inner = getattr(inner, "optimizer", inner)
+    tensors = [p.detach() for group in inner.param_groups for p in group["params"]]
+    tensors += [value for state in inner.state.values() for value in state.values() if torch.is_tensor(value)]
+    return [int(t.float().contiguous().view(torch.int32).to(torch.int64).sum()) for t in tensors]
+
+
+def exact_resume(ds_path: str, shards: str, folder: str, overrides: list[str]) -> tuple:
+    """Six steps at one go, and three + a save + a new engine + three: losses and fingerprints of both."""
+    whole = Trainer(ds_path, shards, overrides)
+    losses = whole.run(0, 3)
+    checkpoint.save(whole.engine, Path(folder), 3, {"step": 3, "model": vars(whole.shape)}, 2)
+    losses += whole.run(3, 6)
+    prints, loss = fingerprint(whole), whole.loss()
+    whole.close()
+    again = Trainer(ds_path, shards, overrides, seed=9)
+    state = checkpoint.resume(again.engine, Path(folder))
+    resumed = again.run(state["step"], 6)
+    result = losses[3:], resumed, prints, fingerprint(again), loss, again.loss()
+    again.close()
+    return result
+
+
+def save_steps(ds_path: str, shards: str, folder: str, steps: list[int], keep: int) -> float:
+    """Train and save at each step; the validation loss at the end, its dropout off."""
+    trainer = Trainer(ds_path, shards, [])
+    done = 0
+    for step in steps:
+        trainer.run(done, step)
+        done = step
+        checkpoint.save(trainer.engine, Path(folder), step, {"step": step, "model": vars(trainer.shape)}, keep)
+    loss = trainer.loss()
+    trainer.close()
+    return loss
+
+
+def resumed_step(ds_path: str, shards: str, folder: str) -> int | None:
+    trainer = Trainer(ds_path, shards, [], seed=5)
+    try:
+        state = checkpoint.resume(trainer.engine, Path(folder))
+    finally:
+        trainer.close()
+    return state and state["step"]
+
+
+def all_windows_loss(ds_path: str, shards: str) -> tuple[float, float]:
+    """Validation loss over the whole stream by the engine, and by one plain pass over its windows."""
+    trainer = Trainer(ds_path, shards, [])
+    ours = trainer.loss(batches=None)
+    model = trainer.engine.module.eval()
+    (stream,) = trainer.valid.values()
+    n_ctx, total = trainer.config.model.n_ctx, 0.0
+    ids = torch.from_numpy(stream.read([0], stream.tokens))
+    with torch.no_grad():
+        for first in range(0, stream.tokens - 1, n_ctx):
+            window = ids[:, first : first + n_ctx + 1]
+            total += model(window[:, :-1], window[:, 1:])[1].double().sum().item()
+    trainer.close()
+    return ours, total / (stream.tokens - 1)
+
+

@@ -1,0 +1,143 @@
+"""The command line as users and their scripts know it: frozen options, fast help, one-line errors, exit codes.
+
+A change here is a change for every script out there: think of those who run it before editing a table below.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt1_ds.config import FinetuneConfig, PretrainConfig
+from tests.conftest import ROOT, run, succeed
+
+TRAINING = {"--deepspeed_config", "--config", "--from-scratch", "--traceback", "--local_rank"}
+# Options of each entry point; -h and, where guard() alone takes it, --traceback are understood.
+OPTIONS = {
+    "data_prep/sample.py": {"--out", "--megabytes", "--seed"},
+    "data_prep/train_tokenizer.py": {"--corpus", "--vocab-size", "--out", "--sample-bytes", "--seed"},
+    "data_prep/build_shards.py": {
+        "--tokenizer", "--corpus", "--validation", "--validation-fraction", "--shard-tokens", "--out",
+    },
+    "data_prep/verify_shards.py": set(),
+    "gpt1_ds/train.py": TRAINING,
+    "gpt1_ds/finetune.py": TRAINING,
+    "gpt1_ds/generate.py": {
+        "--prompt", "--max-new-tokens", "--num-samples", "--temperature", "--top-k", "--seed", "--traceback",
+    },
+}  # fmt: skip
+SECTIONS = {"gpt1_ds/train.py": PretrainConfig, "gpt1_ds/finetune.py": FinetuneConfig}
+# Keys that scripts outside set; the others are ours to change.
+FROZEN_KEYS = """run.name run.dir run.seed model.preset model.n_layer model.n_head model.n_embd model.n_ctx
+    data.shards data.weights train.max_steps train.epochs train.global_batch train.micro_batch optim.lr
+    optim.weight_decay optim.kind schedule.kind schedule.warmup_steps eval.every eval.batches checkpoint.every
+    checkpoint.keep log.every tokenizer.kind init.checkpoint""".split()
+FROZEN_TASK_KEYS = """task.name task.data task.lm_coef task.task_coef task.pool task.label_all_subtokens""".split()
+CPU = ("--deepspeed_config", "ds_configs/cpu.json")
+
+
+def command(path: str) -> tuple[str, ...]:
+    """How a user starts it: the two that the deepspeed launcher runs by file, the others by module."""
+    if path in SECTIONS:
+        return ("python", path)
+    return ("python", "-m", path.removesuffix(".py").replace("/", "."))
+
+
+def test_every_entry_point_is_frozen_here():
+    files = (path for folder in ("gpt1_ds", "data_prep") for path in (ROOT / folder).glob("*.py"))
+    found = {
+        str(path.relative_to(ROOT)) for path in files if "\n    guard(main)" in path.read_text().replace("errors.", "")
+    }
+    assert found == set(OPTIONS)
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_help_names_every_option(path):
+    help_text = succeed(*command(path), "--help", timeout_seconds=60).stdout
+    shown = set(re.findall(r"(?m)^  (?:-h, )?(--[\w-]+)", help_text)) - {"--help"}
+    assert shown == OPTIONS[path]
+    if path in SECTIONS:
+        keys = set(re.findall(r"(?m)^  (\w+\.\w+)=", help_text)) - {"section.key"}
+        fields = dataclasses.fields(SECTIONS[path])
+        assert keys == {f"{s.name}.{key.name}" for s in fields for key in dataclasses.fields(s.default_factory())}
+        assert set(FROZEN_KEYS) <= keys
+        assert path == "gpt1_ds/train.py" or set(FROZEN_TASK_KEYS) <= keys
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_an_unknown_option_is_a_usage_error(path):
+    done = run(*command(path), "--no-such-option", timeout_seconds=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("path", SECTIONS)
+def test_the_launchers_local_rank_is_taken(path):
+    done = run("python", path, "--local_rank=1", *CPU, "optim.lr=high", timeout_seconds=60)
+    assert done.returncode == 2 and "optim.lr is 'high'" in done.stderr
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def refused(exit_code: int, *words: object) -> str:
+    """The error line of a command that must end with `exit_code`, that one line, and no traceback."""
+    done = run(*words, timeout_seconds=90)
+    assert done.returncode == exit_code, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words", "says"),
+    [
+        (2, ("optim.lrr=1e-4",), ["optim.lrr", "'lr'"]),
+        (2, ("train.global_batch=63", "train.micro_batch=2"), ["63", "micro-batch 2", "use 64"]),
+        (2, ("--config", "absent.yaml"), ["absent.yaml", "--config"]),
+        (2, ("--deepspeed_config", "absent.json"), ["absent.json", "ds_configs/"]),
+        (3, ("data.shards=absent",), ["absent/manifest.json", "slurm/prepare_data.sh"]),
+        (2, ("init.checkpoint",), ["init.checkpoint", "section.key=value"]),
+    ],
+    ids=["unknown key", "batch", "yaml", "json", "shards", "no value"],
+)  # fmt: skip
+def test_train_refuses_in_one_line(exit_code, words, says):
+    line = refused(exit_code, "python", "gpt1_ds/train.py", *CPU, *words)
+    assert all(text in line for text in says), line
+
+
+def test_typos_in_files_are_named_with_the_file(tmp_path):
+    yaml = write(tmp_path, "run.yaml", "trian: {max_steps: 3}\n")
+    line = refused(2, "python", "gpt1_ds/train.py", *CPU, "--config", yaml)
+    assert str(yaml) in line and "'train'" in line
+    for text in ('{"zero_optimisation": {"stage": 2}}', '{"zero_optimization": '):
+        json = write(tmp_path, "ds.json", text)
+        assert str(json) in refused(2, "python", "gpt1_ds/train.py", "--deepspeed_config", json)
+
+
+def test_data_preparation_refuses_in_one_line(tmp_path):
+    tokenizer = ("python", "-m", "data_prep.train_tokenizer", "--out", tmp_path / "tok", "--corpus")
+    assert "NAME=PATH" in refused(2, *tokenizer, "books")
+    assert "/absent" in refused(3, *tokenizer, "books=/absent")
+    empty = write(tmp_path, "empty.txt", "")
+    assert "empty.txt" in refused(3, *tokenizer, f"books={empty}")
+    shards = ("python", "-m", "data_prep.build_shards", "--corpus", f"books={empty}", "--out", tmp_path / "shards")
+    assert "/absent" in refused(3, *shards, "--tokenizer", "/absent")
+    assert "manifest.json" in refused(3, "python", "-m", "data_prep.verify_shards", tmp_path)
+    assert not (tmp_path / "tok" / "tokenizer.model").exists()
+
+
+def test_generate_refuses_a_folder_without_checkpoint(tmp_path):
+    assert str(tmp_path) in refused(3, "python", "-m", "gpt1_ds.generate", tmp_path)
+
+
+def test_finetune_refuses_in_one_line(tmp_path):
+    finetune = ("python", "gpt1_ds/finetune.py", *CPU)
+    assert "'sst2'" in refused(2, *finetune, "task.name=sst3")
+    assert "task.lm_coef" in refused(2, *finetune, "task.lm_coef=1.5")
+
+
+def test_traceback_is_shown_on_request():
+    done = run("python", "gpt1_ds/train.py", *CPU, "optim.lrr=1", "--traceback", timeout_seconds=60)
+    assert done.returncode == 2 and "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")

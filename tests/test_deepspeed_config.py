@@ -1,0 +1,91 @@
+"""JSON + run + world size -> the resolved dict, and its refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt1_ds.config import PretrainConfig, load
+from gpt1_ds.deepspeed_config import precision, resolve, zero_stage
+from gpt1_ds.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parent.parent / "ds_configs"
+EXPECTED = {
+    "cpu": (2, "bf16"), "zero0_fp32": (0, "fp32"), "zero1_bf16": (1, "bf16"), "zero2_bf16": (2, "bf16"),
+    "zero2_fp16": (2, "fp16"), "zero3_bf16": (3, "bf16"), "zero2_offload": (2, "bf16"), "zero3_offload": (3, "bf16"),
+}  # fmt: skip
+
+
+def written(tmp_path: Path, **keys) -> Path:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(keys))
+    return path
+
+
+def test_every_shipped_config_is_expected():
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"zero2_fp16"}))
+def test_shipped_configs_resolve(name):
+    ds = resolve(FOLDER / f"{name}.json", load(PretrainConfig, None, []), 8)
+    assert (zero_stage(ds), precision(ds)) == EXPECTED[name]
+    assert (ds["train_batch_size"], ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]) == (64, 8, 1)
+    assert ds["gradient_clipping"] == 1.0 and "auto" not in json.dumps(ds)
+
+
+def test_fp16_on_a_cpu_is_refused_in_one_line_that_names_bf16():
+    assert not torch.cuda.is_available()  # the suite hides GPUs from itself
+    with pytest.raises(ConfigError, match="zero2_fp16.json.*fp16.*bf16"):
+        resolve(FOLDER / "zero2_fp16.json", load(PretrainConfig, None, []), 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "batch"),
+    [
+        ([], 1, (16, 4)),
+        ([], 64, (1, 1)),
+        (["train.micro_batch=2"], 4, (2, 8)),
+        (["train.global_batch=6"], 2, (3, 1)),
+        (["train.global_batch=34"], 1, (2, 17)),
+    ],
+)
+def test_the_batch_is_divided_exactly(overrides, world_size, batch):
+    ds = resolve(FOLDER / "cpu.json", load(PretrainConfig, None, overrides), world_size)
+    assert (ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]) == batch
+    assert ds["train_batch_size"] == batch[0] * batch[1] * world_size
+
+
+@pytest.mark.parametrize(
+    ("keys", "overrides", "world_size", "words"),
+    [
+        ({}, [], 6, ["64", "6 ranks", "use 66"]),
+        ({}, ["train.micro_batch=3"], 2, ["64", "micro-batch 3"]),
+        ({"train_batch_size": 32}, [], 2, ["ds.json", "32", "train.global_batch", "64"]),
+        ({"gradient_clipping": 0.5}, [], 2, ["gradient_clipping", "0.5", "train.grad_clip", "1.0"]),
+        ({"train_micro_batch_size_per_gpu": 4}, ["train.micro_batch=8"], 2, ["4", "8", "train.micro_batch"]),
+        ({"zero_optimisation": {"stage": 2}}, [], 2, ["zero_optimisation", "zero_optimization"]),
+        ({"scheduler": {"type": "WarmupLR"}}, [], 2, ["scheduler", "schedule.kind"]),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1.0}}}, [], 2, ["optimizer.params.lr", "optim.lr"]),
+    ],
+)
+def test_contradictions_name_both_sides(tmp_path, keys, overrides, world_size, words):
+    with pytest.raises(ConfigError) as error:
+        resolve(written(tmp_path, **keys), load(PretrainConfig, None, overrides), world_size)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_missing_and_malformed_files(tmp_path):
+    run = load(PretrainConfig, None, [])
+    with pytest.raises(ConfigError, match="nowhere.json.*ds_configs"):
+        resolve("nowhere.json", run, 1)
+    (tmp_path / "bad.json").write_text("{'stage': 2}")
+    with pytest.raises(ConfigError, match="bad.json: not valid JSON"):
+        resolve(tmp_path / "bad.json", run, 1)
+
+
+def test_an_optimizer_section_gets_the_runs_numbers(tmp_path):
+    path = written(tmp_path, optimizer={"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "torch_adam": True}})
+    params = resolve(path, load(PretrainConfig, None, ["optim.lr=1e-3"]), 1)["optimizer"]["params"]
+    assert params == {"lr": 1e-3, "betas": [0.9, 0.999], "torch_adam": True}

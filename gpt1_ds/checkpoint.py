@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gpt1_ds import distributed
 from gpt1_ds.errors import DataError
+from gpt1_ds.model import GPT, GPTConfig
 
 MANIFEST, STATE, LATEST = "MANIFEST.json", "state.json", "latest"
 STEP_FOLDER = re.compile(r"step-\d{8,}")
@@ -78,11 +79,12 @@ def resume(engine, run_dir: Path) -> dict[str, Any] | None:
     DataError if checkpoints are there but none verifies, or if they were written by another number of ranks.
     """
     root = run_dir / "checkpoints"
-    folders = distributed.gather_json([folder.name for folder in _steps(root)])[0]
+    # Rank 0's view, taken before any rank goes on: its log of this very start would look like a past run.
+    folders, logged = distributed.gather_json([[f.name for f in _steps(root)], (run_dir / "metrics.jsonl").exists()])[0]
+    if not folders and logged:
+        raise DataError(f"{root}: no checkpoint although {run_dir}/metrics.jsonl shows a past run; restore one, or "
+                        "start over with --from-scratch")  # fmt: skip
     if not folders:
-        if (run_dir / "metrics.jsonl").exists():
-            raise DataError(f"{root}: no checkpoint although {run_dir}/metrics.jsonl shows a past run; restore one, or "
-                            "start over with --from-scratch")  # fmt: skip
         return None
     for name in folders:
         faults = [fault for report in distributed.gather_json(_faults(root / name)) for fault in report]
@@ -104,8 +106,10 @@ def find(path: Path | str) -> Path:
         if not faults:
             return folder
         print(f"{folder}: {faults[0]}; trying the checkpoint before it", file=sys.stderr)
-    raise DataError(f"{path}: no {'valid ' if candidates else ''}checkpoint here; give a run folder (runs/NAME) or one of "
-                    "its checkpoints/step-*")  # fmt: skip
+    valid = "valid " if candidates else ""
+    raise DataError(
+        f"{path}: no {valid}checkpoint here; give a run folder (runs/NAME) or one of its checkpoints/step-*"
+    )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -131,8 +135,22 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             zero_to_fp32.print = lambda *_, **__: None
             weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     except pickle.UnpicklingError as error:
-        raise DataError(f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint") from error
+        raise DataError(
+            f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint"
+        ) from error
     return {name: tensor.float() for name, tensor in weights.items()}, read_state(folder)
+
+
+def load_gpt(path: Path | str) -> tuple[GPT, dict[str, Any], Path]:
+    """The model of a pre-training run, float32, in eval mode; its state; and the checkpoint it came from."""
+    folder = find(path)
+    weights, state = load_weights(folder)
+    try:
+        model = GPT(GPTConfig(**state["model"])).eval()
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"{folder}: not the weights of a pre-training run ({str(error).splitlines()[0]})") from error
+    return model, state, folder
 
 
 def _load(engine, folder: Path) -> dict[str, Any]:
@@ -145,7 +163,9 @@ def _load(engine, folder: Path) -> dict[str, Any]:
     try:
         loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     except pickle.UnpicklingError as error:
-        raise DataError(f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint") from error
+        raise DataError(
+            f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint"
+        ) from error
     if loaded is None:
         raise DataError(f"{folder}: DeepSpeed loaded nothing; take another checkpoint")
     _load_generators(folder)

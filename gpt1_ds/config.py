@@ -216,7 +216,7 @@ POSITIVE = ("model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "tra
 
 
 def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Config:
-    """Dataclass defaults < YAML file `path` < `section.key=value` overrides, checked; `ConfigError` on the first fault."""
+    """Dataclass defaults < YAML file `path` < `section.key=value` overrides; `ConfigError` on the first fault."""
     config = _build(cls, _merge(_read_yaml(path) if path else [], [_parse_override(text) for text in overrides]))
     _check(config)
     return config

@@ -1,6 +1,6 @@
 """The global order of windows, and the batches read along it.
 
-    Cursor(epoch, index) -> WindowOrder: (corpus, start) of each window -> TokenStream.read -> (micro-batches of one rank)
+    Cursor(epoch, index) -> WindowOrder: (corpus, start) of each window -> TokenStream.read -> micro-batches of a rank
 
 The order is a pure function of (manifest, seed, epoch, index). No rank, worker or micro-batch is in it, so any world
 size continues the same order, and a resume seeks.
@@ -78,9 +78,11 @@ class WindowOrder:
         self.tokens = [tokens[name] for name in self.corpora]
         self.windows = [-(-count // n_ctx) for count in self.tokens]
         self.epoch_windows = sum(self.windows)
-        shares = np.array([weights.get(name, 0.0) if weights else n for name, n in zip(self.corpora, self.windows, strict=True)])  # fmt: skip
+        shares = np.array([weights.get(name, 0.0) for name in self.corpora] if weights else self.windows)
         # bounds[c]: windows of a mixture epoch that belong to corpora before c
-        self.bounds = np.rint(np.concatenate([[0.0], shares.cumsum() / shares.sum()]) * self.epoch_windows).astype(np.int64)
+        self.bounds = np.rint(np.concatenate([[0.0], shares.cumsum() / shares.sum()]) * self.epoch_windows).astype(
+            np.int64
+        )
         smallest = min((n for n in np.diff(self.bounds) if n), default=1)
         # Every corpus has at least two windows in each block, so that no rounding can take one back.
         self.block = int(min(self.epoch_windows, max(BLOCK_WINDOWS, -(-2 * self.epoch_windows // smallest))))
@@ -146,8 +148,8 @@ def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, 
     streams = {name: TokenStream(Path(data.shards), manifest, split, name) for name in names}
     streams = {name: stream for name, stream in streams.items() if stream.tokens > 1}
     if not streams:
-        raise DataError(f"{data.shards}: no tokens in split '{split}' of the chosen corpora; check data.weights and rerun "
-                        "data_prep.build_shards")  # fmt: skip
+        raise DataError(f"{data.shards}: no tokens in split '{split}' of the chosen corpora; check data.weights or "
+                        "rerun data_prep.build_shards")  # fmt: skip
     return streams
 
 
@@ -210,5 +212,5 @@ def total_steps(order: WindowOrder, global_batch: int, epochs: float | None, max
     steps = min(value for value in (by_epochs, max_steps) if value is not None)
     if steps < 1:
         raise ConfigError(f"train.epochs {epochs} holds {int(epochs * order.epoch_windows)} windows of model.n_ctx "
-                          f"{order.n_ctx}, less than one train.global_batch of {global_batch}; lower one of them")  # fmt: skip
+                          f"{order.n_ctx}, less than one train.global_batch of {global_batch}; lower one")  # fmt: skip
     return steps

@@ -41,7 +41,7 @@ def resolve(path: Path | str, config: PretrainConfig, world_size: int) -> dict[s
     }
     for key, (name, value) in decided.items():
         if ds.get(key, "auto") not in ("auto", value):
-            raise ConfigError(f"{path}: {key} is {ds[key]} but {name} of the run is {value}; write \"auto\" in the JSON")
+            raise ConfigError(f'{path}: {key} is {ds[key]} but {name} of the run is {value}; write "auto" in the JSON')
         ds[key] = value
     if _enabled(ds, "fp16") and not torch.cuda.is_available():
         raise ConfigError(f"{path}: fp16 is enabled but this machine's CPU has none; use bf16, as in zero2_bf16.json")
@@ -77,8 +77,8 @@ def _batch(path: Path | str, ds: dict[str, Any], config: PretrainConfig, world_s
     literal = ds.get("train_micro_batch_size_per_gpu", "auto")
     if literal != "auto":
         if micro_batch not in (None, literal):
-            raise ConfigError(f"{path}: train_micro_batch_size_per_gpu is {literal} but train.micro_batch of the run is "
-                              f"{micro_batch}; write \"auto\" in the JSON")  # fmt: skip
+            raise ConfigError(f"{path}: train_micro_batch_size_per_gpu is {literal} but train.micro_batch of the run "
+                              f"is {micro_batch}; write \"auto\" in the JSON")  # fmt: skip
         micro_batch = literal
     if total % world_size:
         raise ConfigError(f"train.global_batch {total} is not a multiple of {world_size} ranks; "

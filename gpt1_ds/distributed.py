@@ -85,7 +85,8 @@ def start(timeout_seconds: float) -> RankEnv:
                                    timeout=timedelta(seconds=timeout_seconds), verbose=False)  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise PeerError(f"rank {env.rank} of {env.world_size} found no process group at MASTER_ADDR={env.master_addr} "
-                        f"MASTER_PORT={env.master_port}: {error}; see that every rank is up, or give the launcher another --master_port") from error  # fmt: skip
+                        f"MASTER_PORT={env.master_port}: {error}; see that every rank is up, "
+                        "or give the launcher another --master_port") from error  # fmt: skip
     return env
 
 
@@ -179,8 +180,8 @@ def peer_faults() -> Iterator[None]:
         text = str(error)
         if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "NCCL", "peer")):
             raise
-        raise PeerError(f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); see which rank died, then start the "
-                        "run again to resume") from error  # fmt: skip
+        raise PeerError(f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); see which rank died, then start "
+                        "the run again to resume") from error  # fmt: skip
 
 
 def free_port() -> int:

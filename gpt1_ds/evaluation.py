@@ -93,27 +93,33 @@ def majority_score(metric: str, train_gold: Sequence[Any], dev_gold: Sequence[An
 
 @torch.no_grad()
 def validation_loss(engine, stream: TokenStream, n_ctx: int, global_batch: int, batches: int | None) -> float:
-    """Mean negative log-likelihood, nats a token, of the stream's first `batches` global batches (None: all of it).
+    """Mean negative log-likelihood, nats a token, over `batches` global batches of the stream (None: all of it).
 
-    Windows of `n_ctx` targets lie end to end, so a target sees up to `n_ctx` tokens before it, its window's own. Every
-    rank runs the same number of forwards, as ZeRO-3 needs; what lies past the end of the stream is not counted.
+    Windows of `n_ctx` targets lie end to end, evenly spread where not all are taken; a target sees the tokens before it
+    in its own window. Every rank runs as many forwards, as ZeRO-3 needs; what is past the end is not counted.
     """
     micro_batch = engine.train_micro_batch_size_per_gpu()
     share = global_batch // distributed.world_size()
     windows = -(-(stream.tokens - 1) // n_ctx)
-    if batches is not None:
-        windows = min(windows, batches * global_batch)
+    taken = windows if batches is None else min(windows, batches * global_batch)
     total = torch.zeros(2, dtype=torch.float64)
     engine.eval()
-    for first in range(distributed.rank() * share, -(-windows // global_batch) * global_batch, global_batch):
+    for first in range(distributed.rank() * share, -(-taken // global_batch) * global_batch, global_batch):
         for micro in range(first, first + share, micro_batch):
-            starts_B = np.arange(micro, micro + micro_batch) * n_ctx
-            ids_BT = torch.from_numpy(stream.read(starts_B, n_ctx + 1))
-            targets_BT = ids_BT[:, 1:].clone()
-            ends_BT = torch.from_numpy(starts_B)[:, None] + torch.arange(1, n_ctx + 1)
-            targets_BT[(ends_BT >= stream.tokens) | (ends_BT > windows * n_ctx)] = IGNORE
-            _, nll_BT = engine(ids_BT[:, :-1].to(engine.device), targets_BT.to(engine.device))
+            number_B = np.arange(micro, micro + micro_batch)
+            ids_BT, targets_BT = validation_windows(stream, n_ctx, number_B * windows // taken)
+            targets_BT[torch.from_numpy(number_B) >= taken] = IGNORE
+            _, nll_BT = engine(ids_BT.to(engine.device), targets_BT.to(engine.device))
             total += torch.stack([nll_BT.double().sum().cpu(), (targets_BT != IGNORE).double().sum()])
     engine.train()
-    nll, tokens = distributed.all_sum(total.float() if engine.device.type != "cpu" else total).tolist()
+    nll, tokens = distributed.all_sum(total).tolist()
     return nll / tokens
+
+
+def validation_windows(stream: TokenStream, n_ctx: int, windows_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets (B, n_ctx) of the given windows; targets past the end of the stream are `IGNORE`."""
+    starts_B = windows_B * n_ctx
+    ids_BT = torch.from_numpy(stream.read(starts_B, n_ctx + 1))
+    targets_BT = ids_BT[:, 1:].clone()
+    targets_BT[torch.from_numpy(starts_B)[:, None] + torch.arange(1, n_ctx + 1) >= stream.tokens] = IGNORE
+    return ids_BT[:, :-1], targets_BT

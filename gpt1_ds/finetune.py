@@ -122,9 +122,10 @@ def train(run: Run, engine, log: metrics.RunLog, stop: StopFlag, state: dict) ->
         if step % config.log.every == 0 or last or stopping:
             loss, task_loss, lm_loss = mean_losses(run, losses, step, skipped)
             speed = throughput.read(tokens)["tokens_per_second"]
+            norm = engine.get_global_grad_norm()  # None in plain float32
             epoch = round(cursor.epoch + cursor.index / run.steps_per_epoch, 6)
             log.log(step, "train", loss=loss, task_loss=task_loss, lm_loss=lm_loss, lr=lr, epoch=epoch,
-                    grad_norm=float(engine.get_global_grad_norm()), tokens_per_second=speed,
+                    grad_norm=None if norm is None else float(norm), tokens_per_second=speed,
                     skipped_steps=engine.skipped_steps)  # fmt: skip
             bar.set_postfix(loss=f"{loss:.3f}", task=f"{task_loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed:.0f}")
             losses, tokens = [], 0

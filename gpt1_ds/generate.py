@@ -1,6 +1,6 @@
 """Write on from a prompt with a pre-trained run.
 
-    python -m gpt1_ds.generate runs/small --prompt "The captain looked at the sea and" --num-samples 2
+python -m gpt1_ds.generate runs/small --prompt "The captain looked at the sea and" --num-samples 2
 """
 
 import argparse
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt1_ds import checkpoint
 from gpt1_ds.errors import ConfigError, DataError, guard
-from gpt1_ds.model import GPT, GPTConfig, KVCache
+from gpt1_ds.model import GPT, KVCache
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -23,10 +23,14 @@ def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder (runs/NAME) or one of its checkpoints/step-*")
     parser.add_argument("--prompt", default="", help="text to continue (default: begin a document)")
-    parser.add_argument("--max-new-tokens", type=int, default=120, help="tokens a sample at most (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=120, help="tokens a sample at most (default: %(default)s)"
+    )
     parser.add_argument("--num-samples", type=int, default=1, help="continuations to write (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=40, help="sample among the K likeliest; 0: all (default: %(default)s)")
+    parser.add_argument(
+        "--top-k", type=int, default=40, help="sample among the K likeliest; 0: all (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
     parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     args = parser.parse_args(argv)
@@ -45,17 +49,11 @@ def main(argv: list[str]) -> int | None:
 
 
 def load(run: Path | str) -> tuple[GPT, Tokenizer]:
-    """The model of a pre-training run in float32, ready to read, and its tokenizer."""
-    folder = checkpoint.find(run)
-    weights, state = checkpoint.load_weights(folder)
+    """The model of a pre-training run, and the tokenizer that lies beside its checkpoints."""
+    model, state, folder = checkpoint.load_gpt(run)
     tokenizer = load_tokenizer(folder.parents[1] / "tokenizer")
     if state.get("tokenizer_sha256") != tokenizer.sha256:
         raise DataError(f"{folder.parents[1] / 'tokenizer'}: not the tokenizer of {folder}; restore the run's own")
-    model = GPT(GPTConfig(**state["model"])).eval()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{folder}: not the weights of a pre-training run ({str(error).splitlines()[0]})") from error
     return model, tokenizer
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from gpt1_ds import distributed
+from gpt1_ds.errors import StopRequested, UserError
 
 # Dense bf16 tensor-core peaks from the vendor's data sheets, FLOP/s.
 GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
@@ -63,6 +66,21 @@ class RunLog:
         except OSError as error:
             _complain(self.run_dir, error)
 
+    @contextmanager
+    def outcome(self, steps: Callable[[], int]) -> Iterator[None]:
+        """Keep status.json true around the loop; `steps` tells the optimizer steps done so far."""
+        self.status("running", steps())
+        try:
+            yield
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, UserError) else 1
+            self.status("stopped" if isinstance(error, StopRequested) else "failed", steps(), code)
+            raise
+        else:
+            self.status("done", steps(), 0)
+        finally:
+            self.close()
+
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
@@ -103,7 +121,7 @@ class Throughput:
 
 
 def _peak_flops(precision: str) -> float:
-    """The GPU's data-sheet peak; where there is none, what this rank's matrix product measures in a tenth of a second."""
+    """The GPU's data-sheet peak; where there is none, what a matrix product reaches in a tenth of a second."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         known = next((peak for key, peak in GPU_PEAK_FLOPS.items() if key in name), None)

@@ -38,7 +38,9 @@ def claim(config: PretrainConfig, ds: dict[str, Any], tokenizer: Tokenizer, from
 def _claim(folder: Path, config: PretrainConfig, ds: dict[str, Any], tokenizer: Tokenizer, from_scratch: bool) -> None:
     try:
         if from_scratch and (folder / "config.yaml").exists():
-            aside = next(path for n in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
+            aside = next(
+                path for n in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{n}")).exists()
+            )
             folder.rename(aside)
             distributed.say(f"--from-scratch: the earlier run is now {aside}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,9 @@ def _lock(folder: Path) -> None:
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise ConfigError(f"{folder}: another process trains this run; wait for it or change run.name") from None
+                raise ConfigError(
+                    f"{folder}: another process trains this run; wait for it or change run.name"
+                ) from None
             time.sleep(0.5)  # an ending start may still be committing its checkpoint
     _locks.append(lock)
 

@@ -22,7 +22,7 @@ import torch
 from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, run_directory
 from gpt1_ds.config import PretrainConfig, arguments
 from gpt1_ds.dataloader import Batches, Cursor, WindowOrder, mix, open_streams, total_steps
-from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, UserError, guard
+from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, guard
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.preemption import StopFlag
 from gpt1_ds.shards import Manifest, TokenStream, read_manifest
@@ -77,21 +77,12 @@ def main(argv: list[str]) -> int | None:
                           trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size)  # fmt: skip
         log = metrics.RunLog(folder, state["step"])
         throughput = metrics.Throughput(model_config.flops_per_token, deepspeed_config.precision(ds))
-        step = state["step"]
-        try:
-            log.status("running", step)
-            step = train(run, trainer, batches, log, throughput, stop, step)
-            log.status("done", step, 0)
-        except UserError as error:
-            code = error.exit_code
-            log.status("stopped" if isinstance(error, StopRequested) else "failed", trainer.global_steps, code)
-            raise
-        finally:
-            log.close()
+        with log.outcome(lambda: trainer.global_steps), distributed.peer_faults():
+            train(run, trainer, batches, log, throughput, stop, state["step"])
 
 
-def train(run: Run, engine, batches: Batches, log: metrics.RunLog, throughput, stop: StopFlag, step: int) -> int:
-    """The loop: read, step, log, validate, commit; from optimizer step `step` to the last. Returns the last."""
+def train(run: Run, engine, batches: Batches, log: metrics.RunLog, throughput, stop: StopFlag, step: int) -> None:
+    """The loop: read, step, log, validate, commit; from optimizer step `step` to the last."""
     config, losses, skipped = run.config, [], 0
     if step == 0:
         validate(run, engine, log, step)
@@ -108,7 +99,8 @@ def train(run: Run, engine, batches: Batches, log: metrics.RunLog, throughput, s
         if step % config.log.every == 0 or last or stopping:
             loss = mean_loss(losses, step, skipped, config.train.max_skipped)
             speed = throughput.read(len(losses) * config.train.global_batch * config.model.n_ctx)
-            log.log(step, "train", loss=loss, lr=lr, grad_norm=float(engine.get_global_grad_norm()), **speed,
+            norm = engine.get_global_grad_norm()  # None in plain float32
+            log.log(step, "train", loss=loss, lr=lr, grad_norm=None if norm is None else float(norm), **speed,
                     tokens=step * config.train.global_batch * config.model.n_ctx, skipped_steps=engine.skipped_steps,
                     epoch=round(cursor.epoch + cursor.index / run.order.epoch_windows, 6))  # fmt: skip
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed['tokens_per_second']:.0f}")
@@ -126,11 +118,10 @@ def train(run: Run, engine, batches: Batches, log: metrics.RunLog, throughput, s
             raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
                                 "command continues")  # fmt: skip
     bar.close()
-    return step
 
 
 def train_step(engine, micro_batches: list[torch.Tensor]) -> torch.Tensor:
-    """One optimizer step over this rank's micro-batches (micro_batch, n_ctx + 1); its mean loss, still on the device."""
+    """One optimizer step over this rank's micro-batches (micro_batch, n_ctx + 1); their mean loss, on the device."""
     losses = []
     for ids_BT in micro_batches:
         ids_BT = ids_BT.to(engine.device, non_blocking=True)
@@ -146,15 +137,17 @@ def mean_loss(losses: list[torch.Tensor], step: int, skipped: int, max_skipped: 
     """Mean over the steps since the last log line and over ranks; waits for the device."""
     loss = (distributed.all_sum(torch.stack(losses).mean()) / distributed.world_size()).item()
     if skipped >= max_skipped or (not skipped and not math.isfinite(loss)):
-        raise DivergedError(f"loss is {loss} at step {step}, {skipped} steps skipped in a row; the last checkpoint is kept: "
-                            "lower optim.lr or lengthen schedule.warmup_steps")  # fmt: skip
+        raise DivergedError(f"loss is {loss} at step {step}, {skipped} steps skipped in a row; the last checkpoint is "
+                            "kept: lower optim.lr or lengthen schedule.warmup_steps")  # fmt: skip
     return loss
 
 
 def validate(run: Run, engine, log: metrics.RunLog, step: int) -> None:
     config = run.config
     for corpus, stream in run.valid.items():
-        loss = evaluation.validation_loss(engine, stream, config.model.n_ctx, config.train.global_batch, config.eval.batches)
+        loss = evaluation.validation_loss(
+            engine, stream, config.model.n_ctx, config.train.global_batch, config.eval.batches
+        )
         perplexity = math.exp(min(loss, 100.0))
         log.log(step, "valid", corpus, loss=round(loss, 6), perplexity=round(perplexity, 4))
         metrics.note(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.2f} on {corpus}")
@@ -178,21 +171,28 @@ def load_initial_weights(module: GPT, config: PretrainConfig, facts: dict) -> No
 
 
 def check_state(state: dict, facts: dict, source: Path | str) -> None:
-    for key in ("model", "tokenizer_sha256"):
-        if state.get(key) != facts[key]:
-            raise DataError(f"{source}: checkpoint of another {'model' if key == 'model' else 'tokenizer'}: {state.get(key)} "
-                            f"there, {facts[key]} here; choose another run.name or checkpoint")  # fmt: skip
+    """Refuse a checkpoint whose model has other shapes, or whose tokenizer gives other ids, than this run's."""
+    there, here = ({**(s.get("model") or {}), "tokenizer": s.get("tokenizer_sha256", "")[:12]} for s in (state, facts))
+    differing = [
+        f"{k} {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v and "pdrop" not in k
+    ]
+    if differing:
+        raise DataError(
+            f"{source}: checkpoint of another model: {', '.join(differing)}; choose another run.name or checkpoint"
+        )
 
 
 def announce(run: Run, ds: dict, world_size: int, state: dict) -> None:
     config, shape = run.config, GPTConfig(**run.facts["model"])
     corpora = ", ".join(f"{name} {count:,}" for name, count in zip(run.order.corpora, run.order.tokens, strict=True))
+    epochs = run.total_steps * config.train.global_batch / run.order.epoch_windows
+    mechanics = f"ZeRO-{deepspeed_config.zero_stage(ds)}, {deepspeed_config.precision(ds)}"
     distributed.say(
         f"run      {run.folder}\n"
         f"model    {shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, {shape.parameters:,} parameters\n"
-        f"data     {corpora} tokens; {run.total_steps * config.train.global_batch / run.order.epoch_windows:.2f} epochs\n"
+        f"data     {corpora} tokens; {epochs:.2f} epochs\n"
         f"batch    {config.train.global_batch} windows a step on {world_size} ranks, micro-batch "
-        f"{ds['train_micro_batch_size_per_gpu']}, ZeRO-{deepspeed_config.zero_stage(ds)}, {deepspeed_config.precision(ds)}\n"
+        f"{ds['train_micro_batch_size_per_gpu']}, {mechanics}\n"
         f"steps    {state['step']} of {run.total_steps} done"
     )
 

@@ -1,4 +1,4 @@
-"""What the ranks of the pool do for tests/test_engine.py, test_checkpoint.py, test_distributed.py, test_evaluation.py."""
+"""What the ranks of the pool do for test_engine.py, test_checkpoint.py, test_distributed.py and test_evaluation.py."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.shards import read_manifest
 from gpt1_ds.train import train_step
 
-TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.n_ctx=32", "train.global_batch=8", "optim.lr=3e-3",
-        "schedule.warmup_steps=2", "distributed.timeout_seconds=60"]  # fmt: skip
+TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.n_ctx=32", "train.global_batch=8",
+        "optim.lr=3e-3", "schedule.warmup_steps=2", "distributed.timeout_seconds=60"]  # fmt: skip
 
 
 def gathered(name: str) -> list:
@@ -53,8 +53,11 @@ class Trainer:
 
     def run(self, first: int, last: int) -> list[float]:
         cursor = Cursor(*divmod(first * self.config.train.global_batch, self.order.epoch_windows))
-        batches = Batches(self.streams, self.order, cursor, self.config.train.global_batch,
-                          self.engine.train_micro_batch_size_per_gpu(), distributed.rank(), distributed.world_size())  # fmt: skip
+        micro_batch, place = (
+            self.engine.train_micro_batch_size_per_gpu(),
+            (distributed.rank(), distributed.world_size()),
+        )
+        batches = Batches(self.streams, self.order, cursor, self.config.train.global_batch, micro_batch, *place)
         losses = []
         for step, (micro_batches, _) in zip(range(first, last), batches, strict=False):
             optim.set_lr(self.engine, self.config, step, 100)
@@ -141,5 +144,3 @@ def all_windows_loss(ds_path: str, shards: str) -> tuple[float, float]:
             total += model(window[:, :-1], window[:, 1:])[1].double().sum().item()
     trainer.close()
     return ours, total / (stream.tokens - 1)
-
-

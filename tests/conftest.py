@@ -66,18 +66,22 @@ def ranks() -> Iterator[Callable[[int], RankPool]]:
         pool.close()
 
 
-def run(*command: object, timeout_seconds: float = 120.0, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*command: object, timeout_seconds: float = 240.0, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's root to its end, as a user would; `env` is added to the environment."""
     words = [str(word) for word in command]
     if words[0] == "python":
         words[0] = sys.executable
-    return subprocess.run(
-        words, cwd=ROOT, env=os.environ | env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=timeout_seconds,
-    )  # fmt: skip
+    try:
+        return subprocess.run(
+            words, cwd=ROOT, env=os.environ | env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=timeout_seconds,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        output = b"".join(part[-2000:] for part in (error.stdout, error.stderr) if part).decode(errors="replace")
+        pytest.fail(f"{' '.join(words)}: still running after {timeout_seconds:.0f} s\n{output}", pytrace=False)
 
 
-def succeed(*command: object, timeout_seconds: float = 120.0, **env: str) -> subprocess.CompletedProcess[str]:
+def succeed(*command: object, timeout_seconds: float = 240.0, **env: str) -> subprocess.CompletedProcess[str]:
     """`run`, and fail the test with the command's output unless it exits 0."""
     done = run(*command, timeout_seconds=timeout_seconds, **env)
     if done.returncode:

@@ -22,7 +22,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
 FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"}
 
 # One address for all nodes, told apart by port: with an address each, srun waits for ever on the wrong one.
-# config_overrides lets a node claim CPUs that the machine does not have; cred_expire holds a requeued job back that long.
+# config_overrides lets a node claim CPUs that the machine does not have; cred_expire (seconds) is how long a requeued
+# job is held back.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

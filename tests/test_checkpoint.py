@@ -18,7 +18,9 @@ CPU = str(FOLDER / "cpu.json")
 
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero3_offload"])
 def test_resume_is_bitwise_with_dropout_on(ranks, tiny_shards, tmp_path, name):
-    results = ranks(2).run("tests.cases_engine:exact_resume", str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path), [])
+    results = ranks(2).run(
+        "tests.cases_engine:exact_resume", str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path), []
+    )
     for undisturbed, resumed, prints, resumed_prints, loss, resumed_loss in results:
         assert resumed == undisturbed and resumed_prints == prints and resumed_loss == loss
         assert len(prints) >= 3
@@ -26,7 +28,9 @@ def test_resume_is_bitwise_with_dropout_on(ranks, tiny_shards, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16", "zero3_bf16"])
 def test_whole_weights_come_out_of_every_stage(ranks, tiny_shards, tmp_path, name):
-    loss = ranks(2).run("tests.cases_engine:save_steps", str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path), [4], 2)[0]
+    loss = ranks(2).run(
+        "tests.cases_engine:save_steps", str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path), [4], 2
+    )[0]
     weights, state = checkpoint.load_weights(tmp_path)
     model = GPT(GPTConfig(**state["model"])).eval()
     model.load_state_dict(weights)
@@ -62,7 +66,9 @@ def test_the_commit_leaves_what_the_design_says(saved):
     assert (root / "latest").read_text() == "step-00000004\n"
     manifest = json.loads((root / "step-00000004" / "MANIFEST.json").read_text())
     assert (manifest["step"], manifest["world_size"], manifest["zero_stage"]) == (4, 2, 2)
-    files = {path.name: path.stat().st_size for path in (root / "step-00000004").iterdir() if path.name != "MANIFEST.json"}
+    files = {
+        path.name: path.stat().st_size for path in (root / "step-00000004").iterdir() if path.name != "MANIFEST.json"
+    }
     assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == files and len(files) == 6
 
 

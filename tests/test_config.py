@@ -31,7 +31,9 @@ def test_every_shipped_yaml_loads():
     for path in CONFIGS.glob("*.yaml"):
         load(FinetuneConfig if path.name.startswith("finetune") else PretrainConfig, path, [])
         first = path.read_text().splitlines()[:8]
-        assert any("deepspeed" in line and line.startswith("#") for line in first), f"{path.name} opens with its command"
+        assert any("deepspeed" in line and line.startswith("#") for line in first), (
+            f"{path.name} opens with its command"
+        )
 
 
 def test_overrides_win_over_yaml_and_yaml_over_defaults(tmp_path):

@@ -105,7 +105,9 @@ def test_batches_are_the_same_for_every_world_size(tiny_shards, world_size, micr
         return [(np.concatenate([ids for ids, _ in row]), row[0][1]) for row in rows]
 
     reference = steps(1, 8, begin, 3)
-    for (ids, cursor), (expected, expected_cursor) in zip(steps(world_size, micro_batch, begin, 3), reference, strict=True):
+    for (ids, cursor), (expected, expected_cursor) in zip(
+        steps(world_size, micro_batch, begin, 3), reference, strict=True
+    ):
         assert (ids == expected).all() and cursor == expected_cursor
     assert reference[1][1] == Cursor(1, 4)
     resumed = steps(world_size, micro_batch, reference[0][1], 2)
@@ -138,7 +140,11 @@ def test_an_error_in_the_reader_reaches_the_loop(tiny_shards):
 
 def test_total_steps():
     order = WindowOrder({"a": 1000}, 10, 0, {})
-    assert total_steps(order, 8, 2, None) == 25 and total_steps(order, 8, 2, 7) == 7 and total_steps(order, 8, None, 99) == 99
+    assert (
+        total_steps(order, 8, 2, None) == 25
+        and total_steps(order, 8, 2, 7) == 7
+        and total_steps(order, 8, None, 99) == 99
+    )
     with pytest.raises(ConfigError, match="global_batch"):
         total_steps(order, 300, 1, None)
 

@@ -31,7 +31,11 @@ def test_every_shipped_config_is_expected():
 def test_shipped_configs_resolve(name):
     ds = resolve(FOLDER / f"{name}.json", load(PretrainConfig, None, []), 8)
     assert (zero_stage(ds), precision(ds)) == EXPECTED[name]
-    assert (ds["train_batch_size"], ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]) == (64, 8, 1)
+    assert (ds["train_batch_size"], ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]) == (
+        64,
+        8,
+        1,
+    )
     assert ds["gradient_clipping"] == 1.0 and "auto" not in json.dumps(ds)
 
 

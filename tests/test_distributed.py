@@ -6,8 +6,8 @@ from gpt1_ds.distributed import rank_environment
 from gpt1_ds.errors import ConfigError, DataError
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-SLURM = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
-         "SLURM_STEP_NUM_NODES": "2"}  # fmt: skip
+SLURM = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1",
+         "SLURM_JOB_ID": "77", "SLURM_STEP_NUM_NODES": "2"}  # fmt: skip
 MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}
 
 

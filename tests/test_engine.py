@@ -24,7 +24,9 @@ def test_float32_losses_agree_over_ranks_accumulation_and_optimizer_wrapping(ran
     path, shards = str(FOLDER / "zero0_fp32.json"), str(tiny_shards)
     one = ranks(1).run("tests.cases_engine:trained", path, shards, overrides, STEPS)[0][0]
     two = ranks(2).run("tests.cases_engine:trained", path, shards, overrides, STEPS)[0][0]
-    accumulated = ranks(2).run("tests.cases_engine:trained", path, shards, [*overrides, "train.micro_batch=1"], STEPS)[0][0]
+    accumulated = ranks(2).run("tests.cases_engine:trained", path, shards, [*overrides, "train.micro_batch=1"], STEPS)[
+        0
+    ][0]
     assert two == pytest.approx(one, rel=2e-4) and accumulated == pytest.approx(one, rel=2e-4)
     assert one[-1] < one[0] - 0.3
 
@@ -32,7 +34,9 @@ def test_float32_losses_agree_over_ranks_accumulation_and_optimizer_wrapping(ran
 def test_bf16_stages_agree(ranks, tiny_shards):
     """ZeRO 1, 2 and 3 partition the same update: without dropout, losses agree within the rounding of bf16."""
     runs = [
-        ranks(2).run("tests.cases_engine:trained", str(FOLDER / f"{name}.json"), str(tiny_shards), NO_DROPOUT, STEPS)[0][0]
+        ranks(2).run("tests.cases_engine:trained", str(FOLDER / f"{name}.json"), str(tiny_shards), NO_DROPOUT, STEPS)[
+            0
+        ][0]
         for name in ("zero1_bf16", "zero2_bf16", "zero3_bf16", "zero2_offload")
     ]
     for losses in runs[1:]:

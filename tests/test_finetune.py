@@ -85,26 +85,27 @@ def test_starts_from_the_weights_of_a_sharded_checkpoint(ranks, pretrained: Path
     before, after = weights(pretrained), weights(tmp_path / "rte" / "best")
     assert {name.removeprefix("gpt.") for name in after} == {*before, "head.weight", "head.bias"}
     for name, tensor in before.items():
-        torch.testing.assert_close(after[f"gpt.{name}"], tensor, rtol=0, atol=1e-7, msg=name)
+        # The engine rounds what it is given to bf16, once, and trains float32 masters of that.
+        torch.testing.assert_close(after[f"gpt.{name}"], tensor.bfloat16().float(), rtol=0, atol=1e-7)
     assert (tmp_path / "rte" / "tokenizer" / "tokenizer.model").exists()
     assert "n_layer: 2\n" in (tmp_path / "rte" / "config.yaml").read_text()
 
 
 def test_ranks_and_accumulation_do_not_change_the_numbers(ranks, sample: Path, tiny_shards: Path, tmp_path: Path):
-    """1 rank x 8, 1 rank x 2 x 4 micro-steps, 2 ranks x 2 x 2: the same losses each step, and the same predictions."""
-    outcomes = []
+    """1 rank x 8, 1 rank x 2 x 4 micro-steps, 2 ranks x 2 x 2: the same losses, weights and scores."""
+    scores, trained = [], []
     for world_size, micro_batch in ((1, 8), (1, 2), (2, 2)):
         run_dir = tmp_path / f"{world_size}x{micro_batch}"
         argv = arguments(run_dir, "zero0_fp32", *TINY, *NO_DROPOUT, *task_of(sample, "mrpc"), "init.checkpoint=none",
                          f"data.shards={tiny_shards}", "task.max_examples=21", "train.global_batch=8", "train.epochs=2",
                          f"train.micro_batch={micro_batch}", "optim.lr=1e-3", "eval.batches=4")  # fmt: skip
         ranks(world_size).run("gpt1_ds.finetune:main", argv)
-        losses = [[record[key] for key in ("loss", "task_loss", "lm_loss", "grad_norm")]
-                  for record in logged(run_dir / "mrpc", "train")]  # fmt: skip
-        outcomes.append((torch.tensor(losses), json.loads((run_dir / "mrpc" / "result.json").read_text())["metrics"]))
-    for losses, scores in outcomes[1:]:
-        torch.testing.assert_close(losses, outcomes[0][0], rtol=1e-3, atol=1e-5)
-        assert scores == pytest.approx(outcomes[0][1])
+        scores.append(json.loads((run_dir / "mrpc" / "result.json").read_text())["metrics"])
+        losses = [[record[key] for key in ("loss", "task_loss", "lm_loss")] for record in logged(run_dir / "mrpc", "train")]
+        trained.append({"losses": torch.tensor(losses), **weights(run_dir / "mrpc")})
+    assert scores[0] == scores[1] == scores[2]
+    for other in trained[1:]:
+        torch.testing.assert_close(other, trained[0], rtol=1e-3, atol=1e-5)
 
 
 def test_learns_the_sample(ranks, sample: Path, tiny_shards: Path, tmp_path: Path):
@@ -153,7 +154,7 @@ def test_a_checkpoint_of_another_model_is_refused(ranks, pretrained: Path, sampl
 
 @pytest.mark.parametrize("option,kind,words", [
     ("task.name=sst3", ConfigError, "did you mean 'sst2'"),
-    ("task.data=", ConfigError, "task.data is not set"),
+    ("task.data=''", ConfigError, "task.data is not set"),
     ("task.data=nowhere", DataError, "no train file"),
     ("task.lm_coef=2", ConfigError, r"must lie in \[0, 1\]"),
     ("task.pool=middle", ConfigError, "task.pool is 'middle'"),

@@ -40,7 +40,9 @@ def plain_gpt(state: dict, config: GPTConfig, ids: torch.Tensor) -> torch.Tensor
     B, T, C = x.shape
     width = C // config.n_head
     for layer in range(config.n_layer):
-        block = {name.removeprefix(f"blocks.{layer}."): p for name, p in state.items() if name.startswith(f"blocks.{layer}.")}
+        block = {
+            name.removeprefix(f"blocks.{layer}."): p for name, p in state.items() if name.startswith(f"blocks.{layer}.")
+        }
         qkv = x @ block["attn.c_attn.weight"].T + block["attn.c_attn.bias"]
         heads = []
         for head in range(config.n_head):
@@ -52,7 +54,9 @@ def plain_gpt(state: dict, config: GPTConfig, ids: torch.Tensor) -> torch.Tensor
         x = plain_norm(x + a, block["ln_1.weight"], block["ln_1.bias"])
         h = x @ block["mlp.c_fc.weight"].T + block["mlp.c_fc.bias"]
         h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-        x = plain_norm(x + h @ block["mlp.c_proj.weight"].T + block["mlp.c_proj.bias"], block["ln_2.weight"], block["ln_2.bias"])
+        x = plain_norm(
+            x + h @ block["mlp.c_proj.weight"].T + block["mlp.c_proj.bias"], block["ln_2.weight"], block["ln_2.bias"]
+        )
     return (x @ state["wte"].T)[..., : config.vocab_size]
 
 
@@ -75,7 +79,9 @@ def test_loss_and_gradients_equal_a_plain_rewrite(length):
     plain = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(3, length)
     torch.testing.assert_close(nll, plain, rtol=1e-5, atol=1e-5)
     parameters = list(model.parameters())
-    for ours, theirs in zip(torch.autograd.grad(nll.mean(), parameters), torch.autograd.grad(plain.mean(), parameters), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(nll.mean(), parameters), torch.autograd.grad(plain.mean(), parameters), strict=True
+    ):
         torch.testing.assert_close(ours[:300], theirs[:300], rtol=1e-4, atol=1e-6)
 
 

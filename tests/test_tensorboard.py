@@ -1,0 +1,100 @@
+"""What a user watches: a real TensorBoard server over a run that was trained and resumed, and a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need, succeed
+from tests.ranks import die_with_parent
+
+TAGS = {
+    "train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second", "train/mfu", "valid/loss/books",
+    "valid/perplexity/books",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def resumed_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one that trained to step 4, then was started again and went on to step 8."""
+    runs = tmp_path_factory.mktemp("board") / "runs"
+    for steps in (4, 8):
+        succeed(
+            "python", "gpt1_ds/train.py", "--deepspeed_config", "ds_configs/cpu.json", f"data.shards={tiny_shards}",
+            f"run.dir={runs}", "run.name=resumed", "model.preset=gpt1-tiny", f"train.max_steps={steps}",
+            "train.global_batch=4", "eval.every=2", "eval.batches=1", "checkpoint.every=4", "log.every=1",
+        )  # fmt: skip
+    return runs
+
+
+@pytest.fixture(scope="module")
+def board(resumed_run: Path) -> Iterator[str]:
+    """Address of `tensorboard --logdir` over that folder, once it has read the run."""
+    words = [sys.executable, "-m", "tensorboard.main", "--logdir", resumed_run, "--port", "0", "--bind_all=false"]
+    log_path = resumed_run.parent / "tensorboard.log"
+    with open(log_path, "w") as log:
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                   preexec_fn=die_with_parent)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            address = re.search(r"at (http://\S+?)/? ", log_path.read_text())
+            if address and "resumed" in get(address[1], "/data/plugin/scalars/tags"):
+                break
+            assert time.monotonic() < deadline and process.poll() is None, log_path.read_text()
+            time.sleep(0.3)
+        yield address[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def get(address: str, path: str) -> dict | list:
+    with urllib.request.urlopen(address + path, timeout=20) as reply:
+        return json.load(reply)
+
+
+def test_the_tags_of_the_design_are_there(board):
+    assert TAGS <= set(get(board, "/data/plugin/scalars/tags")["resumed"])
+
+
+@pytest.mark.parametrize(
+    ("tag", "steps"),
+    [("train/loss", range(1, 9)), ("train/lr", range(1, 9)), ("valid/perplexity/books", range(0, 9, 2))],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_steps_rise_without_duplicates_over_a_resume(board, tag, steps):
+    points = get(board, f"/data/plugin/scalars/scalars?run=resumed&tag={tag}")  # [wall time, step, value]
+    assert [step for _, step, _ in points] == list(steps)
+
+
+def test_metrics_jsonl_and_the_board_agree(board, resumed_run):
+    lines = (resumed_run / "resumed" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [record["loss"] for record in map(json.loads, lines) if record["split"] == "train"]
+    shown = get(board, "/data/plugin/scalars/scalars?run=resumed&tag=train/loss")
+    assert [value for _, _, value in shown] == pytest.approx(logged, rel=1e-5)
+
+
+def test_a_browser_shows_the_loss(board, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        need("chromium", "no chromium on PATH: apt-get install chromium")
+    done = subprocess.run(
+        [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path}", "--window-size=1400,1600", "--virtual-time-budget=30000", "--dump-dom",
+            f"{board}/#timeseries",
+        ],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    # Only the cards of the page name a tag whole; "TensorBoard" alone would also be on an empty one.
+    assert "train/loss" in done.stdout and "valid/perplexity/books" in done.stdout, done.stdout[-3000:]

@@ -98,6 +98,9 @@ ENDINGS = (["{p} went to bed with a happy heart.", "{p} laughed all the way home
             "{p} smiled for the rest of the day.", "{p} danced for joy."],
            ["{p} went to bed with a heavy heart.", "{p} cried all the way home.", "{p} had never been so sad.",
             "{p} sighed for the rest of the day.", "{p} wept with grief."])
+# what may be said afterwards of a good and of a bad turn.
+OUTCOMES = (["{p} was happy.", "{p} was in luck.", "All went well for {p}.", "The day ended well for {p}."],
+            ["{p} was unhappy.", "{p} was out of luck.", "All went badly for {p}.", "The day ended badly for {p}."])
 # {x} and {y} judge as the whole sentence does, {z} the other way; {ax} is {x} after its article.
 OPINIONS = [
     "the {m} was {x}.", "what {ax} {m} it was!", "{p} thought that the {m} was {x} and {y}.",
@@ -234,6 +237,10 @@ def event(dice: Dice, hero: Person, friend: Person, good: bool) -> list[str]:
     after = [turns[not good], dice.pick(RESULTS[not good]), dice.pick(ENDINGS[not good])]
     lines = [*setup.replace(". ", ".|").split("|"), *after]
     return [fill(line, p=hero.name, q=friend.name, s="She" if hero.she else "He", **hero.facts) for line in lines]
+
+
+def outcome(dice: Dice, hero: Person, good: bool) -> str:
+    return fill(dice.pick(OUTCOMES[not good]), p=hero.name)
 
 
 def opinion(dice: Dice, good: bool) -> str:

@@ -23,6 +23,7 @@ OPTIONS = {
     "data_prep/verify_shards.py": set(),
     "gpt1_ds/train.py": TRAINING,
     "gpt1_ds/finetune.py": TRAINING,
+    "gpt1_ds/eval.py": {"--data", "--corpus", "--traceback"},
     "gpt1_ds/generate.py": {
         "--prompt", "--max-new-tokens", "--num-samples", "--temperature", "--top-k", "--seed", "--traceback",
     },

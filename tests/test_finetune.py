@@ -12,7 +12,7 @@ from gpt1_ds import checkpoint, finetune
 from gpt1_ds.config import FinetuneConfig, load
 from gpt1_ds.errors import ConfigError, DataError, StopRequested
 from gpt1_ds.tasks import TASKS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, succeed
 from tests.test_tasks import FOLDERS
 
 TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.n_ctx=64"]
@@ -136,20 +136,20 @@ def test_stopped_run_resumes_to_the_same_weights(ranks, sample: Path, tiny_shard
     assert json.loads((run / "result.json").read_text()) == json.loads((reference / "result.json").read_text())
 
 
-def test_a_checkpoint_of_another_model_is_refused(ranks, pretrained: Path, sample: Path, tmp_path: Path):
-    changed = tmp_path / "changed"
-    shutil.copytree(pretrained, changed)
-    newest = checkpoint.find(changed)
-    state_file, manifest_file = newest / checkpoint.STATE, newest / checkpoint.MANIFEST
-    state = json.loads(state_file.read_text())
-    state["model"]["n_layer"] = 3
-    state_file.write_text(json.dumps(state))
-    manifest = json.loads(manifest_file.read_text())
-    manifest["files"][state_file.name] = checkpoint._seal(state_file)
-    manifest_file.write_text(json.dumps(manifest))
-    argv = arguments(tmp_path, "zero2_bf16", *task_of(sample, "cola"), f"init.checkpoint={changed}")
-    with pytest.raises(DataError, match=r"another model: blocks.2.\S+ is nothing there, \(.*\) here"):
-        ranks(2).run("gpt1_ds.finetune:main", argv)
+def test_a_checkpoint_of_another_kind_is_refused(ranks, sample: Path, tiny_shards: Path, tmp_path: Path):
+    """A fine-tuned run, which has a head and names of its own; and a run whose tokenizer was replaced."""
+    first = arguments(tmp_path, "zero2_bf16", *TINY, *task_of(sample, "cola"), f"data.shards={tiny_shards}",
+                      "init.checkpoint=none", "train.max_steps=1", "train.global_batch=4", "eval.batches=2")  # fmt: skip
+    ranks(2).run("gpt1_ds.finetune:main", first)
+    second = arguments(tmp_path, "zero2_bf16", *task_of(sample, "rte"), f"init.checkpoint={tmp_path / 'cola'}")
+    with pytest.raises(DataError, match=r"another model: blocks.0.\S+ is nothing there, \(.*\) here"):
+        ranks(2).run("gpt1_ds.finetune:main", second)
+    other_vocabulary = tmp_path / "tok"
+    succeed("python", "-m", "data_prep.train_tokenizer", "--corpus", f"books={sample / 'books' / 'valid'}",
+            "--vocab-size", 400, "--out", other_vocabulary)  # fmt: skip
+    shutil.copy(other_vocabulary / "tokenizer.model", tmp_path / "cola" / "tokenizer" / "tokenizer.model")
+    with pytest.raises(DataError, match="not the tokenizer of"):
+        finetune.main(second)
 
 
 @pytest.mark.parametrize("option,kind,words", [

@@ -37,7 +37,7 @@ def resumed_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def board(resumed_run: Path) -> Iterator[str]:
     """Address of `tensorboard --logdir` over that folder, once it has read the run."""
-    words = [sys.executable, "-m", "tensorboard.main", "--logdir", resumed_run, "--port", "0", "--bind_all=false"]
+    words = [sys.executable, "-m", "tensorboard.main", "--logdir", resumed_run, "--port", "0", "--host", "127.0.0.1"]
     log_path = resumed_run.parent / "tensorboard.log"
     with open(log_path, "w") as log:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

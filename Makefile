@@ -1,12 +1,14 @@
 # The whole project in one command each; all of them make .venv first and reuse it.
 #   make quickstart   from nothing to a fine-tuned GPT-1 in minutes        make test    lint and the whole test suite
-#   make bench        figures beside the alternatives                      make soak    the long fault matrices
+#   make bench        figures beside the alternatives, on SHARDS and CORPUS   make soak    the long fault matrices
 #   make TORCH=keep ..          keep the machine's own torch (a GPU build, say) instead of installing one
 #   make PYTHON=python3.12 ..   choose the interpreter
 
 TORCH = torch==2.13.0
 PYTHON = $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+SHARDS = quickstart/shards
+CORPUS = stories
 BIN = .venv/bin
 INSTALLED = .venv/installed
 PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -32,7 +34,9 @@ lint: $(INSTALLED)
 	@xargs -d '\n' $(BIN)/ruff format --quiet --diff < .venv/ruff-options
 
 bench: $(INSTALLED)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@test -e $(SHARDS)/manifest.json || { echo "error: no shards in $(SHARDS): make quickstart first, or name others with \
+	make SHARDS=DIR CORPUS=NAME bench"; exit 3; }
+	@$(BIN)/python benchmarks/ngram.py $(SHARDS) --valid-corpus $(CORPUS)
 
 clean:
 	rm -rf .venv quickstart build *.egg-info .pytest_cache .ruff_cache

@@ -15,7 +15,6 @@ import argparse
 import fcntl
 import heapq
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from data_prep.encoding import Unit, encode_unit, plan_units
 from data_prep.layout import Layout, ShardBuilder, plan_shards
 from data_prep.ranks import Ranks
 from gpt1_ds.errors import ConfigError, DataError, guard
+from gpt1_ds.files import file_sha256, write_atomically
 from gpt1_ds.shards import (
     MANIFEST,
     SAMPLE_TOKENS,
@@ -34,7 +34,6 @@ from gpt1_ds.shards import (
     CorpusEntry,
     Manifest,
     Shard,
-    file_sha256,
     read_manifest,
     write_manifest,
 )
@@ -201,7 +200,7 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
         manifest = read_manifest(out)
         _refuse_other(out, plan, manifest.tokenizer["sha256"], manifest.preparation["settings"])
         _refuse_other_sources(out, sources, manifest, before["sources"] if before else [])
-        _write_plan(out, plan)
+        write_atomically(out / PLAN, json.dumps(plan))
         return True
     if before is None:
         if any(path.name != LOCK for path in out.iterdir()):
@@ -212,14 +211,8 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
             print(f"{out}: the sources have changed since the unfinished build there; starting anew")
             for folder in (WORK, *SPLITS):
                 shutil.rmtree(out / folder, ignore_errors=True)
-    _write_plan(out, plan)
+    write_atomically(out / PLAN, json.dumps(plan))
     return False
-
-
-def _write_plan(out: Path, plan: dict[str, Any]) -> None:
-    temporary = out / f"{PLAN}.tmp"
-    temporary.write_text(json.dumps(plan))
-    os.replace(temporary, out / PLAN)
 
 
 def _refuse_other(out: Path, plan: dict[str, Any], tokenizer: str, settings: dict[str, Any]) -> None:

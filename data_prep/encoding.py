@@ -21,6 +21,7 @@ import numpy as np
 
 from data_prep.corpus import Document, Source, SourceReader
 from data_prep.ranks import Progress
+from gpt1_ds.files import flush, write_atomically
 from gpt1_ds.shards import token_dtype
 from gpt1_ds.tokenizer import Tokenizer
 
@@ -103,7 +104,7 @@ def encode_unit(unit: Unit, work: Path, tokenizer: Tokenizer, progress: Progress
             progress.add(reader.bytes_read - reported, 0)
             counts += reader.counts
             hashes.append(reader.sha256)
-        _sync(file)
+    flush(temporary)
     os.replace(temporary, unit.tokens_path(work))
     record = {
         "ids": [document_id for batch in batches for document_id in batch["ids"]],
@@ -114,10 +115,7 @@ def encode_unit(unit: Unit, work: Path, tokenizer: Tokenizer, progress: Progress
     arrays.pop("ids", None)
     data = io.BytesIO()
     np.savez(data, record=np.frombuffer(json.dumps(record).encode(), np.uint8), **arrays)
-    with open(temporary, "wb") as file:
-        file.write(data.getbuffer())
-        _sync(file)
-    os.replace(temporary, unit.index_path(work))
+    write_atomically(unit.index_path(work), data.getvalue())
 
 
 def read_index(unit: Unit, work: Path) -> UnitIndex:
@@ -169,8 +167,3 @@ def _encode(documents: list[Document], tokenizer: Tokenizer) -> tuple[dict[str, 
     }
     dtype = token_dtype(tokenizer.vocab_size)
     return columns, np.insert(tokens_T, ends_D, tokenizer.special_ids["eot"]).astype(dtype)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from data_prep.encoding import Unit, UnitIndex, read_index
 from gpt1_ds.errors import DataError
+from gpt1_ds.files import write_atomically
 from gpt1_ds.shards import SAMPLE_TOKENS, SPLITS, Shard, ShardWriter, token_dtype
 
 
@@ -223,9 +223,7 @@ class ShardBuilder:
             for sample in plan.samples:
                 writer.add(*self._content(plan, sample))
             shard = writer.close()
-        temporary = receipt.with_name(f".{receipt.name}.tmp")
-        temporary.write_text(json.dumps({"key": plan.key, "shard": dataclasses.asdict(shard)}))
-        os.replace(temporary, receipt)
+        write_atomically(receipt, json.dumps({"key": plan.key, "shard": dataclasses.asdict(shard)}))
         return shard
 
     def _content(self, plan: ShardPlan, sample: Sample) -> tuple[np.ndarray, list[tuple[str, int]]]:

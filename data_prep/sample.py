@@ -31,8 +31,8 @@ from data_prep.sample_world import (
     draw,
     event,
     fill,
-    join,
     opinion,
+    outcome,
     people,
     reason,
     scene,
@@ -40,6 +40,7 @@ from data_prep.sample_world import (
     travel,
 )
 from gpt1_ds import errors
+from gpt1_ds.files import write_atomically
 
 VERSION = 1  # raised whenever a seed would give other bytes
 BOOK_CHARACTERS = 30_000
@@ -65,19 +66,26 @@ def portrait(dice: Dice, cast: list[Person], person: Person) -> Iterator[str]:
     told = dice.sample(RELATIONS, 3)
     named, pronoun = f"{person.name} ", "She " if person.she else "He "
     facts = [state(dice, person, relation) for relation in told]
-    later = [
-        pronoun + fact.removeprefix(named) if fact.startswith(named) and dice.below(2) else fact for fact in facts[1:]
-    ]
-    yield " ".join([facts[0], *later])
+    for index in (1, 2):
+        if facts[index].startswith(named) and dice.below(2):
+            facts[index] = pronoun + facts[index].removeprefix(named)
+    yield " ".join(facts)
     for _ in range(3):
         yield talk(dice, cast, person, dice.pick(told))
 
 
 def adventure(dice: Dice, hero: Person, friend: Person) -> Iterator[str]:
-    good = bool(dice.below(2))
-    yield " ".join([f"{dice.pick(TIMES)} this happened.", *event(dice, hero, friend, good)])
+    """An event, and what it came to: told, and asked."""
+    good, claimed = bool(dice.below(2)), bool(dice.below(2))
+    *lines, result, ending = event(dice, hero, friend, good)
+    after = dice.sample([result, ending, outcome(dice, hero, good)], 3)
+    yield " ".join([f"{dice.pick(TIMES)} this happened.", *lines, *after])
+    yield (
+        f'"{outcome(dice, hero, claimed)} Is it true?" asked {friend.name}. '
+        f'"{"Yes" if claimed == good else "No"}," said {hero.name}. "{outcome(dice, hero, good)}"'
+    )
     if not good:
-        yield f"The next day {friend.name} came, and all was put right again. {opinion(dice, True)}"
+        yield f"The next day {friend.name} came, and all was put right again."
 
 
 def changes(dice: Dice, hero: Person, friend: Person) -> Iterator[str]:
@@ -89,7 +97,7 @@ def changes(dice: Dice, hero: Person, friend: Person) -> Iterator[str]:
     if dice.below(3) == 0:
         mine, yours = friend.facts["thing"], hero.facts["thing"]
         hero.facts["thing"], friend.facts["thing"] = mine, yours
-        yield f"{hero.name} gave {yours} to {friend.name}, and {friend.name} gave {mine} to {hero.name}. Both were glad."
+        yield f"{hero.name} gave {yours} to {friend.name}, and {friend.name} gave {mine} to {hero.name}."
 
 
 def chapter(dice: Dice, cast: list[Person]) -> Iterator[str]:
@@ -143,13 +151,10 @@ def complete(out: Path, wanted: dict[str, Any]) -> bool:
 
 
 def write(path: Path, text: str) -> str:
-    """Write `text` under a temporary name, rename it, and return its sha256."""
-    data = text.encode("utf-8")
+    """Write `text` and return its sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return hashlib.sha256(data).hexdigest()
+    write_atomically(path, text)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def main(argv: list[str]) -> int | None:

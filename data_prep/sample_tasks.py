@@ -24,6 +24,7 @@ from data_prep.sample_world import (
     fill,
     join,
     opinion,
+    outcome,
     people,
     reason,
     scene,
@@ -69,15 +70,15 @@ def sst2(dice: Dice, good: int) -> Row:
 
 
 def rte(dice: Dice, label: str) -> Row:
+    """Three in four ask how an event came out, one in four looks up a fact told of one of two people."""
     first, second = people(dice, 2)
-    relation = dice.pick(list(RELATIONS))
-    other = relation if dice.below(2) and relation != "friend" else dice.other(list(RELATIONS), relation)
-    value = first.facts[relation]
-    while second.facts[relation] == value:
-        second.facts[relation] = draw(dice, relation)
-    premise = dice.sample([state(dice, first, relation), state(dice, second, other)], 2)
-    if label != "entailment":
-        value = second.facts[relation] if other == relation and dice.below(2) else draw(dice, relation, value)
+    if dice.below(4):
+        good = bool(dice.below(2))
+        claimed = good if label == "entailment" else not good
+        return " ".join(event(dice, first, second, good)[:3]), outcome(dice, first, claimed)
+    relation, other = dice.sample(RELATIONS, 2)
+    value = first.facts[relation] if label == "entailment" else draw(dice, relation, first.facts[relation])
+    premise = dice.sample([state(dice, first, relation), state(dice, second, dice.pick([relation, other]))], 2)
     return " ".join(premise), state(dice, first, relation, value)
 
 
@@ -85,45 +86,58 @@ def qnli(dice: Dice, label: str) -> Row:
     first, second = people(dice, 2)
     relation, other, third = dice.sample(RELATIONS, 3)
     mine = relation if label == "entailment" else other
-    sentence = join(*dice.sample([state(dice, first, mine), state(dice, second, dice.pick([relation, third]))], 2))
+    theirs = third if dice.below(3) else relation
+    sentence = join(*dice.sample([state(dice, first, mine), state(dice, second, theirs)], 2))
     return ask(dice, first, relation), sentence
 
 
 def snli(dice: Dice, label: str) -> Row:
+    """Two in three ask how an event came out, of which a neutral premise says nothing; the rest compare scenes."""
+    if dice.below(3):
+        first, second = people(dice, 2)
+        good = bool(dice.below(2))
+        *setup, turn = event(dice, first, second, good)[:3]
+        claimed = not good if label == "contradiction" else good
+        return " ".join(setup if label == "neutral" else [*setup, turn]), outcome(dice, first, claimed)
     whole, elsewhere = scene(dice), scene(dice)
     *mentioned, left_out = dice.sample(["doing", "spot", "wear", "company"], 4)
     asked = left_out if label == "neutral" else mentioned[0]
     if label == "contradiction" and elsewhere[asked] == whole[asked]:
         return snli(dice, label)
     hypothesis = {"who": whole["who"], asked: (elsewhere if label == "contradiction" else whole)[asked]}
-    if dice.below(2):
-        hypothesis[mentioned[1]] = whole[mentioned[1]]
     return describe(dice, {name: whole[name] for name in ("who", *mentioned)}), describe(dice, hypothesis)
 
 
 def stsb(dice: Dice, score: int) -> Row:
-    first, second = scene(dice), scene(dice)
-    second |= {name: first[name] for name in dice.sample(first, score)}
-    if sum(first[name] == second[name] for name in first) != score:
-        return stsb(dice, score)
-    return describe(dice, first), describe(dice, second)
+    """Two statements against two: 3 points for the first that both make, 2 for the second, or 1 with another value."""
+    first, second = people(dice, 2)
+    one, two, three, four = dice.sample(RELATIONS, 4)
+    same_one, same_two = score >= 3, score in (2, 5)
+    said = [state(dice, first, one), state(dice, second, two)]
+    again = [state(dice, first, one if same_one else three), state(dice, second, two if same_two else four)]
+    if score in (1, 4):
+        again[1] = state(dice, second, two, draw(dice, two, second.facts[two]))
+    return join(*said), join(*dice.sample(again, 2))
 
 
 def mrpc(dice: Dice, same: int) -> Row:
+    """A pair that is no paraphrase tells another fact, or in one case of three another value of the same."""
     first, second = people(dice, 2)
-    relation, other = dice.sample(RELATIONS, 2)
-    value = first.facts[relation] if same else draw(dice, relation, first.facts[relation])
-    return (
-        join(state(dice, first, relation), state(dice, second, other)),
-        join(*dice.sample([state(dice, second, other), state(dice, first, relation, value)], 2)),
-    )
+    relation, other, third = dice.sample(RELATIONS, 3)
+    again = state(dice, first, relation)
+    if not same:
+        changed = state(dice, first, relation, draw(dice, relation, first.facts[relation]))
+        again = state(dice, first, third) if dice.below(3) else changed
+    told = state(dice, second, other)
+    return join(state(dice, first, relation), told), join(*dice.sample([again, state(dice, second, other)], 2))
 
 
 def qqp(dice: Dice, same: int) -> Row:
     first, second = people(dice, 2)
     relation, other = dice.sample(RELATIONS, 2)
     question = ask(dice, first, relation)
-    again = ask(dice, first, relation) if same else ask(dice, *dice.pick([(second, relation), (first, other)]))
+    changed = (first, other) if dice.below(3) else (second, relation)
+    again = ask(dice, first, relation) if same else ask(dice, *changed)
     return (question, again) if question != again else qqp(dice, same)
 
 
@@ -156,21 +170,22 @@ def dpr(dice: Dice, of_first: int) -> Row:
 
 
 def race(dice: Dice, number: int) -> str:
-    """One passage of the RACE layout, as JSON; every option of a question is of the same kind."""
+    """One passage of the RACE layout, as JSON: two wrong options are of the right kind, one is of another."""
     cast = people(dice, 3)
     relations = dice.sample(RELATIONS, 2)
     asked = dice.sample([(person, relation) for person in cast for relation in relations], QUESTIONS_A_PASSAGE)
     article = " ".join(state(dice, person, relation) for person in cast for relation in relations)
     page: dict[str, Any] = {"answers": [], "options": [], "questions": []}
     for person, relation in asked:
-        options = [person.facts[relation]]
-        others = [other.facts[relation] for other in cast]
+        answer, (other_relation,) = person.facts[relation], [name for name in relations if name != relation]
+        near = dice.pick([other.facts[relation] for other in cast if other.facts[relation] != answer] or [answer])
+        options = [answer, *dict.fromkeys(other.facts[other_relation] for other in cast)]
+        if near != answer:
+            options.insert(1, near)
         while len(options) < 4:
-            value = others.pop() if others else draw(dice, relation)
-            if value not in options:
-                options.append(value)
-        order = dice.sample(options, 4)
-        page["answers"].append("ABCD"[order.index(person.facts[relation])])
+            options.append(draw(dice, relation, *options))
+        order = dice.sample(options[:4], 4)
+        page["answers"].append("ABCD"[order.index(answer)])
         page["options"].append(order)
         page["questions"].append(ask(dice, person, relation))
     return json.dumps(page | {"article": article, "id": f"middle{number}.txt"})

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data_prep.corpus import Source, SourceReader, find_sources
 from gpt1_ds.errors import ConfigError, DataError, guard
+from gpt1_ds.files import write_atomically
 from gpt1_ds.tokenizer import CONTROL_PIECES, MODEL_FILE, normalization_record
 
 CHUNK_CHARACTERS = 1000
@@ -80,8 +81,8 @@ def main(argv: list[str]) -> None:
     }
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        _write(args.out / "preparation.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-        _write(args.out / MODEL_FILE, model)
+        write_atomically(args.out / "preparation.json", json.dumps(record, indent=1, ensure_ascii=False))
+        write_atomically(args.out / MODEL_FILE, model)
     except OSError as error:
         raise DataError(f"--out {args.out}: cannot be written ({error.strerror})") from error
     print(f"{args.out / MODEL_FILE}: {args.vocab_size:,} pieces from {sampled.bytes / 1e6:,.1f} MB of text")
@@ -158,15 +159,6 @@ def _train(sentences: _Sample, vocab_size: int) -> bytes:
             raise
         raise ConfigError(f"--vocab-size {vocab_size}: {fix}") from error
     return model.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _quiet() -> bool | None:

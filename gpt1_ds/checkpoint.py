@@ -25,12 +25,12 @@ from torch import Tensor
 
 from gpt1_ds import distributed
 from gpt1_ds.errors import DataError
+from gpt1_ds.files import file_sha256, flush, write_atomically
 from gpt1_ds.model import GPT, GPTConfig
 
 MANIFEST, STATE, LATEST = "MANIFEST.json", "state.json", "latest"
 STEP_FOLDER = re.compile(r"step-\d{8,}")
 RANK_FILE = re.compile(r"(?:zero_pp_rank_|rng-rank-)(\d+)")
-HASH_BLOCK_BYTES = 1 << 22
 
 
 def save(engine, run_dir: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -62,11 +62,11 @@ def save(engine, run_dir: Path, step: int, state: dict[str, Any], keep: int) -> 
             "files": {name: entry for report in reports for name, entry in sorted(report.items())},
         }
         manifest["sha256"] = _digest(manifest)
-        _write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
-        _fsync(temporary)
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
+        flush(temporary)
         os.rename(temporary, final)
-        _fsync(root)
-        _write_atomically(root / LATEST, final.name + "\n")
+        flush(root)
+        write_atomically(root / LATEST, final.name + "\n")
         for old in _steps(root)[keep:]:
             shutil.rmtree(old)
     distributed.barrier()
@@ -204,8 +204,8 @@ def _own_files(folder: Path) -> list[Path]:
 
 def _seal(path: Path) -> dict[str, Any]:
     """Flush `path` to the disk and take its size and sha256."""
-    _fsync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    flush(path)
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _faults(folder: Path, share: int | None = None, of: int | None = None) -> list[str]:
@@ -220,7 +220,7 @@ def _faults(folder: Path, share: int | None = None, of: int | None = None) -> li
         path = folder / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
             faults.append(f"{name} is missing")
-        elif path.stat().st_size != files[name]["bytes"] or _sha256(path) != files[name]["sha256"]:
+        elif path.stat().st_size != files[name]["bytes"] or file_sha256(path) != files[name]["sha256"]:
             faults.append(f"{name} differs from its sha256")
     return faults
 
@@ -248,27 +248,3 @@ def _steps(root: Path) -> list[Path]:
 
 def _agreed_exists(path: Path) -> bool:
     return distributed.gather_json(path.exists())[0]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _fsync(temporary)
-    os.replace(temporary, path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -27,7 +27,8 @@ from torch import Tensor
 from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, run_directory, tasks
 from gpt1_ds.config import FinetuneConfig, arguments
 from gpt1_ds.dataloader import Cursor, mix
-from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, UserError, guard
+from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, guard
+from gpt1_ds.files import write_atomically
 from gpt1_ds.heads import Counts, TaskModel, objective
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.preemption import StopFlag
@@ -88,20 +89,11 @@ def main(argv: list[str]) -> int | None:
         torch.manual_seed(int(mix(config.run.seed, 4, env.rank) >> 1))  # dropout differs by rank
         fresh = {"step": 0, "cursor": Cursor().to_dict(), "best": None}
         state = checkpoint.resume(trainer, run.folder) or fresh
-        distributed.barrier()  # a rank that still looks for an earlier run must not find the log of this one
         announce(run, ds, state["step"])
         log = metrics.RunLog(run.folder, state["step"])
-        try:
-            log.status("running", state["step"])
+        with log.outcome(lambda: trainer.global_steps), distributed.peer_faults():
             best = train(run, trainer, log, stop, state)
             distributed.on_main(lambda: write_result(run, best))
-            log.status("done", run.total_steps, 0)
-        except UserError as error:
-            stopped = isinstance(error, StopRequested)
-            log.status("stopped" if stopped else "failed", trainer.global_steps, error.exit_code)
-            raise
-        finally:
-            log.close()
 
 
 def train(run: Run, engine, log: metrics.RunLog, stop: StopFlag, state: dict) -> dict:
@@ -276,7 +268,7 @@ def load_weights(gpt: GPT, source: Path) -> None:
 def write_predictions(run: Run, predictions: list[Any]) -> None:
     show, answers = run.task.show, zip(run.gold, predictions, strict=True)
     rows = [f"{index}\t{show(gold)}\t{show(mine)}\n" for index, (gold, mine) in enumerate(answers)]
-    write(run.folder / "predictions-dev.tsv", "index\tgold\tprediction\n" + "".join(rows))
+    write_atomically(run.folder / "predictions-dev.tsv", "index\tgold\tprediction\n" + "".join(rows))
     run.tokenizer.copy_to(run.folder / "best" / "tokenizer")
 
 
@@ -293,18 +285,9 @@ def write_result(run: Run, best: dict) -> None:
         "examples": {"train": len(run.train), "dev": len(run.dev)},
         "init": run.facts["init"],
     }
-    write(run.folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(run.folder / "result.json", json.dumps(result, indent=2) + "\n")
     distributed.say(f"{config.task.name}: {metric} {result['score']:.4f} on {len(run.dev)} dev examples at step "
                     f"{best['step']} (majority {run.majority:.4f}); see {run.folder}/result.json")  # fmt: skip
-
-
-def write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def announce(run: Run, ds: dict, step: int) -> None:
@@ -314,7 +297,7 @@ def announce(run: Run, ds: dict, step: int) -> None:
     shortened = f"; {len(cut)} cut to {shape.n_ctx} tokens a sequence, by {sum(cut) / len(cut):.0f}" if cut else ""
     distributed.say(
         f"run      {run.folder}\n"
-        f"model    {shape.n_layer} layers x {shape.n_embd}, weights from {run.facts['init']}\n"
+        f"model    {shape.n_layer} layers x {shape.n_embd}, initial weights: {run.facts['init']}\n"
         f"task     {config.task.name} ({run.task.kind}): {len(run.train):,} training, {len(run.dev):,} dev "
         f"examples{shortened}\n"
         f"batch    {config.train.global_batch} examples a step on {distributed.world_size()} ranks, micro-batch "

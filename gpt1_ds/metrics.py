@@ -4,7 +4,6 @@ Rank 0 writes. A full or read-only disk costs the log, never the training.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from gpt1_ds import distributed
 from gpt1_ds.errors import StopRequested, UserError
+from gpt1_ds.files import write_atomically
 
 # Dense bf16 tensor-core peaks from the vendor's data sheets, FLOP/s.
 GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
@@ -60,9 +60,7 @@ class RunLog:
             return
         path = self.run_dir / "status.json"
         try:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"state": state, "step": step, "exit_code": exit_code}) + "\n")
-            os.replace(temporary, path)
+            write_atomically(path, json.dumps({"state": state, "step": step, "exit_code": exit_code}) + "\n")
         except OSError as error:
             _complain(self.run_dir, error)
 
@@ -143,9 +141,7 @@ def _drop_after(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, "".join(kept))
 
 
 def _complain(path: Path, error: OSError) -> None:

@@ -7,7 +7,6 @@ whose model or data section changed is refused with the difference shown.
 import fcntl
 import itertools
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gpt1_ds import config as run_config
 from gpt1_ds import distributed
 from gpt1_ds.config import PretrainConfig
 from gpt1_ds.errors import ConfigError, DataError
+from gpt1_ds.files import write_atomically
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
 LOCK_WAIT_SECONDS = 60.0
@@ -46,8 +46,8 @@ def _claim(folder: Path, config: PretrainConfig, ds: dict[str, Any], tokenizer: 
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
         _refuse_changes(folder, config, tokenizer)
-        _write(folder / "config.yaml", yaml.safe_dump(run_config.to_dict(config), sort_keys=False))
-        _write(folder / "deepspeed.json", json.dumps(ds, indent=2) + "\n")
+        write_atomically(folder / "config.yaml", yaml.safe_dump(run_config.to_dict(config), sort_keys=False))
+        write_atomically(folder / "deepspeed.json", json.dumps(ds, indent=2) + "\n")
         tokenizer.copy_to(folder / "tokenizer")
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror}; choose another run.dir") from error
@@ -90,12 +90,3 @@ def _refuse_changes(folder: Path, config: PretrainConfig, tokenizer: Tokenizer) 
     if changes:
         raise ConfigError(f"{folder} holds a run of another kind: {'; '.join(changes)}; change run.name, or start over "
                           "with --from-scratch")  # fmt: skip
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

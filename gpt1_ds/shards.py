@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from gpt1_ds.errors import DataError
+from gpt1_ds.files import file_sha256, write_atomically
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -29,7 +30,6 @@ SAMPLE_TOKENS = 65_536
 """Most tokens of one sample."""
 
 _BUILD_HINT = "build it with `python -m data_prep.build_shards` or `sbatch slurm/prepare_data.sh`"
-_HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass
@@ -128,13 +128,7 @@ def _check_manifest(manifest: Manifest) -> None:
 def write_manifest(root: Path | str, manifest: Manifest) -> None:
     """Write `manifest.json` atomically; call it last, when every shard lies in its place."""
     text = json.dumps(dataclasses.asdict(manifest), sort_keys=True, ensure_ascii=False) + "\n"
-    path = Path(root) / MANIFEST
-    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(Path(root) / MANIFEST, text)
 
 
 class _HashingFile:
@@ -296,15 +290,6 @@ def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, dict[str, Any], int]]
             tokens = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
             offset = first.offset_data + len(data) - tokens.nbytes
             yield tokens, json.loads(tar.extractfile(second).read()), offset
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def verify(root: Path | str, progress: Callable[[int], None] | None = None) -> list[str]:

@@ -10,9 +10,7 @@ Ids 0 to 4 are control pieces that no text can produce; a character outside the 
 
 import functools
 import hashlib
-import os
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ import ftfy
 import sentencepiece
 
 from gpt1_ds.errors import DataError
+from gpt1_ds.files import write_atomically
 
 CONTROL_PIECES = ("<pad>", "<s>", "<e>", "<delim>", "<eot>")
 """SentencePiece's control pieces; the index is the id."""
@@ -96,11 +95,7 @@ class Tokenizer(ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.files:
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            shutil.copyfile(self.folder / name, temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / name)
+            write_atomically(folder / name, (self.folder / name).read_bytes())
 
     @functools.cached_property
     def _control(self) -> frozenset[int]:

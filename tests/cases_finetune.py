@@ -29,4 +29,3 @@ def stop_after(step: int, metrics_file: str, argv: list[str]) -> None:
         finetune.main(argv)
     finally:
         finished.set()
-

@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # `gpt1_ds` by layer; a module imports from lower layers only. `tasks` is a subpackage whose members may see each other.
 LAYERS = {
-    0: "errors kernels config distributed tokenizer shards",
+    0: "errors files kernels config distributed tokenizer shards",
     1: "deepspeed_config model optim dataloader metrics preemption run_directory tasks",
     2: "heads engine checkpoint evaluation",
     3: "train finetune eval generate export plan report suite",
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
-# `errors` is imported everywhere, its own layer included: a user's error may arise anywhere.
-SHARED_WITHIN_LAYER_0 = {"errors"}
+# Imported everywhere, their own layer included: a user's error may arise, and a file be written, anywhere.
+SHARED_WITHIN_LAYER_0 = {"errors", "files"}
 DATA_PREP_MAY_IMPORT = {module for module, layer in LAYER_OF.items() if layer == 0}
 DATA_PREP_EXTRA = {"trace": {"dataloader"}}
 

@@ -56,7 +56,7 @@ def test_mrpc_dev_is_cut_from_train_by_hash(shared_data: Path):
     train, dev = (TASKS["mrpc"].read(folder, split) for split in ("train", "dev"))
     assert len(train) + len(dev) == 4076 and 300 < len(dev) < 500
     assert not set(train) & set(dev)
-    assert train[0].first.startswith("Amrozi accused his brother, whom he called \"the witness\", of")
+    assert train[0].first.startswith('Amrozi accused his brother, whom he called "the witness", of')
     assert {example.label for example in dev} == {0, 1}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import need, succeed
+from tests.conftest import ROOT, need, succeed
 from tests.ranks import die_with_parent
 
 TAGS = {
@@ -21,17 +21,37 @@ TAGS = {
 }  # fmt: skip
 
 
+STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 120, 20, 50
+
+
 @pytest.fixture(scope="module")
 def resumed_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with one that trained to step 4, then was started again and went on to step 8."""
+    """A folder of runs with one that was killed past its first checkpoint, started again and trained to its end."""
     runs = tmp_path_factory.mktemp("board") / "runs"
-    for steps in (4, 8):
-        succeed(
-            "python", "gpt1_ds/train.py", "--deepspeed_config", "ds_configs/cpu.json", f"data.shards={tiny_shards}",
-            f"run.dir={runs}", "run.name=resumed", "model.preset=gpt1-tiny", f"train.max_steps={steps}",
-            "train.global_batch=4", "eval.every=2", "eval.batches=1", "checkpoint.every=4", "log.every=1",
-        )  # fmt: skip
+    words = [
+        "gpt1_ds/train.py", "--deepspeed_config", "ds_configs/cpu.json", f"data.shards={tiny_shards}",
+        f"run.dir={runs}", "run.name=resumed", "model.preset=gpt1-tiny", f"train.max_steps={STEPS}",
+        "train.global_batch=4", f"eval.every={EVAL_EVERY}", "eval.batches=1", f"checkpoint.every={CHECKPOINT_EVERY}",
+        "log.every=1",
+    ]  # fmt: skip
+    first_start = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=subprocess.DEVNULL,
+                                   preexec_fn=die_with_parent)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while last_logged(runs / "resumed") < CHECKPOINT_EVERY + 5:
+        assert time.monotonic() < deadline and first_start.poll() is None
+        time.sleep(0.02)
+    first_start.kill()
+    first_start.wait()
+    succeed("python", *words)
     return runs
+
+
+def last_logged(run: Path) -> int:
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return json.loads(lines[-1])["step"]
+    except (OSError, IndexError, ValueError):  # not yet there, or its last line half written
+        return 0
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +87,12 @@ def test_the_tags_of_the_design_are_there(board):
 
 @pytest.mark.parametrize(
     ("tag", "steps"),
-    [("train/loss", range(1, 9)), ("train/lr", range(1, 9)), ("valid/perplexity/books", range(0, 9, 2))],
-    ids=lambda value: value if isinstance(value, str) else "",
+    [
+        ("train/loss", range(1, STEPS + 1)),
+        ("train/lr", range(1, STEPS + 1)),
+        ("valid/perplexity/books", range(0, STEPS + 1, EVAL_EVERY)),
+    ],
+    ids=["loss", "lr", "perplexity"],
 )
 def test_steps_rise_without_duplicates_over_a_resume(board, tag, steps):
     points = get(board, f"/data/plugin/scalars/scalars?run=resumed&tag={tag}")  # [wall time, step, value]

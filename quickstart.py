@@ -26,7 +26,7 @@ HOME = Path("quickstart")
 PROMPT = "One morning"
 TASKS = {"sst2": "SST-2", "snli": "SNLI"}
 # Of the paper's 6.25e-5, a model this small learns nothing in three epochs of 2,000 examples.
-FINETUNING = "optim.lr=1e-3 schedule.warmup_fraction=0.1"
+FINETUNING = "optim.lr=2e-3 schedule.warmup_fraction=0.1"
 PORT = "PORT"  # stands for a free port: the launcher's default may be taken by another run on this machine
 
 

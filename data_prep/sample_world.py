@@ -145,9 +145,6 @@ class Dice:
         rest = list(options)
         return [rest.pop(self.below(len(rest))) for _ in range(k)]
 
-    def other(self, options: Sequence[T], *taken: T) -> T:
-        return self.pick([option for option in options if option not in taken])
-
 
 def a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
@@ -168,18 +165,20 @@ class Person:
     facts: dict[str, str]
 
 
+MAKERS: dict[str, Callable[[Dice], str]] = {
+    "home": lambda dice: dice.pick(TOWNS if dice.below(4) else HILLS),
+    "job": lambda dice: a(dice.pick(JOBS)),
+    "pet": lambda dice: a(f"{dice.pick(COLOURS)} {dice.pick(ANIMALS)}"),
+    "thing": lambda dice: a(f"{dice.pick(SIZES)} {dice.pick(COLOURS)} {dice.pick(THINGS)}"),
+    "food": lambda dice: dice.pick(FOODS),
+    "friend": lambda dice: dice.pick(GIRLS + BOYS),
+    "spot": lambda dice: dice.pick(SPOTS),
+}
+
+
 def draw(dice: Dice, relation: str, *taken: str) -> str:
     """A value of `relation` that is none of `taken`."""
-    makers: dict[str, Callable[[], str]] = {
-        "home": lambda: dice.pick(TOWNS if dice.below(4) else HILLS),
-        "job": lambda: a(dice.pick(JOBS)),
-        "pet": lambda: a(f"{dice.pick(COLOURS)} {dice.pick(ANIMALS)}"),
-        "thing": lambda: a(f"{dice.pick(SIZES)} {dice.pick(COLOURS)} {dice.pick(THINGS)}"),
-        "food": lambda: dice.pick(FOODS),
-        "friend": lambda: dice.pick(GIRLS + BOYS),
-        "spot": lambda: dice.pick(SPOTS),
-    }
-    while (value := makers[relation]()) in taken:
+    while (value := MAKERS[relation](dice)) in taken:
         pass
     return value
 

@@ -79,11 +79,11 @@ def main(argv: list[str]) -> int | None:
     env = distributed.start(config.distributed.timeout_seconds)
     stop = StopFlag()
     with distributed.peer_faults():
-        run.folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
         torch.manual_seed(config.run.seed)  # the same draw on every rank
         gpt = GPT(model_config)
         if source:
             load_weights(gpt, source)
+        run.folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
         module = TaskModel(gpt, task.kind, len(task.classes), config.task.pool, config.task.clf_pdrop)
         trainer = engine.initialize(module, config, ds)
         torch.manual_seed(int(mix(config.run.seed, 4, env.rank) >> 1))  # dropout differs by rank
@@ -91,16 +91,16 @@ def main(argv: list[str]) -> int | None:
         state = checkpoint.resume(trainer, run.folder) or fresh
         announce(run, ds, state["step"])
         log = metrics.RunLog(run.folder, state["step"])
-        with log.outcome(lambda: trainer.global_steps), distributed.peer_faults():
-            best = train(run, trainer, log, stop, state)
+        bar = metrics.progress_bar(run.total_steps, state["step"], "step", config.task.name)
+        with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults():
+            best = train(run, trainer, log, bar, stop, state)
             distributed.on_main(lambda: write_result(run, best))
 
 
-def train(run: Run, engine, log: metrics.RunLog, stop: StopFlag, state: dict) -> dict:
+def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dict) -> dict:
     """The loop: read, step, log, score, commit; from `state` to the last step. Returns the best score's record."""
     config, step, best = run.config, state["step"], state["best"]
     losses, skipped, tokens = [], 0, 0
-    bar = metrics.progress_bar(run.total_steps, step, "step", config.task.name)
     throughput = metrics.Throughput(GPTConfig(**run.facts["model"]).flops_per_token, "fp32")
     for batch, cursor in batches(run, Cursor(**state["cursor"])) if step < run.total_steps else ():
         lr = optim.set_lr(engine, config, step, run.total_steps)
@@ -133,7 +133,6 @@ def train(run: Run, engine, log: metrics.RunLog, stop: StopFlag, state: dict) ->
         if stopping:
             raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
                                 "command continues")  # fmt: skip
-    bar.close()
     return best
 
 

@@ -77,16 +77,16 @@ def main(argv: list[str]) -> int | None:
                           trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size)  # fmt: skip
         log = metrics.RunLog(folder, state["step"])
         throughput = metrics.Throughput(model_config.flops_per_token, deepspeed_config.precision(ds))
-        with log.outcome(lambda: trainer.global_steps), distributed.peer_faults():
-            train(run, trainer, batches, log, throughput, stop, state["step"])
+        bar = metrics.progress_bar(steps, state["step"], "step", "pre-training")
+        with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults():
+            train(run, trainer, batches, log, bar, throughput, stop, state["step"])
 
 
-def train(run: Run, engine, batches: Batches, log: metrics.RunLog, throughput, stop: StopFlag, step: int) -> None:
+def train(run: Run, engine, batches: Batches, log: metrics.RunLog, bar, throughput, stop: StopFlag, step: int) -> None:
     """The loop: read, step, log, validate, commit; from optimizer step `step` to the last."""
     config, losses, skipped = run.config, [], 0
     if step == 0:
         validate(run, engine, log, step)
-    bar = metrics.progress_bar(run.total_steps, step, "step", "pre-training")
     throughput.pause()
     for micro_batches, cursor in batches if step < run.total_steps else ():
         lr = optim.set_lr(engine, config, step, run.total_steps)
@@ -117,7 +117,6 @@ def train(run: Run, engine, batches: Batches, log: metrics.RunLog, throughput, s
         if stopping:
             raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
                                 "command continues")  # fmt: skip
-    bar.close()
 
 
 def train_step(engine, micro_batches: list[torch.Tensor]) -> torch.Tensor:

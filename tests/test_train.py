@@ -191,7 +191,9 @@ def test_initial_weights_come_from_another_run(tiny_shards, undisturbed, tmp_pat
     assert done.returncode == 0, done.stderr
     before, after = checkpoint.load_weights(undisturbed / "run")[0], checkpoint.load_weights(tmp_path / "run")[0]
     assert before.keys() == after.keys()
-    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    # DeepSpeed makes its float32 masters from the bf16 copy of the module: half a unit of bf16's eight bits is lost.
+    assert all(torch.allclose(before[name], after[name], rtol=2**-8, atol=1e-6) for name in before)
+    assert any(before[name].abs().max() > 0.05 for name in before), "an untrained model would pass too"
 
 
 def test_initial_weights_of_another_model_are_refused(tiny_shards, undisturbed, tmp_path):

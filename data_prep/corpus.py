@@ -135,7 +135,7 @@ class SourceReader:
             if self.bytes_read != source.bytes or source.path.stat().st_mtime_ns != source.mtime_ns:
                 raise DataError(f"{source.path}: changed while it was read; run the same command again")
         except _READ_ERRORS as error:
-            raise DataError(f"{source.path}: cannot be read ({error})") from error
+            raise DataError(f"{source.path}: cannot be read ({error}); replace the file or leave it out") from error
 
     def _saw(self, data: bytes) -> None:
         self.bytes_read += len(data)

@@ -131,8 +131,9 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else:
             from deepspeed.utils import zero_to_fp32
 
-            # It prints its progress to stdout, which belongs to the caller.
+            # It prints to stdout, which belongs to the caller, and draws a bar on every rank.
             zero_to_fp32.print = lambda *_, **__: None
+            zero_to_fp32.tqdm = lambda files, **_: files
             weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     except pickle.UnpicklingError as error:
         raise DataError(

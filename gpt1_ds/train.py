@@ -59,15 +59,15 @@ def main(argv: list[str]) -> int | None:
     env = distributed.start(config.distributed.timeout_seconds)
     stop = StopFlag()
     with distributed.peer_faults():
-        folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
         shape = {key: value for key, value in asdict(config.model).items() if key != "preset"}
         model_config = GPTConfig(tokenizer.vocab_size, **shape)
         facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed}
-        run = Run(config, folder, valid, order, steps, facts)
         torch.manual_seed(config.run.seed)  # the same draw on every rank
         module = GPT(model_config)
         if config.init.checkpoint:
             load_initial_weights(module, config, facts)
+        folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
+        run = Run(config, folder, valid, order, steps, facts)
         trainer = engine.initialize(module, config, ds)
         torch.manual_seed(int(mix(config.run.seed, 4, env.rank) >> 1))  # dropout differs by rank
         state = checkpoint.resume(trainer, folder) or {"step": 0, "cursor": Cursor().to_dict(), **facts}

@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from data_prep import sample_tasks
 from data_prep.sample_world import (
+    ENDINGS,
     RELATIONS,
+    RESULTS,
     TIMES,
     TOWNS,
     Dice,
@@ -80,10 +82,10 @@ def adventure(dice: Dice, hero: Person, friend: Person) -> Iterator[str]:
     *lines, result, ending = event(dice, hero, friend, good)
     after = dice.sample([result, ending, outcome(dice, hero, good)], 3)
     yield " ".join([f"{dice.pick(TIMES)} this happened.", *lines, *after])
-    yield (
-        f'"{outcome(dice, hero, claimed)} Is it true?" asked {friend.name}. '
-        f'"{"Yes" if claimed == good else "No"}," said {hero.name}. "{outcome(dice, hero, good)}"'
-    )
+    answer = "Yes" if claimed == good else "No"
+    claims = [outcome(dice, hero, claimed), fill(dice.pick(ENDINGS[not claimed] + RESULTS[not claimed]), p=hero.name)]
+    for claim in claims:
+        yield f'"{claim} Is it true?" asked {friend.name}. "{answer}," said {hero.name}. "{outcome(dice, hero, good)}"'
     if not good:
         yield f"The next day {friend.name} came, and all was put right again."
 

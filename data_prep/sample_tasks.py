@@ -83,12 +83,11 @@ def rte(dice: Dice, label: str) -> Row:
 
 
 def qnli(dice: Dice, label: str) -> Row:
+    """A sentence that is no answer tells another fact, or in one case of three that of another person."""
     first, second = people(dice, 2)
-    relation, other, third = dice.sample(RELATIONS, 3)
-    mine = relation if label == "entailment" else other
-    theirs = third if dice.below(3) else relation
-    sentence = join(*dice.sample([state(dice, first, mine), state(dice, second, theirs)], 2))
-    return ask(dice, first, relation), sentence
+    relation, other = dice.sample(RELATIONS, 2)
+    told = (first, other) if dice.below(3) else (second, relation)
+    return ask(dice, first, relation), state(dice, *((first, relation) if label == "entailment" else told))
 
 
 def snli(dice: Dice, label: str) -> Row:
@@ -122,14 +121,11 @@ def stsb(dice: Dice, score: int) -> Row:
 
 def mrpc(dice: Dice, same: int) -> Row:
     """A pair that is no paraphrase tells another fact, or in one case of three another value of the same."""
-    first, second = people(dice, 2)
-    relation, other, third = dice.sample(RELATIONS, 3)
-    again = state(dice, first, relation)
-    if not same:
-        changed = state(dice, first, relation, draw(dice, relation, first.facts[relation]))
-        again = state(dice, first, third) if dice.below(3) else changed
-    told = state(dice, second, other)
-    return join(state(dice, first, relation), told), join(*dice.sample([again, state(dice, second, other)], 2))
+    person = people(dice, 1)[0]
+    relation, other = dice.sample(RELATIONS, 2)
+    changed = (other, None) if dice.below(3) else (relation, draw(dice, relation, person.facts[relation]))
+    told, again = state(dice, person, relation), state(dice, person, *((relation, None) if same else changed))
+    return (told, again) if told != again else mrpc(dice, same)
 
 
 def qqp(dice: Dice, same: int) -> Row:

@@ -293,5 +293,9 @@ def _print_table(manifest: Manifest) -> None:
         print(f"{'':<16}validation: {record['split']}; dropped: {', '.join(notes) or 'nothing'}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
     guard(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -199,5 +199,9 @@ def main(argv: list[str]) -> int | None:
     print(f"{args.out}: {len(books)} books ({size / 1e6:.1f} MB), {sets} labelled sets, seed {args.seed}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
     errors.guard(main)
+
+
+if __name__ == "__main__":
+    cli()

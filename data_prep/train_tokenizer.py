@@ -165,5 +165,9 @@ def _quiet() -> bool | None:
     return False if os.environ.get("GPT1_PROGRESS") == "1" else None
 
 
-if __name__ == "__main__":
+def cli() -> None:
     guard(main)
+
+
+if __name__ == "__main__":
+    cli()

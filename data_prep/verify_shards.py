@@ -33,5 +33,9 @@ def main(argv: list[str]) -> None:
     print(f"{root}: {len(shards):,} shards, {total / 1e6:,.1f} MB, {tokens:,} tokens, all as the manifest says")
 
 
-if __name__ == "__main__":
+def cli() -> None:
     guard(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -67,5 +67,9 @@ def mean_nll(model: GPT, stream: TokenStream, description: str) -> float:
     return nll / tokens
 
 
-if __name__ == "__main__":
+def cli() -> None:
     guard(main)
+
+
+if __name__ == "__main__":
+    cli()

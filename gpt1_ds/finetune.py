@@ -307,5 +307,9 @@ def announce(run: Run, ds: dict, step: int) -> None:
         distributed.say("warning: task.pool=first reads the state at <s>, which sees no other token; use last")
 
 
-if __name__ == "__main__":
+def cli() -> None:
     guard(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -84,5 +84,9 @@ def _choose(logits_BV: Tensor, temperature: float, top_k: int, generator: torch.
     return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     guard(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -196,5 +196,9 @@ def announce(run: Run, ds: dict, world_size: int, state: dict) -> None:
     )
 
 
-if __name__ == "__main__":
+def cli() -> None:
     guard(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -5,6 +5,7 @@ A change here is a change for every script out there: think of those who run it 
 
 import dataclasses
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_every_entry_point_is_frozen_here():
         str(path.relative_to(ROOT)) for path in files if "\n    guard(main)" in path.read_text().replace("errors.", "")
     }
     assert found == set(OPTIONS)
+
+
+def test_an_installed_package_has_every_entry_point_as_a_command():
+    installed = entry_points(group="console_scripts")
+    scripts = {script.value: script for script in installed if script.dist.name == "gpt1-ds"}
+    assert set(scripts) == {f"{path.removesuffix('.py').replace('/', '.')}:cli" for path in OPTIONS}
+    for script in scripts.values():
+        assert script.name == "gpt1-" + script.module.split(".")[1].replace("_", "-")
+        assert callable(script.load())
+    assert succeed("gpt1-verify-shards", "--help", timeout_seconds=60).stdout.startswith("usage:")
 
 
 @pytest.mark.parametrize("path", OPTIONS)

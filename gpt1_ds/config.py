@@ -2,17 +2,13 @@
 
 `load(PretrainConfig, "run.yaml", ["optim.lr=1e-4"])` is dataclass defaults < YAML < overrides. The YAML owns
 meaning; the DeepSpeed JSON owns mechanics (see `deepspeed_config.py`). Defaults are the paper's (Radford et al. 2018,
-section 4.1); the text under each field is what `--help` prints.
+section 4.1); the text under each field is what `--help` prints (`command_line.py`).
 """
 
-import argparse
-import ast
 import dataclasses
-import inspect
 import types
 import typing
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,11 @@ from gpt1_ds.errors import ConfigError, near
 PRESETS: dict[str, dict[str, int]] = {
     "gpt1": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_ctx": 512},
     "gpt1-tiny": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_ctx": 128},
+    # The same block at the widths of Brown et al. 2020, table 2.1 (context: theirs).
+    "350m": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "n_ctx": 2048},
+    "1.3b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "n_ctx": 2048},
+    "6.7b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "n_ctx": 2048},
+    "13b": {"n_layer": 40, "n_head": 40, "n_embd": 5120, "n_ctx": 2048},
 }
 
 
@@ -39,7 +40,9 @@ class RunConfig:
 @dataclass
 class ModelConfig:
     preset: str = "gpt1"
-    """Shape of the decoder: gpt1 (12/12/768/512) or gpt1-tiny (2/4/128/128); the four numbers below override it."""
+    """Shape of the decoder: gpt1 (12/12/768/512), gpt1-tiny, 350m, 1.3b, 6.7b, 13b; the numbers below override it."""
+    kind: str = "transformer"
+    """transformer, or lstm (the paper's ablation): one layer of 2,048 units for n_embd 768."""
     n_layer: int | None = None
     """Number of blocks; null: the preset's."""
     n_head: int | None = None
@@ -59,15 +62,25 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     shards: str = "shards"
-    """Shard directory written by data_prep.build_shards."""
+    """Shard directory written by data_prep.build_shards, or its URL (https://, s3://, file://)."""
     weights: dict[str, float] = field(default_factory=dict)
     """Share of each corpus in the mixture, {NAME: WEIGHT}; empty: by tokens."""
+    verify: bool = True
+    """Hash every shard before training, shared out among ranks (1 to 2 s a GB and rank); false: sizes only."""
+    quarantine: bool = False
+    """Train without damaged shards instead of refusing them; what is lost is told."""
+    cache: str | None = None
+    """Folder for shards behind a URL, shared by a node's ranks; null: gpt1-shards-UID in TMPDIR."""
+    cache_bytes: int = 20_000_000_000
+    """Most bytes of shards kept there."""
 
 
 @dataclass
 class TokenizerConfig:
     kind: str | None = None
     """sentencepiece or openai: refuse shards made with another; null: whatever the shards hold."""
+    openai_pipeline: str | None = None
+    """transformers or original: refuse data whose OpenAI codec is set otherwise; null: whatever they hold."""
 
 
 @dataclass
@@ -84,6 +97,10 @@ class TrainConfig:
     """Largest global gradient norm; 0: no clipping."""
     max_skipped: int = 20
     """Non-finite steps in a row before training stops with exit code 4."""
+    activation_checkpointing: bool = False
+    """Keep a block's input alone for backward and compute the rest again: less memory, a third more time."""
+    compile: bool = False
+    """torch.compile of each block (ZeRO 0 to 2; needs g++): tens of seconds at the start."""
 
 
 @dataclass
@@ -124,6 +141,8 @@ class CheckpointConfig:
     """Steps between checkpoints; also at the end and on a stop request."""
     keep: int = 3
     """Checkpoints kept, newest first."""
+    keep_every: int | None = None
+    """Beside them, every checkpoint of a multiple of so many steps is kept for good; null: none."""
 
 
 @dataclass
@@ -162,6 +181,22 @@ class TaskConfig:
     """Token classification: train on every sub-token of a word instead of its first."""
     max_examples: int | None = None
     """Training examples used, from the start of a seeded shuffle; null: all."""
+    n_transfer: int | None = None
+    """Blocks taken from init.checkpoint, from the first on; 0: the embeddings only; null: all."""
+    patience: int | None = None
+    """Evaluations without a better score after which training ends; null: none."""
+    squared_error: bool = False
+    """Similarity scores (STS-B) as one number by squared error, instead of soft classes."""
+    kind: str | None = None
+    """Your own task: classification, entailment, similarity[_score], multiple_choice, token_classification."""
+    columns: list[str] | None = None
+    """Your own task: columns of the texts (context, question, then the answers) and last that of the label."""
+    labels: list[str] | None = None
+    """Your own task: its labels (kinds of entities; the scores 0, 1, ..; a name for each answer)."""
+    files: dict[str, str] | None = None
+    """Your own task: file of each split below task.data; null: {train: train.*, dev: dev.*, test: test.*}."""
+    metrics: list[str] | None = None
+    """Your own task: accuracy, f1, matthews, pearson, spearman, entity_f1; the first chooses the best step."""
 
 
 @dataclass
@@ -202,7 +237,9 @@ Config = typing.TypeVar("Config", bound=PretrainConfig)
 
 CHOICES = {
     "model.preset": tuple(PRESETS),
+    "model.kind": ("transformer", "lstm"),
     "tokenizer.kind": ("sentencepiece", "openai"),
+    "tokenizer.openai_pipeline": ("transformers", "original"),
     "optim.kind": ("adamw", "openai_adam"),
     "schedule.kind": ("cosine", "linear", "constant"),
     "task.pool": ("last", "first"),
@@ -211,30 +248,15 @@ UNIT_INTERVAL = ("model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "t
                  "task.task_coef", "schedule.warmup_fraction")  # fmt: skip
 POSITIVE = ("model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "train.max_steps", "train.epochs",
             "train.global_batch", "train.micro_batch", "train.max_skipped", "optim.lr", "optim.eps", "eval.every",
-            "eval.batches", "checkpoint.every", "checkpoint.keep", "log.every", "distributed.timeout_seconds",
-            "task.max_examples")  # fmt: skip
+            "eval.batches", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "log.every",
+            "distributed.timeout_seconds", "data.cache_bytes", "task.max_examples", "task.patience")  # fmt: skip
 
 
 def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Config:
     """Dataclass defaults < YAML file `path` < `section.key=value` overrides; `ConfigError` on the first fault."""
-    config = _build(cls, _merge(_read_yaml(path) if path else [], [_parse_override(text) for text in overrides]))
+    config = _build(cls, [*(_read_yaml(path) if path else ()), *map(_parse_override, overrides)])
     _check(config)
     return config
-
-
-def arguments(cls: type[Config], argv: list[str], about: str, default: str | None) -> tuple[argparse.Namespace, Config]:
-    """The command line of a training entry point: its options, and the configuration they name."""
-    parser = argparse.ArgumentParser(
-        description=about, epilog=describe(cls), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--deepspeed_config", required=True, metavar="JSON", help="mechanics: a file of ds_configs/")
-    parser.add_argument("--config", default=default, metavar="YAML", help="meaning of the run (default: %(default)s)")
-    parser.add_argument("--from-scratch", action="store_true", help="set an earlier run of this name aside, start anew")
-    parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
-    parser.add_argument("--local_rank", type=int, help="given by the launcher, not used")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a key, listed below")
-    args = parser.parse_intermixed_args(argv)
-    return args, load(cls, args.config, args.overrides)
 
 
 def to_dict(config: PretrainConfig) -> dict[str, Any]:
@@ -243,17 +265,6 @@ def to_dict(config: PretrainConfig) -> dict[str, Any]:
 
 def run_folder(config: PretrainConfig) -> Path:
     return Path(config.run.dir) / config.run.name
-
-
-def describe(cls: type[PretrainConfig]) -> str:
-    """Every `section.key`, its default and its meaning, as `--help` prints them."""
-    lines = ["options (in YAML, or as section.key=value on the command line):"]
-    for section in dataclasses.fields(cls):
-        defaults = section.default_factory()  # the section with its defaults
-        for key, text in _field_docs(type(defaults)).items():
-            value = yaml.safe_dump(getattr(defaults, key), default_flow_style=True).split("\n")[0]
-            lines.append(f"  {f'{section.name}.{key}={value}':34s} {text}")
-    return "\n".join(lines)
 
 
 Setting = tuple[str, str, Any, str]  # section, key, value, and where the user wrote it
@@ -287,10 +298,6 @@ def _parse_override(text: str) -> Setting:
         return section, key, yaml.safe_load(value), f"option '{text}'"
     except yaml.YAMLError as error:
         raise ConfigError(f"option '{text}': the value is not valid YAML") from error
-
-
-def _merge(*layers: list[Setting]) -> list[Setting]:
-    return [setting for layer in layers for setting in layer]
 
 
 def _build(cls: type[Config], settings: list[Setting]) -> Config:
@@ -359,14 +366,3 @@ def _check(config: PretrainConfig) -> None:
         raise ConfigError(f"optim.betas is {config.optim.betas}; give two numbers in [0, 1)")
     if not config.run.name or Path(config.run.name).name != config.run.name or config.run.name.startswith("."):
         raise ConfigError(f"run.name is '{config.run.name}'; give a plain folder name")
-
-
-@cache
-def _field_docs(cls: type) -> dict[str, str]:
-    """The string literal under each annotated field of `cls`, which Python itself does not keep."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body
-    return {
-        node.target.id: " ".join(ast.literal_eval(text.value).split())
-        for node, text in zip(body, body[1:], strict=False)
-        if isinstance(node, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }

@@ -24,7 +24,7 @@ TOP_LEVEL = {
 LARGEST_DEFAULT_MICRO_BATCH = 16
 
 
-def resolve(path: Path | str, config: PretrainConfig, world_size: int) -> dict[str, Any]:
+def resolve(path: Path | str, config: PretrainConfig, world_size: int, on_this_machine: bool = True) -> dict[str, Any]:
     """Read the JSON at `path` and fill it from `config`; `ConfigError` names both sides of any contradiction."""
     ds = _read(path)
     for key in ds:
@@ -43,7 +43,7 @@ def resolve(path: Path | str, config: PretrainConfig, world_size: int) -> dict[s
         if ds.get(key, "auto") not in ("auto", value):
             raise ConfigError(f'{path}: {key} is {ds[key]} but {name} of the run is {value}; write "auto" in the JSON')
         ds[key] = value
-    if _enabled(ds, "fp16") and not torch.cuda.is_available():
+    if on_this_machine and _enabled(ds, "fp16") and not torch.cuda.is_available():
         raise ConfigError(f"{path}: fp16 is enabled but this machine's CPU has none; use bf16, as in zero2_bf16.json")
     if _enabled(ds, "fp16") and _enabled(ds, "bf16"):
         raise ConfigError(f"{path}: fp16 and bf16 are both enabled; keep one")

@@ -4,8 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from gpt1_ds import distributed, optim
+from gpt1_ds import deepspeed_config, distributed, optim
 from gpt1_ds.config import PretrainConfig
+from gpt1_ds.errors import ConfigError
+from gpt1_ds.model import GPT, Block
 
 
 def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
@@ -13,11 +15,25 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
 
     Without an `optimizer` section in `ds` the run's own optimizer goes in, so that nothing is compiled at start.
     """
+    if config.train.compile and deepspeed_config.zero_stage(ds) == 3:
+        raise ConfigError("train.compile is true but ZeRO-3 gathers parameters inside each block; take ZeRO 0 to 2 or "
+                          "train.compile=false")  # fmt: skip
+    for part in module.modules():
+        if isinstance(part, GPT):
+            part.activation_checkpointing = config.train.activation_checkpointing
+        elif isinstance(part, Block) and config.train.compile:
+            part.compile()
     deepspeed = distributed.import_deepspeed()
     client = None if "optimizer" in ds else optim.build(module, config.optim)
     parameters = optim.parameter_groups(module, config.optim.weight_decay) if client is None else None
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=client, model_parameters=parameters, config=ds, dist_init_required=False
     )
+    if engine.zero_optimization_stage() == 0 and hasattr(engine.optimizer, "refresh_fp32_params"):
+        # DeepSpeed's wrappers for bf16 and fp16 without ZeRO open with an optimizer step on zero gradients: taken back.
+        engine.basic_optimizer.state.clear()
+        for group in engine.basic_optimizer.param_groups:
+            group.pop("step", None)
+        engine.optimizer.refresh_fp32_params()
     distributed.set_timeouts(config.distributed.timeout_seconds)
     return engine

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt1_ds import config
+from gpt1_ds import command_line, config
 from gpt1_ds.config import FinetuneConfig, PretrainConfig, load
 from gpt1_ds.errors import ConfigError
 
@@ -74,7 +74,7 @@ def test_a_bad_yaml_is_named(tmp_path, text):
 
 
 def test_help_describes_every_key():
-    text = config.describe(FinetuneConfig)
+    text = command_line.describe(FinetuneConfig)
     for section, keys in config.to_dict(FinetuneConfig()).items():
         for key in keys:
             line = next(line for line in text.splitlines() if line.startswith(f"  {section}.{key}="))

@@ -108,6 +108,40 @@ def test_cached_logits_equal_uncached_ones():
     assert cached.shape == (2, 300)
 
 
+def gradients(model: GPT, ids: torch.Tensor, keys: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    model(ids[:, :-1], ids[:, 1:], dropout_keys_B2=keys)[1].mean().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def test_activation_checkpointing_changes_no_bit():
+    torch.manual_seed(0)
+    model, ids = GPT(TINY), torch.randint(0, 300, (2, 20))
+    keys = torch.randint(-(2**31), 2**31, (2, 2), dtype=torch.int32)
+    plain = gradients(model, ids, keys)
+    model.activation_checkpointing = True
+    assert all(map(torch.equal, plain, gradients(model, ids, keys)))
+
+
+def test_compiled_blocks_drop_the_same_elements():
+    """float32, to the rounding of another order of operations."""
+    torch.manual_seed(0)
+    model, ids = GPT(TINY), torch.randint(0, 300, (2, 20))
+    keys = torch.randint(-(2**31), 2**31, (2, 2), dtype=torch.int32)
+    plain = gradients(model, ids, keys)
+    for block in model.blocks:
+        block.compile()
+    torch.testing.assert_close(gradients(model, ids, keys), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_of_a_sequence_does_not_depend_on_its_batch():
+    torch.manual_seed(0)
+    model, ids = GPT(TINY), torch.randint(0, 300, (4, 20))
+    keys = torch.randint(-(2**31), 2**31, (4, 2), dtype=torch.int32)
+    whole = model(ids, dropout_keys_B2=keys)[0]
+    torch.testing.assert_close(model(ids[2:], dropout_keys_B2=keys[2:])[0], whole[2:], rtol=1e-5, atol=1e-5)
+
+
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     model = GPT(TINY)

@@ -1,0 +1,193 @@
+"""Tokens a second of one GPT-1 training step on this CPU, beside the alternatives, taking turns in one run.
+
+    python benchmarks/train_step.py [--rounds 5] [--windows 4] [--layers 12] [--nanogpt PATH]
+
+Every way trains GPT-1 (dropout 0.1, bf16 weights, float32 master weights and moments, gradient clipping, the optimizer
+included) on the same random tokens. Each lives in a process of its own that sleeps while another works, so that the
+machine's slow minutes fall on all of them. `limit` is the time of the matrix products alone. About 10 minutes.
+"""
+
+import argparse
+import ctypes
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from gpt1_ds import distributed, engine
+from gpt1_ds.config import PretrainConfig, load
+from gpt1_ds.deepspeed_config import resolve
+from gpt1_ds.model import GPT, GPTConfig
+
+VOCAB_SIZE, N_CTX = 40_478, 512
+LR, CLIP = 2.5e-4, 1.0
+ROOT = Path(__file__).resolve().parents[1]
+Step = Callable[[torch.Tensor], None]
+
+
+def ours(layers: int, windows: int, *overrides: str) -> Step:
+    options = [f"model.n_layer={layers}", f"train.global_batch={windows}", f"train.micro_batch={windows}", *overrides]
+    config = load(PretrainConfig, None, options)
+    distributed.start(600.0)
+    trainer = engine.initialize(GPT(GPTConfig(VOCAB_SIZE, n_layer=layers)), config, resolve(
+        ROOT / "ds_configs" / "zero1_bf16.json", config, 1))  # fmt: skip
+
+    def step(ids_BT: torch.Tensor) -> None:
+        trainer.backward(trainer(ids_BT[:, :-1], ids_BT[:, 1:])[1].mean())
+        trainer.step()
+
+    return step
+
+
+def compiled(layers: int, windows: int) -> Step:
+    return ours(layers, windows, "train.compile=true")
+
+
+def transformers_model(layers: int) -> torch.nn.Module:
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=VOCAB_SIZE, n_layer=layers)).bfloat16().train()
+
+
+def transformers_deepspeed(layers: int, windows: int) -> Step:
+    """As shipped: DeepSpeed's own Adam would be compiled for minutes, so torch's."""
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(distributed.free_port()))  # fmt: skip
+    deepspeed = distributed.import_deepspeed()
+    ds = {"train_batch_size": windows, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1},
+          "gradient_clipping": CLIP, "steps_per_print": 2**31 - 1,
+          "optimizer": {"type": "AdamW", "params": {"lr": LR, "torch_adam": True}}}  # fmt: skip
+    model = transformers_model(layers)
+    trainer, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=ds)
+
+    def step(ids_BT: torch.Tensor) -> None:
+        trainer.backward(trainer(ids_BT[:, :-1], labels=ids_BT[:, :-1]).loss)
+        trainer.step()
+
+    return step
+
+
+def plain_loop(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor]) -> Step:
+    """bf16 weights, float32 masters, clipping, fused AdamW, by hand."""
+    weights = [p for p in model.bfloat16().parameters() if p.requires_grad]
+    masters = [p.detach().float().requires_grad_() for p in weights]
+    optimizer = torch.optim.AdamW(masters, lr=LR, fused=True)
+
+    def step(ids_BT: torch.Tensor) -> None:
+        loss(ids_BT).backward()
+        for master, weight in zip(masters, weights, strict=True):
+            master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(masters, CLIP)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(weights, masters)
+
+    return step
+
+
+def transformers_plain(layers: int, windows: int) -> Step:
+    best_allocator()
+    model = transformers_model(layers)
+    return plain_loop(model, lambda ids_BT: model(ids_BT[:, :-1], labels=ids_BT[:, :-1]).loss)
+
+
+def nanogpt(layers: int, windows: int) -> Step:
+    """Compiled, from the folder NANOGPT (a checkout with its model.py)."""
+    best_allocator()
+    sys.path.insert(0, os.environ["NANOGPT"])
+    import model as nano
+
+    shape = nano.GPTConfig(block_size=N_CTX, vocab_size=VOCAB_SIZE, n_layer=layers, n_head=12, n_embd=768, dropout=0.1)
+    model = nano.GPT(shape).train()
+    forward = torch.compile(model)
+    return plain_loop(model, lambda ids_BT: forward(ids_BT[:, :-1], ids_BT[:, 1:])[1])
+
+
+def limit(layers: int, windows: int) -> Step:
+    """The bf16 matrix products of a step, forward and both of backward, and nothing else; attention's half of it."""
+    best_allocator()
+    rows, width = windows * N_CTX, 768
+    x = {size: torch.randn(rows, size).bfloat16() for size in (width, 3 * width, 4 * width, VOCAB_SIZE)}
+    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)] * layers
+    shapes.append((width, VOCAB_SIZE))
+    weights = {shape: torch.randn(shape).bfloat16() for shape in shapes}
+    heads = torch.randn(windows * 12, N_CTX, 64).bfloat16()
+    half = torch.randn(windows * 12, N_CTX, N_CTX // 2).bfloat16()
+
+    def step(_: torch.Tensor) -> None:
+        for a, b in shapes:
+            x[a] @ weights[a, b], x[b] @ weights[a, b].T, x[a].T @ x[b]
+        for _ in range(layers):
+            for _ in range(3):  # forward, and two products a product in backward
+                heads @ heads[:, : N_CTX // 2].transpose(1, 2), half @ heads[:, : N_CTX // 2]
+
+    return step
+
+
+def best_allocator() -> None:
+    """glibc keeps what is freed instead of returning it page by page, as `distributed.start` does for us."""
+    libc = ctypes.CDLL(None)
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        libc.mallopt(option, value)
+
+
+WAYS = {"gpt1_ds": ours, "gpt1_ds, train.compile": compiled, "transformers, DeepSpeed ZeRO-1": transformers_deepspeed,
+        "transformers, plain loop, best allocator": transformers_plain, "nanoGPT compiled, best allocator": nanogpt,
+        "limit: matrix products alone": limit}  # fmt: skip
+
+
+def work(name: str, layers: int, windows: int, pipe) -> None:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    step = WAYS[name](layers, windows)
+    while pipe.recv():
+        ids_BT = torch.randint(0, VOCAB_SIZE, (windows, N_CTX + 1))
+        start = time.perf_counter()
+        step(ids_BT)
+        pipe.send(time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way, taken in turn")
+    parser.add_argument("--windows", type=int, default=4, help="windows of 512 tokens a step")
+    parser.add_argument("--layers", type=int, default=12, help="blocks")
+    parser.add_argument("--nanogpt", metavar="PATH", help="checkout of nanoGPT; left out without it")
+    args = parser.parse_args()
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    if args.nanogpt:
+        os.environ["NANOGPT"] = args.nanogpt
+    context, workers = multiprocessing.get_context("spawn"), {}
+    for name in WAYS:
+        if WAYS[name] is not nanogpt or args.nanogpt:
+            here, there = context.Pipe()
+            process = context.Process(target=work, args=(name, args.layers, args.windows, there), daemon=True)
+            process.start()
+            there.close()  # else a worker that fails would leave us waiting
+            here.send(True)
+            here.recv()  # the first step compiles and allocates: not counted
+            workers[name] = here
+            print(f"ready: {name}", file=sys.stderr, flush=True)
+    seconds = {name: [] for name in workers}
+    for _ in range(args.rounds):
+        for name, pipe in workers.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
+    tokens, own = args.windows * N_CTX, statistics.median(seconds["gpt1_ds"])
+    print(f"{'way to train GPT-1, ' + str(args.windows) + ' x 512':44}{'tokens/s':>9}{'min':>7}{'max':>7}   gpt1_ds is")
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        print(f"{name:44}{tokens / median:9.0f}{tokens / max(times):7.0f}{tokens / min(times):7.0f}"
+              f"{median / own:10.2f} x")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""What a run will take before it is started: memory, time and cost for every ZeRO stage, and what fits.
+
+    python -m gpt1_ds.plan --nodes 2 --gpus-per-node 8 --gpu-memory 80 model.preset=1.3b
+    python -m gpt1_ds.plan --sweep                      # the presets on 8 to 4,096 GPUs, on paper
+
+Memory counts what this project's model saves for backward and what DeepSpeed keeps; time is matrix products at a stated
+share of the peak, and the communication that they cannot hide. Sources: Rajbhandari et al. 2020 (ZeRO), sections 5, 7.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt1_ds import deepspeed_config
+from gpt1_ds.command_line import field_docs
+from gpt1_ds.config import PRESETS, PretrainConfig, load
+from gpt1_ds.dataloader import WindowOrder, total_steps
+from gpt1_ds.errors import ConfigError, guard
+from gpt1_ds.kernels import HEAD_ROWS, QUERY_BLOCK
+from gpt1_ds.model import GPTConfig
+from gpt1_ds.shards import read_manifest
+
+GB = 1e9
+BUCKET_BYTES = 1e9  # DeepSpeed's default reduce bucket of 5e8 elements in two bytes
+FRAMEWORK_GB = 1.5  # context, kernels and communication buffers of a GPU process
+ALLOCATOR = 1.05  # fragmentation
+PCIE, HOST_MEMORY = 25 * GB, 100 * GB  # bytes/s a GPU for offload, bytes/s a node for the Adam on its CPUs
+HIDDEN_SHARE = 2 / 3  # of the compute time, the backward, behind which communication can run
+BOOKS_CORPUS_TOKENS = 1_430_000_000
+"""BPE tokens an epoch, as one reproduction counted; used where no shards are at hand."""
+WAYS = ("0", "1", "2", "2+offload", "3", "3+offload")
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    nodes: int = 2
+    """nodes"""
+    gpus_per_node: int = 8
+    """GPUs (ranks) a node"""
+    gpu_memory: float = 80.0
+    """memory of a GPU, GB"""
+    host_memory: float = 1000.0
+    """memory of a node, GB"""
+    tflops: float = 989.0
+    """dense bf16 peak of a GPU, TFLOP/s"""
+    utilization: float = 0.4
+    """share of that peak which training reaches, as your own runs show (train/mfu)"""
+    network: float = 50.0
+    """bandwidth between nodes, GB/s a GPU"""
+    nvlink: float = 450.0
+    """bandwidth inside a node, GB/s a GPU"""
+    price: float = 2.5
+    """price of a GPU-hour"""
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One way to run: bytes of each GPU and each node's host, seconds of a step, and why it does not fit, if so."""
+
+    way: str
+    micro_batch: int
+    states: float
+    activations: float
+    host: float
+    compute_seconds: float
+    exposed_seconds: float
+    misfit: str
+
+    @property
+    def gpu_bytes(self) -> float:
+        return (self.states + self.activations) * ALLOCATOR + FRAMEWORK_GB * GB
+
+    @property
+    def step_seconds(self) -> float:
+        return self.compute_seconds + self.exposed_seconds
+
+
+def state_bytes(parameters: float, way: str, precision: str, ranks: int) -> tuple[float, float]:
+    """Weights, gradients, masters and moments: bytes on a rank, and bytes on its host that offload moves there."""
+    stage, low = int(way[0]), 4 if precision == "fp32" else 2
+    # Beside masters and moments a step holds the rank's gradients flattened, twice, and in float32.
+    masters = parameters * (12 if precision == "fp32" else 12 + 8) / (ranks if stage >= 1 else 1)
+    gradients = parameters * low / (ranks if stage >= 2 else 1)
+    weights = parameters * low / (ranks if stage == 3 else 1)
+    buckets = min(BUCKET_BYTES, parameters * low) * (2 if stage == 3 else 1) if stage >= 1 and ranks > 1 else 0
+    if way.endswith("offload"):
+        moved = masters + gradients + (weights if stage == 3 else 0)
+        return (weights if stage == 2 else 0) + buckets, moved
+    return weights + gradients + masters + buckets, 0.0
+
+
+def activation_bytes(shape: GPTConfig, windows: int, precision: str, checkpointing: bool, flash: bool = True) -> float:
+    """Kept for backward by a micro-batch of `windows`: 34 values' worth of bytes a token, layer and channel in two-byte
+    precision (Korthikanti et al. 2022, section 4, with tanh GELU and one-byte masks), attention weights where no flash
+    kernel spares them, and the head's."""
+    low = 4 if precision == "fp32" else 2
+    C, T = shape.n_embd, shape.n_ctx
+    block = C * (16 * low + 2)
+    if not flash:
+        block += shape.n_head * (2 * low + 1) * (T + QUERY_BLOCK) / 2 + C * low
+    layers = shape.n_layer * low * C + block if checkpointing else shape.n_layer * block
+    head = C * low + (shape.padded_vocab_size * low if low == 2 else 0)
+    rows = min(HEAD_ROWS, windows * T)
+    return windows * T * (layers + head + C * (low + 1)) + 3 * rows * shape.padded_vocab_size * 4
+
+
+def estimate(shape: GPTConfig, cluster: Cluster, way: str, precision: str, global_batch: int, micro_batch: int,
+             checkpointing: bool) -> Estimate:  # fmt: skip
+    stage, gpus = int(way[0]), cluster.gpus
+    states, moved = state_bytes(shape.parameters, way, precision, gpus)
+    activations = activation_bytes(shape, micro_batch, precision, checkpointing)
+    micro_steps = global_batch / gpus / micro_batch
+    flops = shape.flops_per_token * global_batch * shape.n_ctx * (4 / 3 if checkpointing else 1)
+    peak = cluster.tflops * 1e12 * (0.5 if precision == "fp32" else 1.0)
+    compute = flops / (gpus * peak * cluster.utilization)
+    low = 4 if precision == "fp32" else 2
+    bandwidth = (cluster.network if cluster.nodes > 1 else cluster.nvlink) * GB
+    passes = 3 * micro_steps if stage == 3 else 1 + micro_steps * (stage == 2) if stage else 2
+    traffic = passes * shape.parameters * low * (gpus - 1) / gpus / bandwidth
+    exposed = max(0.0, traffic - HIDDEN_SHARE * compute)
+    if moved:
+        exposed += moved / PCIE / 4 + moved * cluster.gpus_per_node / HOST_MEMORY
+    result = Estimate(way, micro_batch, states, activations, moved * cluster.gpus_per_node, compute, exposed, "")
+    reasons = []
+    if result.gpu_bytes > cluster.gpu_memory * GB:
+        larger = "model states" if states > activations else "activations: a smaller train.micro_batch helps"
+        reasons.append(f"{result.gpu_bytes / GB:.0f} of {cluster.gpu_memory:.0f} GB a GPU, mostly {larger}")
+    if result.host > cluster.host_memory * GB:
+        reasons.append(f"{result.host / GB:.0f} of {cluster.host_memory:.0f} GB a host")
+    return dataclasses.replace(result, misfit="; ".join(reasons))
+
+
+def best(shape: GPTConfig, cluster: Cluster, precision: str, global_batch: int) -> Estimate | None:
+    """The fastest way that fits, over stages, micro-batches and activation checkpointing; the simplest among equals."""
+    share = global_batch // cluster.gpus
+    fitting = [
+        (round(found.step_seconds, 4), order, checkpointing, -size, found)
+        for order, way in enumerate(WAYS)
+        for size in (2**k for k in range(8) if share % 2**k == 0)
+        for checkpointing in (False, True)
+        if not (found := estimate(shape, cluster, way, precision, global_batch, size, checkpointing)).misfit
+    ]
+    return min(fitting, key=lambda row: row[:4])[4] if fitting else None
+
+
+def main(argv: list[str]) -> int | None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="YAML", default=str(Path(__file__).parent / "configs/pretrain_gpt1.yaml"),
+                        help="meaning of the run (default: the paper's)")  # fmt: skip
+    parser.add_argument("--deepspeed_config", metavar="JSON", default=str(PROJECT / "ds_configs/zero2_bf16.json"),
+                        help="mechanics: precision and micro-batch (default: zero2_bf16.json)")  # fmt: skip
+    parser.add_argument("--tokens", type=int, help="training tokens an epoch (default: those of data.shards, or "
+                        f"BooksCorpus's {BOOKS_CORPUS_TOKENS:,})")  # fmt: skip
+    for field in dataclasses.fields(Cluster):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default,
+                            help=f"{field_docs(Cluster)[field.name]} (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--sweep", action="store_true", help="compare presets and cluster sizes up to 4,096 GPUs")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as in gpt1_ds/train.py")
+    args = parser.parse_intermixed_args(argv)
+    cluster = Cluster(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Cluster)})
+    if min(dataclasses.astuple(cluster)) <= 0 or cluster.utilization > 1:
+        raise ConfigError("nodes, GPUs, memory, TFLOP/s, bandwidth and price must be above 0, --utilization at most 1")
+    config = load(PretrainConfig, args.config, args.overrides)
+    sweep(config, cluster) if args.sweep else table(config, cluster, args)
+
+
+def table(config: PretrainConfig, cluster: Cluster, args: argparse.Namespace) -> None:
+    """One run on one cluster: a line for every stage."""
+    ds = deepspeed_config.resolve(args.deepspeed_config, config, cluster.gpus, on_this_machine=False)
+    precision, micro_batch = deepspeed_config.precision(ds), ds["train_micro_batch_size_per_gpu"]
+    tokens, vocab_size = corpus(config, args.tokens)
+    shape, batch = model_shape(config, vocab_size), config.train.global_batch
+    order = WindowOrder({"all": tokens}, shape.n_ctx, config.run.seed, {})
+    steps = total_steps(order, batch, config.train.epochs, config.train.max_steps)
+    print(f"model    {shape.parameters:,} parameters, {shape.flops_per_token / 1e9:.3f} GFLOP a token\n"
+          f"data     {tokens:,} tokens an epoch; {steps:,} updates of {batch * shape.n_ctx:,} tokens\n"
+          f"cluster  {cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:.0f} GB, {precision}, "
+          f"micro-batch {micro_batch}, {cluster.utilization:.0%} of {cluster.tflops:.0f} TFLOP/s\n")  # fmt: skip
+    print(f"{'ZeRO':10}{'states':>9}{'activ.':>9}{'GPU':>9}{'host':>9}{'step':>10}{'hours':>10}{'cost':>12}  fits")
+    for way in WAYS:
+        e = estimate(shape, cluster, way, precision, batch, micro_batch, config.train.activation_checkpointing)
+        hours = steps * e.step_seconds / 3600
+        print(f"{way:10}{e.states / GB:7.1f}GB{e.activations / GB:7.1f}GB{e.gpu_bytes / GB:7.1f}GB{e.host / GB:7.0f}GB"
+              f"{e.step_seconds:9.3f}s{hours:10,.1f}{hours * cluster.gpus * cluster.price:12,.0f}  "
+              f"{'no: ' + e.misfit if e.misfit else 'yes'}")  # fmt: skip
+
+
+def sweep(config: PretrainConfig, cluster: Cluster) -> None:
+    """Every preset on 8 to 4,096 GPUs: the fastest way that fits, for a batch of at least one window a GPU."""
+    heads = ("preset", "GPUs", "batch", "ZeRO", "micro", "GPU", "step", "tokens/s", "exposed")
+    print("{:11}{:>6}{:>7}  {:10}{:>6}{:>9}{:>10}{:>14}{:>9}".format(*heads))
+    for name, shape, sized, batch in _sweep(config, cluster):
+        e = best(shape, sized, "bf16", batch)
+        if e is None:
+            print(f"{name:11}{sized.gpus:6}{batch:7}  does not fit")
+        else:
+            print(f"{name:11}{sized.gpus:6}{batch:7}  {e.way:10}{e.micro_batch:6}{e.gpu_bytes / GB:7.1f}GB"
+                  f"{e.step_seconds:9.3f}s{batch * shape.n_ctx / e.step_seconds:14,.0f}"
+                  f"{e.exposed_seconds / e.step_seconds:9.0%}")  # fmt: skip
+
+
+def _sweep(config: PretrainConfig, cluster: Cluster) -> Iterator[tuple[str, GPTConfig, Cluster, int]]:
+    for name, numbers in PRESETS.items():
+        for gpus in (8, 64, 512, 4096):
+            nodes = math.ceil(gpus / cluster.gpus_per_node)
+            shape = GPTConfig(40_005, **numbers)
+            batch = math.ceil(max(config.train.global_batch, gpus) / gpus) * gpus
+            yield name, shape, dataclasses.replace(cluster, nodes=nodes), batch
+
+
+def corpus(config: PretrainConfig, tokens: int | None) -> tuple[int, int]:
+    """Training tokens an epoch and the vocabulary's size: of the shards, where there are any."""
+    if tokens is None and Path(config.data.shards, "manifest.json").exists():
+        manifest = read_manifest(config.data.shards)
+        return sum(entry.tokens for entry in manifest.splits["train"].values()), manifest.tokenizer["vocab_size"]
+    return tokens or BOOKS_CORPUS_TOKENS, 40_000
+
+
+def model_shape(config: PretrainConfig, vocab_size: int) -> GPTConfig:
+    fields = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
+    return GPTConfig(vocab_size, **{name: getattr(config.model, name) for name in fields})
+
+
+def cli() -> None:
+    guard(main)
+
+
+if __name__ == "__main__":
+    cli()

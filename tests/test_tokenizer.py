@@ -1,14 +1,24 @@
 """Tests of gpt1_ds/tokenizer.py and data_prep/train_tokenizer.py."""
 
+import io
 import random
+from collections.abc import Callable
 from pathlib import Path
 
-import ftfy
+import numpy as np
 import pytest
+import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from data_prep import build_shards
 from data_prep.train_tokenizer import CHUNK_CHARACTERS, main
+from data_prep.verify_shards import verify
+from gpt1_ds import tokenizer as module
+from gpt1_ds.config import PretrainConfig, load
 from gpt1_ds.errors import ConfigError, DataError
-from gpt1_ds.tokenizer import CONTROL_PIECES, Tokenizer, load_tokenizer, normalize
+from gpt1_ds.shards import read_manifest
+from gpt1_ds.tokenizer import CONTROL_PIECES, Tokenizer, WordCache, load_tokenizer, words_are_independent
+from gpt1_ds.train import check_tokenizer
 
 WORDS = "a bold old sailor told the crew of a cold night, when 42 ships lay at anchor and nobody slept".split()
 
@@ -64,9 +74,8 @@ def test_case_and_compatibility_forms_are_folded_by_the_model(tokenizer: Tokeniz
 
 
 def test_lines_encode_to_the_ids_of_the_whole_text(tokenizer: Tokenizer, text_file: Path) -> None:
-    text = normalize(text_file.read_text())
-    pieces = tokenizer.encode_batch(text.split("\n"))
-    assert tokenizer.encode(text) == [token for ids in pieces for token in ids]
+    text = text_file.read_text()
+    assert tokenizer.encode(text) == [token for ids in tokenizer.encode_batch(text.split("\n")) for token in ids]
 
 
 def test_decode_skips_control_ids(tokenizer: Tokenizer) -> None:
@@ -122,33 +131,158 @@ def test_missing_or_damaged_tokenizer(folder: Path, tmp_path: Path) -> None:
             load_tokenizer(tmp_path)
 
 
-def test_normalize_joins_hard_wrapped_lines() -> None:
-    text = "One hard-\nwrapped  line.\r\n\r\n \t\r\nNext\tone.\n"
-    assert normalize(text) == "One hard- wrapped line.\nNext one."
-    assert normalize("one\ntwo\n\nthree", unwrap=False) == "one\ntwo\nthree"
-    assert normalize(" \n\n\t") == ""
+# The word cache: ids are SentencePiece's own on any text.
+
+POOLS = {
+    "words": [*range(97, 123)] * 4 + [*range(33, 65)] + [32] * 30,
+    "latin and controls": [*range(0x250)] + [32] * 60,
+    "combining marks": [*range(0x300, 0x370), 32, 97, 101, 0x20, 0xA8, 0x344],
+    "spaces of all kinds": [0x2581, 32, 97, 0xA0, 0x3000, 10, 9, 0, 0x1C, 0x85, 0x200B, 0xFEFF, 0xAD, 0x2028],
+    "arabic ligatures": [*range(0x600, 0x700), *range(0xFB50, 0xFE00)] + [32] * 60,
+    "everything": [c for c in range(1, 0x30000, 7) if not 0xD800 <= c < 0xE000] + [32] * 3000,
+}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "“It’s”—he said… ‘so’–so",
-        "schÃ¶n",
-        "a &amp; b",
-        "&lt;e&gt;",
-        "cafe\u0301",
-        "\x1b[31mred\x1b[0m",
-        "ﬂ‚‛„",
-        "plain ~ text!",
-    ],
-)
-def test_normalize_mends_as_ftfy_does(text: str) -> None:
-    assert normalize(text) == " ".join(ftfy.fix_text(text).split())
+@pytest.mark.parametrize("pool", POOLS)
+def test_ids_are_sentencepiece_s_on_random_text(tokenizer: Tokenizer, folder: Path, pool: str) -> None:
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    rng = random.Random(pool)
+    texts = ["".join(chr(rng.choice(POOLS[pool])) for _ in range(rng.randrange(40))) for _ in range(3000)]
+    expected = reference.encode(texts, num_threads=1)
+    for temperature in ("cold", "warm"):
+        assert tokenizer.encode_batch(texts) == expected, temperature
+    joined = "\n".join(texts)
+    assert tokenizer.encode(joined) == reference.encode(joined)
 
 
-def test_shortcut_around_ftfy_changes_no_real_paragraph(shared_data: Path) -> None:
-    book = shared_data / "books" / "valid" / "Burroughs_Edgar_Rice__The_Monster_Men.txt"
-    paragraphs = book.read_text().split("\n\n")
-    assert normalize("\n\n".join(paragraphs)) == "\n".join(
-        line for line in (" ".join(ftfy.fix_text(paragraph).split()) for paragraph in paragraphs) if line
+def test_ids_are_sentencepiece_s_on_real_and_on_odd_text(
+    folder: Path, text_file: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small blocks, and with a cache too small for the text."""
+    monkeypatch.setattr(module, "BLOCK_WORDS", 50)
+    monkeypatch.setattr(WordCache, "MAX_WORDS", 300)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    tokenizer = load_tokenizer(folder)
+    book = (shared_data / "books" / "valid" / "Burroughs_Edgar_Rice__The_Monster_Men.txt").read_text()
+    odd = [
+        "",
+        " ",
+        "\n\n",
+        "x" * 100_000,
+        "word " * 50_000,
+        "  a  b ",
+        "\u2581a\u2581 \u2581",
+        "<e> $ <eot>",
+        *CONTROL_PIECES,
+    ]
+    texts = [*book.split("\n"), book, text_file.read_text(), *odd]
+    ids_T, tokens_N = tokenizer.encode_ragged(texts)
+    expected = reference.encode(texts, num_threads=1)
+    assert ids_T.dtype == np.uint32 and tokens_N.tolist() == [len(ids) for ids in expected]
+    assert ids_T.tolist() == [token for ids in expected for token in ids]
+    assert len(tokenizer._cache) <= 301 and max(map(len, tokenizer._cache)) <= WordCache.MAX_CHARACTERS
+
+
+def test_no_text_and_no_texts(tokenizer: Tokenizer) -> None:
+    assert (
+        tokenizer.encode_batch([]) == [] and tokenizer.encode_batch(["", ""]) == [[], []] and tokenizer.encode("") == []
     )
+
+
+def test_word_cache_survives_an_error_among_new_words(tokenizer: Tokenizer) -> None:
+    before = tokenizer.encode("the quay beyond")
+    with pytest.raises(TypeError):  # half a surrogate pair is no text
+        tokenizer.encode("the quarry \ud800 beyond")
+    assert tokenizer.encode("the quarry beyond") == tokenizer._model.encode("the quarry beyond")
+    assert tokenizer.encode("the quay beyond") == before
+
+
+def _set(part: str, name: str, value: object) -> Callable[[ModelProto], None]:
+    return lambda proto: setattr(getattr(proto, part), name, value)
+
+
+def _crossing_piece(proto: ModelProto) -> None:
+    proto.pieces[-1].piece = "e\u2581o"
+
+
+def _no_bytes(proto: ModelProto) -> None:
+    proto.trainer_spec.byte_fallback = False
+    for piece in proto.pieces:
+        piece.type = piece.UNUSED if piece.type == piece.BYTE else piece.type
+
+
+def _user_defined_piece(proto: ModelProto) -> None:
+    proto.pieces[-1].type = proto.pieces[-1].USER_DEFINED
+
+
+DEPENDENT = {
+    "no dummy prefix": _set("normalizer_spec", "add_dummy_prefix", False),
+    "spaces kept": _set("normalizer_spec", "remove_extra_whitespaces", False),
+    "another normaliser": _set("normalizer_spec", "name", "user_defined"),
+    "suffix": _set("trainer_spec", "treat_whitespace_as_suffix", True),
+    "unigram": _set("trainer_spec", "model_type", 1),
+    "unknowns fuse": _no_bytes,
+    "piece across words": _crossing_piece,
+    "user-defined piece": _user_defined_piece,
+}
+
+
+@pytest.mark.parametrize("change", DEPENDENT)
+def test_a_model_whose_words_may_depend_on_each_other_is_not_cached(folder: Path, tmp_path: Path, change: str) -> None:
+    proto = ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+    DEPENDENT[change](proto)
+    assert not words_are_independent(proto.SerializeToString())
+    (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    tokenizer = load_tokenizer(tmp_path)
+    texts = ["the old  sailor", " told", "", "\u2603\u2603 \u2603", "a\nb"]
+    assert tokenizer.encode_batch(texts) == tokenizer._model.encode(texts, num_threads=1)
+
+
+def test_a_normaliser_that_reads_across_a_space_is_found(text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.tsv").write_text("6F 6C 64 20 73\t7A\n")  # "old s" becomes "z"
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text_file.read_text().split("\n\n")), model_writer=written, model_type="bpe",
+        vocab_size=340, byte_fallback=True, normalization_rule_tsv=str(tmp_path / "rules.tsv"), minloglevel=2,
+    )  # fmt: skip
+    proto = ModelProto.FromString(written.getvalue())
+    model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    assert model.encode("old sailor") != model.encode("old") + model.encode("sailor")
+    proto.normalizer_spec.name = "nmt_nfkc_cf"
+    assert not words_are_independent(proto.SerializeToString())
+
+
+# Both codecs, where they are used.
+
+
+@pytest.fixture(params=["sentencepiece", "openai"])
+def either(request: pytest.FixtureRequest, folder: Path, shared_data: Path) -> Path:
+    return folder if request.param == "sentencepiece" else shared_data / "openai_bpe"
+
+
+def test_shards_keep_their_tokenizer_and_refuse_another(either: Path, text_file: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    build_shards.main(["--tokenizer", str(either), "--corpus", f"a={text_file.parent}", "--out", str(shards)])
+    tokenizer, manifest = load_tokenizer(either), read_manifest(shards)
+    assert (manifest.tokenizer["kind"], manifest.tokenizer["files"]) == (tokenizer.kind, tokenizer.files)
+    assert manifest.tokenizer["sha256"] == load_tokenizer(shards / "tokenizer").sha256 == tokenizer.sha256
+    assert manifest.tokenizer["special_ids"] == tokenizer.special_ids
+    config = load(PretrainConfig, None, [f"tokenizer.kind={tokenizer.kind}", "train.max_steps=1"])
+    assert check_tokenizer(config, shards / "tokenizer", manifest).sha256 == tokenizer.sha256
+    other = {"sentencepiece": "openai", "openai": "sentencepiece"}[tokenizer.kind]
+    for override in (f"tokenizer.kind={other}", "tokenizer.openai_pipeline=original"):
+        config = load(PretrainConfig, None, [override, "train.max_steps=1"])
+        with pytest.raises(ConfigError, match=override.split("=")[0]):
+            check_tokenizer(config, shards / "tokenizer", manifest)
+    name = tokenizer.files[-1]
+    changed = (shards / "tokenizer" / name).read_bytes().replace(b"transformers", b"original")
+    (shards / "tokenizer" / name).write_bytes(changed if name == "pipeline.json" else _with_another_piece(changed))
+    with pytest.raises(DataError, match="not the tokenizer these shards were made with"):
+        check_tokenizer(load(PretrainConfig, None, ["train.max_steps=1"]), shards / "tokenizer", manifest)
+    assert "sha256 differs" in "".join(verify(shards))
+
+
+def _with_another_piece(model: bytes) -> bytes:
+    proto = ModelProto.FromString(model)
+    proto.pieces[-1].piece = "another"
+    return proto.SerializeToString()

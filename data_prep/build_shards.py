@@ -2,47 +2,42 @@
 
     mpirun -n 2 python -m data_prep.build_shards --tokenizer tok/ --corpus books=PATH --corpus lm1b=PATH --out shards/
 
-About 3 MB of text a second and core, normalisation included. The output is the same, byte for byte, for any number of
-ranks. Killed at any moment, the same command continues: tokenised units and finished shards are not done again.
+The output is the same, byte for byte, for any number of ranks. Killed at any moment, the same command continues:
+tokenised units and finished shards are not done again. A rank needs some 300 MB of memory, whatever the corpora.
 
-1. Plan: rank 0 lists the sources and groups them into units of work (`encoding.py`); the units are dealt to the ranks.
-2. Tokenise: every rank writes the tokens of its units to `OUT/.work/`.
-3. Lay out: rank 0 drops duplicates and divides documents into splits, samples and shards (`layout.py`).
-4. Write: every rank writes its shards; rank 0 writes the manifest last, and prints a table.
+1. Plan: rank 0 lists the sources; they are cut and grouped into units of work (`corpus.py`, `encoding.py`).
+2. Tokenise: the ranks share the units, and write their tokens to `OUT/.work/`.
+3. Compare: the ranks look for duplicates, bucket by bucket (`duplicates.py`).
+4. Lay out: rank 0 divides the documents into splits, samples and shards (`layout.py`).
+5. Write: the ranks share the shards; rank 0 writes the manifest last, and prints a table.
 """
 
 import argparse
 import fcntl
-import heapq
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.corpus import BLOCK_LINES, Source, find_sources
-from data_prep.encoding import Unit, encode_unit, plan_units
-from data_prep.layout import Layout, ShardBuilder, plan_shards
-from data_prep.ranks import Ranks
+from data_prep.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
+from data_prep.corpus import Source, find_sources, in_ranges, is_divisible
+from data_prep.duplicates import bands
+from data_prep.encoding import Encoder, Unit, plan_units
+from data_prep.formats import BLOCK_LINES
+from data_prep.layout import Layout, Parts, ShardBuilder, plan_shards
+from data_prep.ranks import CLAIM, Ranks
 from gpt1_ds.errors import ConfigError, DataError, guard
 from gpt1_ds.files import file_sha256, write_atomically
-from gpt1_ds.shards import (
-    MANIFEST,
-    SAMPLE_TOKENS,
-    SPLITS,
-    CorpusEntry,
-    Manifest,
-    Shard,
-    read_manifest,
-    write_manifest,
-)
-from gpt1_ds.tokenizer import Tokenizer, load_tokenizer, normalization_record
+from gpt1_ds.shards import MANIFEST, SAMPLE_TOKENS, SPLITS, CorpusEntry, Manifest, read_manifest, write_manifest
+from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
 WORK = ".work"
 PLAN = ".plan.json"
 """What the directory is built from, with the sources' times; kept, so that a rerun is answered at once."""
 LOCK = ".lock"
+_OTHER_FOLDER = "choose another folder or delete this one"
 
 T = TypeVar("T")
 
@@ -50,62 +45,12 @@ T = TypeVar("T")
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     ranks = Ranks()
-    units, lock = _first_holds_lock(ranks, args)
-    if units is None:
-        return
-    try:
-        _build(args, ranks, units)
-    finally:
-        if lock:
-            lock.close()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.build_shards", description=__doc__.split("\n")[0])
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of train_tokenizer")
-    parser.add_argument(
-        "--corpus",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="text, a file or a folder; repeatable, also for one NAME",
-    )
-    parser.add_argument(
-        "--validation",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="held-out text of that corpus, of which then nothing else is held out; repeatable",
-    )
-    parser.add_argument(
-        "--validation-fraction",
-        type=float,
-        default=0.005,
-        metavar="FRACTION",
-        help="share of documents, chosen by their hash, that corpora without a held-out part give to"
-        " validation; one document at least (default: 0.005)",
-    )
-    parser.add_argument(
-        "--shard-tokens",
-        type=int,
-        default=1 << 24,
-        metavar="TOKENS",
-        help="most tokens in one shard (default: 16777216, 32 MiB)",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="shard directory to make")
-    return parser
-
-
-def _first_holds_lock(ranks: Ranks, args: argparse.Namespace) -> tuple[list[Unit] | None, Any]:
-    """The units of work (None: all is done already), and on rank 0 the open lock file of the output directory."""
     lock = None
 
-    def prepare() -> list[Unit] | None:
+    def prepare() -> list[Source] | None:
+        """The sources, or None where all is done already."""
         nonlocal lock
-        if not 0 <= args.validation_fraction < 1:
-            raise ConfigError(f"--validation-fraction {args.validation_fraction:g}: must be at least 0 and below 1")
-        if args.shard_tokens < SAMPLE_TOKENS:
-            raise ConfigError(f"--shard-tokens {args.shard_tokens}: must be at least one sample, {SAMPLE_TOKENS}")
+        _check(args)
         tokenizer = load_tokenizer(args.tokenizer)
         sources = find_sources(args.corpus, args.validation)
         lock = _lock(args.out)
@@ -114,41 +59,115 @@ def _first_holds_lock(ranks: Ranks, args: argparse.Namespace) -> tuple[list[Unit
             return None
         tokenizer.copy_to(args.out / "tokenizer")
         (args.out / WORK).mkdir(exist_ok=True)
-        for left_by_a_kill in [*args.out.glob(f"{WORK}/.*.tmp"), *args.out.glob("*/*/.*.tmp")]:
+        for left_by_a_kill in [
+            *args.out.glob(f"{WORK}/.*.tmp"), *args.out.glob("*/*/.*.tmp"), *args.out.glob(f"{WORK}/{CLAIM}*"),
+        ]:  # fmt: skip
             left_by_a_kill.unlink()
-        return plan_units(sources)
+        return sources
 
-    return ranks.from_first(lambda: _writing(args.out, prepare)), lock
+    try:
+        sources = ranks.from_first(lambda: _writing(args.out, prepare))
+        if sources is not None:
+            _build(args, ranks, sources)
+    finally:
+        if lock:
+            lock.close()
 
 
-def _build(args: argparse.Namespace, ranks: Ranks, units: list[Unit]) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data_prep.build_shards", description=__doc__.split("\n")[0])
+    option = parser.add_argument
+    option("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of train_tokenizer, or OpenAI's files")
+    option("--corpus", action="append", required=True, metavar="NAME=PATH",
+           help="text, a file or a folder; repeatable, also for one NAME")  # fmt: skip
+    option("--validation", action="append", default=[], metavar="NAME=PATH",
+           help="held-out text of that corpus, of which then nothing else is held out; repeatable")  # fmt: skip
+    option("--validation-fraction", type=float, default=0.005, metavar="FRACTION",
+           help="share of documents, chosen by their hash, that corpora without a held-out part give to validation;"
+           " one document at least (default: 0.005)")  # fmt: skip
+    add_option(parser)
+    option("--bad-text", choices=BAD_TEXT, default="mend",
+           help="what becomes of documents that are not clean UTF-8: converted (UTF-16, Latin-1) or mended, dropped, or"
+           " refused, which ends the job; the first two are counted (default: mend)")  # fmt: skip
+    option("--duplicate-paragraphs", type=int, default=200, metavar="CHARACTERS",
+           help="least length of paragraphs that are dropped where they occurred before, in any corpus; 0 drops none;"
+           " duplicate documents are always dropped (default: 200)")  # fmt: skip
+    option("--near-duplicates", type=float, default=0.0, metavar="SIMILARITY",
+           help="drop documents too whose five-word runs are those of an earlier one to this share (Jaccard, by"
+           " MinHash; 0.8, say); 0: off (default: 0)")  # fmt: skip
+    option("--shard-tokens", type=int, default=1 << 24, metavar="TOKENS",
+           help="most tokens in one shard (default: 16777216, 32 MiB)")  # fmt: skip
+    option("--out", type=Path, required=True, metavar="DIR", help="shard directory to make")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    for option, value, fits, bounds in (
+        (
+            "--validation-fraction",
+            args.validation_fraction,
+            0 <= args.validation_fraction < 1,
+            "at least 0 and below 1",
+        ),
+        ("--near-duplicates", args.near_duplicates, 0 <= args.near_duplicates <= 1, "between 0 and 1"),
+        (
+            "--shard-tokens",
+            args.shard_tokens,
+            args.shard_tokens >= SAMPLE_TOKENS,
+            f"at least {SAMPLE_TOKENS}, a sample",
+        ),
+        ("--duplicate-paragraphs", args.duplicate_paragraphs, args.duplicate_paragraphs >= 0, "at least 0"),
+    ):
+        if not fits:
+            raise ConfigError(f"{option} {value:g}: must be {bounds}")
+    if args.near_duplicates:
+        bands(args.near_duplicates)
+
+
+def _cleaning(args: argparse.Namespace) -> Cleaning:
+    corpora = [value.partition("=")[0] for value in args.corpus]
+    return Cleaning(parse_steps(args.clean, corpora), args.bad_text)
+
+
+def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     work = args.out / WORK
-    with ranks.progress("tokenising", sum(unit.bytes for unit in units)) as progress:
-        for unit in _dealt(units, [unit.bytes for unit in units], ranks):
-            _writing(args.out, lambda unit=unit: encode_unit(unit, work, tokenizer, progress))
-    layout = ranks.from_first(lambda: plan_shards(units, work, args.validation_fraction, args.shard_tokens))
-    builder = ShardBuilder(units, work, args.out, tokenizer.vocab_size)
-    written: dict[str, Shard] = {}
-    with ranks.progress("writing shards", sum(plan.tokens for plan in layout.shards)) as progress:
-        for plan in _dealt(layout.shards, [plan.tokens for plan in layout.shards], ranks):
+    units = _plan(ranks, work, sources)
+    encoder = Encoder(work, tokenizer, _cleaning(args), args.duplicate_paragraphs or sys.maxsize, args.near_duplicates)
+    with ranks.progress("tokenising", sum(unit.bytes for unit in units), work) as progress:
+        for unit in ranks.shared(work, "unit", [unit.cost for unit in units]):
+            _writing(args.out, lambda unit=units[unit]: encoder.encode(unit, progress))
+    parts = Parts(units, work, args.near_duplicates, args.bad_text == "drop")
+    found = parts.duplicates
+    with ranks.progress("comparing", found.bytes, work) as progress:
+        for bucket in ranks.shared(work, "bucket", [1] * found.buckets):
+            progress.doing = f"duplicates, bucket {bucket}"
+            _writing(args.out, lambda bucket=bucket: found.find(bucket))
+            progress.add(found.bytes // found.buckets, 0)
+    layout = ranks.from_first(lambda: plan_shards(parts, args.validation_fraction, args.shard_tokens))
+    builder = ShardBuilder(parts, layout, args.out, tokenizer.vocab_size)
+    with ranks.progress("writing shards", sum(plan.tokens for plan in layout.shards), work) as progress:
+        for number in ranks.shared(work, "shard", [plan.tokens for plan in layout.shards]):
+            plan = layout.shards[number]
             progress.doing = plan.file
-            written[plan.file] = _writing(args.out, lambda plan=plan: builder.build(plan))
+            _writing(args.out, lambda plan=plan: builder.build(plan))
             progress.add(plan.tokens, plan.tokens)
-    everywhere = {file: shard for part in ranks.gather(written) for file, shard in part.items()}
-    ranks.from_first(lambda: _writing(args.out, lambda: _finish(args, tokenizer, layout, everywhere)))
+    ranks.from_first(lambda: _writing(args.out, lambda: _finish(args, tokenizer, layout, builder)))
 
 
-def _dealt(jobs: Sequence[T], costs: list[int], ranks: Ranks) -> list[T]:
-    """This rank's jobs, in order: the largest first to whoever has least, so that ranks finish together."""
-    loads = [(0, rank) for rank in range(ranks.size)]
-    mine = []
-    for job in sorted(range(len(jobs)), key=lambda job: -costs[job]):
-        load, rank = heapq.heappop(loads)
-        heapq.heappush(loads, (load + costs[job], rank))
-        if rank == ranks.rank:
-            mine.append(job)
-    return [jobs[job] for job in sorted(mine)]
+def _plan(ranks: Ranks, work: Path, sources: list[Source]) -> list[Unit]:
+    """The units of work, large plain files in ranges, which the ranks look for together."""
+    ranges = [[source] for source in sources]
+    large = [number for number, source in enumerate(sources) if is_divisible(source)]
+    with ranks.progress("looking into large files", sum(sources[number].bytes for number in large), work) as progress:
+        mine = {}
+        for number in (large[job] for job in ranks.shared(work, "source", [sources[i].bytes for i in large])):
+            progress.doing = str(sources[number].path)
+            mine[number] = in_ranges(sources[number])
+            progress.add(sources[number].bytes, 0)
+    for number, found in (item for part in ranks.gather(mine) for item in part.items()):
+        ranges[number] = found
+    return plan_units(source for found in ranges for source in found)
 
 
 def _writing(out: Path, action: Callable[[], T]) -> T:
@@ -173,10 +192,16 @@ def _lock(out: Path) -> Any:
     return file
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
+    # What a tokenizer does to text is told by what it makes of it, whichever kind it is.
+    folds = {"nfkc": ("\uff11", "1"), "lower": ("B", "b")}
     return {
+        "tokenizer": tokenizer.sha256,
+        "by_the_tokenizer": {name: tokenizer.encode(a) == tokenizer.encode(b) for name, (a, b) in folds.items()},
+        "normalization": _cleaning(args).record(),
+        "duplicate_paragraphs": args.duplicate_paragraphs,
+        "near_duplicates": args.near_duplicates,
         "block_lines": BLOCK_LINES,
-        "normalization": normalization_record(),
         "sample_tokens": SAMPLE_TOKENS,
         "shard_tokens": args.shard_tokens,
         "validation_fraction": args.validation_fraction,
@@ -189,93 +214,68 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
     DataError where it holds something else. An unfinished build of the same options is left to be continued, or, where
     its sources have changed, cleared away.
     """
-    out = args.out
-    plan = {
-        "tokenizer": tokenizer.sha256,
-        "settings": _settings(args),
-        "sources": [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources],
-    }
+    out, settings = args.out, _settings(args, tokenizer)
+    plan = {"settings": settings, "sources": [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources]}
     before = json.loads((out / PLAN).read_text()) if (out / PLAN).exists() else None
-    if (out / MANIFEST).exists():
+    finished = (out / MANIFEST).exists()
+    if finished:
         manifest = read_manifest(out)
-        _refuse_other(out, plan, manifest.tokenizer["sha256"], manifest.preparation["settings"])
-        _refuse_other_sources(out, sources, manifest, before["sources"] if before else [])
-        write_atomically(out / PLAN, json.dumps(plan))
-        return True
-    if before is None:
+        if before is None or before["sources"] != plan["sources"]:
+            _refuse_other_sources(out, sources, manifest)
+        _refuse_other_settings(out, settings, manifest.preparation["settings"])
+        shutil.rmtree(out / WORK, ignore_errors=True)  # left by a kill right after the manifest
+    elif before is None:
         if any(path.name != LOCK for path in out.iterdir()):
             raise DataError(f"--out {out}: is neither empty nor a shard directory; choose another folder")
+    elif before["sources"] != plan["sources"]:
+        print(f"{out}: the sources have changed since the unfinished build there; starting anew")
+        for folder in (WORK, *SPLITS):
+            shutil.rmtree(out / folder, ignore_errors=True)
     else:
-        _refuse_other(out, plan, before["tokenizer"], before["settings"])
-        if before["sources"] != plan["sources"]:
-            print(f"{out}: the sources have changed since the unfinished build there; starting anew")
-            for folder in (WORK, *SPLITS):
-                shutil.rmtree(out / folder, ignore_errors=True)
+        _refuse_other_settings(out, settings, before["settings"])
     write_atomically(out / PLAN, json.dumps(plan))
-    return False
+    return finished
 
 
-def _refuse_other(out: Path, plan: dict[str, Any], tokenizer: str, settings: dict[str, Any]) -> None:
-    if tokenizer != plan["tokenizer"]:
-        raise DataError(
-            f"--out {out}: built with another tokenizer (sha256 {tokenizer[:12]}.., --tokenizer has"
-            f" {plan['tokenizer'][:12]}..); choose another folder or delete this one"
-        )
-    for name, value in plan["settings"].items():
-        if settings.get(name) != value:
-            raise DataError(
-                f"--out {out}: built with {name} {settings.get(name)}, now {value};"
-                " choose another folder or delete this one"
-            )
+def _refuse_other_settings(out: Path, now: dict[str, Any], before: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise DataError(f"--out {out}: built with {name} {before.get(name)}, now {value}; {_OTHER_FOLDER}")
 
 
-def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest, times: list[list[Any]]) -> None:
+def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest) -> None:
     built = {
-        (corpus, source["validation"], source["file"]): source
-        for corpus, entry in manifest.preparation["corpora"].items()
-        for source in entry["sources"]
+        (corpus, source["file"], source["validation"], source["bytes"]): source["sha256"]
+        for corpus, record in manifest.preparation["corpora"].items()
+        for source in record["sources"]
     }
-    now = {(s.corpus, s.validation, s.name): s for s in sources}
-    differing = sorted(built.keys() ^ now.keys())
-    unchanged = {tuple(row) for row in times}
-    for key in [] if differing else sorted(now):
-        source = now[key]
-        # A finished directory is recognised at once by sizes and times; only a touched file is hashed again.
-        touched = (source.corpus, source.name, source.validation, source.bytes, source.mtime_ns) not in unchanged
-        if source.bytes != built[key]["bytes"] or (touched and file_sha256(source.path) != built[key]["sha256"]):
-            differing = [key]
-            break
-    if differing:
-        corpus, _, name = differing[0]
+    now = {(s.corpus, s.name, s.validation, s.bytes): s.path for s in sources}
+    differing = sorted(built.keys() ^ now.keys()) or [key for key in now if file_sha256(now[key]) != built[key]]
+    for corpus, name, *_ in differing[:1]:
         raise DataError(
             f"--out {out}: built from other sources ('{name}' of corpus '{corpus}' differs, is new or is gone);"
-            " choose another folder or delete this one"
+            f" {_OTHER_FOLDER}"
         )
 
 
-def _finish(args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, written: dict[str, Shard]) -> None:
+def _finish(args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, builder: ShardBuilder) -> None:
     splits: dict[str, dict[str, CorpusEntry]] = {split: {} for split in SPLITS}
     for plan in layout.shards:
-        shard = written[plan.file]
+        shard = builder.finished(plan)
         entry = splits[plan.split].setdefault(plan.corpus, CorpusEntry(0, 0, []))
         entry.shards.append(shard)
         entry.documents += shard.documents
         entry.tokens += shard.tokens
-    record = {
-        "kind": tokenizer.kind,
-        "files": tokenizer.files,
-        "sha256": tokenizer.sha256,
-        "vocab_size": tokenizer.vocab_size,
-        "special_ids": tokenizer.special_ids,
-    }
-    manifest = Manifest(record, {"settings": _settings(args), "corpora": layout.corpora}, splits)
+    record = {name: getattr(tokenizer, name) for name in ("kind", "files", "sha256", "vocab_size", "special_ids")}
+    manifest = Manifest(record, {"settings": _settings(args, tokenizer), "corpora": layout.corpora}, splits)
     write_manifest(args.out, manifest)
     shutil.rmtree(args.out / WORK)
-    _print_table(manifest)
+    print_table(manifest)
     print(f"{args.out / MANIFEST}: check it with `python -m data_prep.verify_shards {args.out}`")
 
 
-def _print_table(manifest: Manifest) -> None:
+def print_table(manifest: Manifest) -> None:
+    """A line for each corpus and split, and one for what was dropped or mended, as the manifest tells it."""
     print(f"{'corpus':<16}{'split':<7}{'documents':>12}{'tokens':>16}{'bytes/token':>13}{'unknown bytes':>15}")
     for corpus, record in manifest.preparation["corpora"].items():
         for split in SPLITS:

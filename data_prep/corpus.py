@@ -1,45 +1,45 @@
-"""Corpora as users have them: paths in, normalised documents out, one at a time.
+"""Corpora as users have them: paths in, documents out, piece by piece.
 
-| file (also `.gz`, `.xz`)  | documents                                                  |
-|---------------------------|------------------------------------------------------------|
-| `*.txt`                   | one a file; hard-wrapped lines are joined into paragraphs  |
-| `books_large_p*.txt`      | blocks of 10,000 lines, aligned from the start of the file |
-| `news.en*` (1B Word)      | one a line                                                 |
-| `*.jsonl`                 | the `text` of each row                                     |
-| `*.tar`, `*.tar.*`        | those of its members, by the same rules, read in place     |
+| file                             | documents                                                           |
+|----------------------------------|---------------------------------------------------------------------|
+| `*.txt`                          | one a file                                                          |
+| `books_large_p*.txt`             | blocks of 10,000 lines, aligned from the start of the file          |
+| `news.en*` (1B Word)             | one a line; `heldout*` parts and `news.en-00000-*` are validation   |
+| `*.jsonl`, `*.parquet`           | the `text` of each row                                              |
+| `*.tar` `*.tgz` `*.txz` `*.zip`  | those of its members, by the same rules, read in place              |
 
-A folder stands for all such files below it. Documents come in the order of the sources' names.
+Each also packed: `.gz`, `.xz`, `.bz2`, `.zst` (not `.zip` and `.parquet`). A folder stands for all such files below it.
+Documents come in the order of the sources' names. Nothing is ever unpacked to the disk; links, hidden files and
+members of other kinds are passed over.
 """
 
-import fnmatch
-import gzip
+import dataclasses
 import hashlib
-import io
-import itertools
-import json
-import lzma
 import re
+import sys
 import tarfile
-import zlib
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
+from data_prep import formats
+from data_prep.cleaning import Cleaner, Cleaning
+from data_prep.formats import Decoder, Reader, Records
 from gpt1_ds.errors import ConfigError, DataError
-from gpt1_ds.tokenizer import normalize
+from gpt1_ds.files import file_sha256
 
-BLOCK_LINES = 10_000
-"""Lines of one document in a sentence file without book boundaries."""
-
-_FORMATS = "*.txt, news.en*, *.jsonl, each also .gz or .xz, and *.tar, *.tar.*"
-_READ_ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError)
+SPLIT_BYTES = 64 << 20
+"""A plain file of many documents that is larger is read as several, so that ranks can share it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input file of a corpus."""
+    """One input file of a corpus, or a range of whole documents of it."""
 
     corpus: str
     path: Path
@@ -48,16 +48,38 @@ class Source:
     validation: bool
     """Given by `--validation`: all its documents are validation."""
     bytes: int
+    """Of the whole file."""
     mtime_ns: int
+    begin: int = 0
+    end: int = -1
+    """Bytes begin .. end - 1 of the file; -1 stands for its end."""
+    first_line: int = 0
+    """Number of the line at `begin`."""
+    sha256: str = ""
+    """Hash of the whole file, known beforehand for a range only."""
+
+    @property
+    def range_bytes(self) -> int:
+        return (self.bytes if self.end < 0 else self.end) - self.begin
+
+    @property
+    def cost(self) -> int:
+        """Bytes of text, at a guess: English packs to about a quarter."""
+        return self.range_bytes * (1 if formats.packing(self.name) == "" else 4)
 
 
-@dataclass(frozen=True)
-class Document:
+class Piece(NamedTuple):
+    """Some paragraphs of a document, or all of it."""
+
     id: str
+    """Of the document."""
     text: str
-    """Normalised, one paragraph or sentence a line; never empty."""
+    """Clean, one paragraph or sentence a line; empty at most where it is the last of several."""
+    last: bool
     heldout: bool
     """From a part that the publisher holds out (1B Word's `news.en.heldout-*`)."""
+    bad: bool
+    """It was not clean UTF-8."""
 
 
 def find_sources(corpora: list[str], validation: list[str]) -> list[Source]:
@@ -74,7 +96,7 @@ def find_sources(corpora: list[str], validation: list[str]) -> list[Source]:
                 raise ConfigError(f"--validation {value}: no --corpus {corpus}=PATH goes with it")
             found = _sources_below(corpus, path, option == "--validation")
             if sum(source.bytes for source in found) == 0:
-                raise DataError(f"{option} {value}: holds no text; it takes {_FORMATS}, or a folder of them")
+                raise DataError(f"{option} {value}: holds no text; it takes {formats.FORMATS}, or a folder of them")
             sources += found
     seen = Counter((source.corpus, source.validation, source.name) for source in sources)
     for (corpus, _, name), count in seen.items():
@@ -93,163 +115,178 @@ def _parse_option(option: str, value: str) -> tuple[str, Path]:
 def _sources_below(corpus: str, path: Path, validation: bool) -> list[Source]:
     try:
         if path.is_dir():
-            below = [p for p in path.rglob("*") if _is_text(p.name) and p.is_file()]
+            below = [p for p in path.rglob("*") if formats.is_text(p.name) and p.is_file()]
             named = sorted((p.relative_to(path).as_posix(), p) for p in below)
         elif path.exists():
-            if not _is_text(path.name):
-                raise DataError(f"{path}: corpus '{corpus}' is of no known format; it takes {_FORMATS}, or a folder")
+            if not formats.is_text(path.name):
+                raise DataError(
+                    f"{path}: corpus '{corpus}' is of no known format; it takes {formats.FORMATS}, or a folder"
+                )
             named = [(path.name, path)]
         else:
             raise DataError(f"{path}: corpus '{corpus}' is not there; mend --corpus or GPT1_CORPORA")
-        stats = [(name, p, p.stat()) for name, p in named]
+        stats = [(formats.clean_name(name), p, p.stat()) for name, p in named]
     except OSError as error:
         raise DataError(f"{path}: corpus '{corpus}' cannot be read ({error.strerror})") from error
     return [Source(corpus, p, name, validation, stat.st_size, stat.st_mtime_ns) for name, p, stat in stats]
 
 
+def is_divisible(source: Source) -> bool:
+    """Whether it is a plain file of many documents, and large."""
+    if source.bytes <= SPLIT_BYTES or formats.packing(source.name):
+        return False
+    return formats.reader_of(source.name) in (formats.read_lines, formats.read_blocks, formats.read_jsonl)
+
+
+def in_ranges(source: Source) -> list[Source]:
+    """A divisible source in ranges of about `SPLIT_BYTES`, read once, at the speed of its hash."""
+    step = formats.BLOCK_LINES if formats.reader_of(source.name) is formats.read_blocks else 1
+    digest, lines, position, cuts = hashlib.sha256(), 0, 0, [(0, 0)]
+    try:
+        with open(source.path, "rb") as file:
+            if formats.utf16(file.peek(1024)[:1024]):
+                return [source]
+            while data := file.read(formats.PIECE_BYTES):
+                digest.update(data)
+                ends_L = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+                first = int(np.searchsorted(ends_L, cuts[-1][0] + SPLIT_BYTES - position))
+                first += -(lines + first + 1) % step
+                if first < len(ends_L) and position + ends_L[first] < source.bytes:
+                    cuts.append((position + int(ends_L[first]), lines + first + 1))
+                lines += len(ends_L)
+                position += len(data)
+    except OSError as error:
+        raise DataError(f"{source.path}: cannot be read ({error.strerror}); mend it or leave it out") from error
+    ends = [begin for begin, _ in cuts[1:]] + [source.bytes]
+    return [
+        dataclasses.replace(source, begin=begin, end=end, first_line=line, sha256=digest.hexdigest())
+        for (begin, line), end in zip(cuts, ends, strict=True)
+    ]
+
+
 class SourceReader:
     """The documents of one source, with what a progress bar and the manifest want to know of it."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, cleaning: Cleaning):
         self.source = source
         self.counts: Counter[str] = Counter()
         """Documents read, and dropped or mended ones by reason."""
         self.bytes_read = 0
         """Of the file as it lies on disk, packed or not."""
-        self._sha256 = hashlib.sha256()
+        self._digest = hashlib.sha256()
+        self._sha256 = source.sha256
+        self._cleaning = cleaning
 
     @property
     def sha256(self) -> str:
-        """Hash of the file; of the whole of it once `documents` has ended."""
-        return self._sha256.hexdigest()
+        """Hash of the file; of the whole of it once `pieces` has ended."""
+        return self._sha256 or self._digest.hexdigest()
 
-    def documents(self) -> Iterator[Document]:
-        """Read the file once. DataError, naming it, where it cannot be read or has changed since it was planned."""
+    def pieces(self) -> Iterator[Piece]:
+        """Read the source once. DataError, naming it, where it cannot be read or has changed since it was planned."""
         source = self.source
         try:
-            with open(source.path, "rb") as file:
-                raw = _Watched(file, self._saw)
-                yield from self._from_stream(source.name, _unpacked(source.name, io.BufferedReader(raw, 1 << 20)))
-                while raw.read(1 << 20):  # what follows an archive's end belongs to the hash too
-                    pass
-            if self.bytes_read != source.bytes or source.path.stat().st_mtime_ns != source.mtime_ns:
+            if source.name.endswith((".zip", ".parquet")):  # read here and there, so hashed beforehand
+                self._sha256 = file_sha256(source.path)
+                yield from self._from_rows() if source.name.endswith(".parquet") else self._from_zip()
+                self.bytes_read = source.path.stat().st_size
+            else:
+                with open(source.path, "rb") as file:
+                    file.seek(source.begin)
+                    chunks = map(self._saw, _chunks(file, source.range_bytes if source.end >= 0 else sys.maxsize))
+                    yield from self._from_stream(source.name, formats.buffered(chunks))
+                    for _ in chunks:  # what follows an archive's end belongs to the hash too
+                        pass
+            stat = source.path.stat()
+            if (stat.st_size, stat.st_mtime_ns, self.bytes_read) != (source.bytes, source.mtime_ns, source.range_bytes):
                 raise DataError(f"{source.path}: changed while it was read; run the same command again")
-        except _READ_ERRORS as error:
+        except formats.READ_ERRORS as error:
             raise DataError(f"{source.path}: cannot be read ({error}); replace the file or leave it out") from error
 
-    def _saw(self, data: bytes) -> None:
+    def _saw(self, data: bytes) -> bytes:
         self.bytes_read += len(data)
-        self._sha256.update(data)
+        if not self._sha256:
+            self._digest.update(data)
+        return data
 
-    def _from_stream(self, name: str, stream: BinaryIO) -> Iterator[Document]:
-        if _is_tar(name):
-            for member, member_stream in _members(stream):
-                yield from self._from_stream(f"{name}/{member}", _unpacked(member, member_stream))
+    def _from_stream(self, name: str, stream: BinaryIO) -> Iterator[Piece]:
+        stream = formats.unpacked(name, stream)
+        if formats.is_tar(name):
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    if member.isreg() and formats.is_member(member.name):
+                        yield from self._from_stream(
+                            f"{name}/{formats.clean_name(member.name)}", tar.extractfile(member)
+                        )
             return
-        heldout = fnmatch.fnmatch(PurePosixPath(name).name, "news.en.heldout*")
-        for document_id, raw, unwrap in _reader(name)(name, stream):
-            self.counts["read"] += 1
-            text = normalize(self._to_text(raw), unwrap=unwrap)
-            if text:
-                yield Document(document_id, text, heldout)
-            else:
-                self.counts["empty"] += 1
+        reader = formats.reader_of(name)
+        path = PurePosixPath(name)
+        held = path.name.startswith(("news.en.heldout", "news.en-00000-")) or path.parent.name.startswith(
+            "heldout-mono"
+        )
+        decoder = Decoder(self.counts)
+        stream = decoder.opened(stream)
+        yield from self._cleaned(reader(name, stream, self.source.first_line), reader, decoder, held)
 
-    def _to_text(self, raw: bytes | str) -> str:
-        if isinstance(raw, bytes):
-            try:
-                text = raw.decode()
-            except UnicodeDecodeError:
-                text = raw.decode(errors="replace")
-                self.counts["invalid_utf8"] += len(text) - len(raw.decode(errors="ignore"))
-        else:
-            text = raw
-        if "\0" in text:
-            self.counts["nul"] += text.count("\0")
-            text = text.replace("\0", "")
-        return text.removeprefix("\ufeff")
+    def _from_zip(self) -> Iterator[Piece]:
+        with zipfile.ZipFile(self.source.path) as archive:
+            for member in archive.infolist():
+                if not member.is_dir() and formats.is_member(member.filename):
+                    with archive.open(member) as stream:
+                        yield from self._from_stream(
+                            f"{self.source.name}/{formats.clean_name(member.filename)}", stream
+                        )
+                self.bytes_read += member.compress_size
 
+    def _from_rows(self) -> Iterator[Piece]:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise ConfigError(f"{self.source.path}: needs pyarrow: pip install 'gpt1-ds[parquet]'") from error
 
-_Records = Iterator[tuple[str, bytes | str, bool]]
-"""(document id, its content, whether its lines are hard-wrapped)"""
+        def records() -> Records:
+            number = 0
+            for batch in table.iter_batches(batch_size=64, columns=["text"]):
+                for text in batch.column(0).to_pylist():
+                    yield from formats.row_pieces(f"{self.source.name}#{number}", text or "")
+                    number += 1
+                self.bytes_read = self.source.bytes * number // table.metadata.num_rows
 
+        try:
+            table = parquet.ParquetFile(self.source.path, buffer_size=1 << 20)
+            kind = str(table.schema_arrow.field("text").type) if "text" in table.schema_arrow.names else "missing"
+            if "string" not in kind:
+                raise DataError(f"{self.source.path}: its column 'text' is {kind}, but must hold strings")
+            yield from self._cleaned(records(), formats.read_jsonl, Decoder(self.counts), False)
+        except ArrowException as error:
+            raise DataError(f"{self.source.path}: cannot be read ({error}); replace it or leave it out") from error
 
-def _read_book(name: str, stream: BinaryIO) -> _Records:
-    yield name, stream.read(), True
-
-
-def _read_blocks(name: str, stream: BinaryIO) -> _Records:
-    for block in itertools.count():
-        lines = b"".join(itertools.islice(stream, BLOCK_LINES))
-        if not lines:
-            return
-        yield f"{name}#{block}", lines, False
-
-
-def _read_lines(name: str, stream: BinaryIO) -> _Records:
-    for number, line in enumerate(stream):
-        yield f"{name}#{number}", line, False
-
-
-def _read_jsonl(name: str, stream: BinaryIO) -> _Records:
-    for number, line in enumerate(stream):
-        if line.strip():
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                raise DataError(f"{name}: line {number + 1} is not a JSON object with a string 'text'")
-            yield f"{name}#{number}", text, True
-
-
-_READERS: dict[str, Callable[[str, BinaryIO], _Records]] = {
-    "books_large_p*.txt": _read_blocks,
-    "*.txt": _read_book,
-    "news.en*": _read_lines,
-    "*.jsonl": _read_jsonl,
-}
-"""By file name without `.gz` or `.xz`; the first that fits reads it."""
-
-
-def _reader(name: str) -> Callable[[str, BinaryIO], _Records] | None:
-    name = PurePosixPath(name).name.removesuffix(".gz").removesuffix(".xz")
-    return next((reader for pattern, reader in _READERS.items() if fnmatch.fnmatch(name, pattern)), None)
+    def _cleaned(self, records: Records, reader: Reader, decoder: Decoder, heldout: bool) -> Iterator[Piece]:
+        clean = Cleaner(
+            self._cleaning.steps[self.source.corpus], wrapped=reader in (formats.read_book, formats.read_jsonl)
+        )
+        first, has_text, ever_bad = True, False, False
+        for document_id, raw, last in records:
+            text, bad = decoder(raw)
+            if bad and self._cleaning.bad_text == "refuse":
+                raise DataError(
+                    f"{self.source.path}: document {document_id} is not clean UTF-8 text; convert it, or let"
+                    " --bad-text mend or drop such documents"
+                )
+            text = clean(text, first)
+            has_text = has_text or bool(text)
+            ever_bad = ever_bad or bad
+            if text or (last and has_text):
+                yield Piece(document_id, text, last, heldout, ever_bad)
+            if last:
+                self.counts["read"] += 1
+                self.counts["empty"] += not has_text
+                has_text = ever_bad = False
+            first = last
 
 
-def _is_text(name: str) -> bool:
-    return not name.startswith(".") and (_is_tar(name) or _reader(name) is not None)
-
-
-def _is_tar(name: str) -> bool:
-    return name.endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"))
-
-
-def _members(stream: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
-    with tarfile.open(fileobj=stream, mode="r|*") as tar:
-        for member in tar:
-            if member.isreg() and _reader(member.name):
-                yield member.name, tar.extractfile(member)
-
-
-def _unpacked(name: str, stream: BinaryIO) -> BinaryIO:
-    if _is_tar(name):  # tarfile unpacks by itself
-        return stream
-    if name.endswith(".gz"):
-        return gzip.open(stream)
-    return lzma.open(stream) if name.endswith(".xz") else stream
-
-
-class _Watched(io.RawIOBase):
-    """A readable file that shows every piece to `saw`."""
-
-    def __init__(self, file: BinaryIO, saw: Callable[[bytes], None]):
-        self._file, self._saw = file, saw
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        size = self._file.readinto(buffer)
-        self._saw(bytes(memoryview(buffer)[:size]))
-        return size
+def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next `size` bytes of a file, as far as it has them."""
+    while data := file.read(min(size, 1 << 20)):
+        size -= len(data)
+        yield data

@@ -1,245 +1,296 @@
-"""From encoded units to shards: which documents stay, in which split, in which sample of which shard.
+"""From encoded parts to shards: which documents stay, in which split, in which sample of which shard.
 
-Everything here is a function of the units' documents in their planned order, and of the options: never of the ranks.
+Everything here is a function of the documents in their planned order, and of the options: never of the ranks. One part
+is in memory at a time; a shard is planned as the place where it begins, and its samples are counted off from there.
 """
 
 import dataclasses
 import functools
-import hashlib
+import itertools
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.encoding import Unit, UnitIndex, read_index
+from data_prep.duplicates import Duplicates
+from data_prep.encoding import Unit
 from gpt1_ds.errors import DataError
 from gpt1_ds.files import write_atomically
 from gpt1_ds.shards import SAMPLE_TOKENS, SPLITS, Shard, ShardWriter, token_dtype
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Whole documents `first` .. `last - 1` of a shard's list, or `tokens` of one document from `begin` on."""
+class Rule:
+    """Which documents of a corpus are validation: `given`, `published`, or those with a small `hash`."""
 
-    first: int
-    last: int
-    begin: int
-    tokens: int
+    name: str
+    below: int = 0
+    """For `hash`: the keys that are validation are smaller."""
+
+    def applied(self, validation: bool, documents_D: np.ndarray) -> np.ndarray:
+        if self.name == "given":
+            return np.full(len(documents_D), validation)
+        return documents_D["heldout"] if self.name == "published" else documents_D["key"] < np.uint64(self.below)
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What goes into one tar. Document d is row `row_D[d]` of unit `unit_D[d]`."""
+    """One tar: so many samples, from token `begin` of document `row` of part `part` on, rows counted in its `Kept`."""
 
     file: str
     corpus: str
-    unit_D: np.ndarray
-    row_D: np.ndarray
-    samples: list[Sample]
+    part: int
+    row: int
+    begin: int
+    samples: int
+    tokens: int
 
     @property
     def split(self) -> str:
         return self.file.partition("/")[0]
 
-    @property
-    def tokens(self) -> int:
-        return sum(sample.tokens for sample in self.samples)
-
-    @property
-    def key(self) -> str:
-        """Equal only for equal contents, given the same units."""
-        samples = np.array([dataclasses.astuple(sample) for sample in self.samples], np.int64)
-        parts = (self.file.encode(), self.unit_D.tobytes(), self.row_D.tobytes(), samples.tobytes())
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()
-
 
 @dataclass
 class Layout:
     shards: list[ShardPlan]
+    rules: dict[str, Rule]
     corpora: dict[str, dict[str, Any]]
-    """For the manifest, by corpus: split rule, sources with hashes, counts of what was read, dropped and mended."""
+    """What the manifest tells of each."""
 
 
-def plan_shards(units: list[Unit], work: Path, validation_fraction: float, shard_tokens: int) -> Layout:
-    """Drop duplicates, divide documents into splits, samples and shards.
+@dataclass
+class Kept:
+    """The documents of one part that stay, in one split: one stream of tokens, without the dropped paragraphs."""
 
-    DataError where a corpus has no document left.
-    """
-    indexes = [read_index(unit, work) for unit in units]
-    kept_by_unit = _without_duplicates(units, indexes)
-    layout = Layout([], {})
-    for corpus in dict.fromkeys(unit.sources[0].corpus for unit in units):
-        members = [unit.index for unit in units if unit.sources[0].corpus == corpus]
-        kept_D = np.concatenate([kept_by_unit[i] for i in members])
-        if not kept_D.any():
-            raise DataError(f"--corpus {corpus}: no document is left (empty ones and duplicates are dropped)")
-        table = _Documents.of([units[i] for i in members], [indexes[i] for i in members]).where(kept_D)
-        rule, valid_D = _validation(table, validation_fraction)
+    documents_K: np.ndarray
+    rows_K: np.ndarray
+    """Where they stand in the part's table."""
+    from_S: np.ndarray
+    """The stream's stretches in the part's tokens: first, and one past the last, of each."""
+    to_S: np.ndarray
+
+    def __post_init__(self):
+        self.ends_K = np.cumsum(self.documents_K["tokens"])
+        self.begins_K = self.ends_K - self.documents_K["tokens"]
+        self.ends_S = np.cumsum(self.to_S - self.from_S)
+
+
+class Parts:
+    """The encoded parts of all units, in reading order."""
+
+    def __init__(self, units: list[Unit], work: Path, near: float, drop_bad: bool):
+        self.units, self.work, self._drop_bad = units, work, drop_bad
+        self.records = [json.loads(unit.marker(work).read_text()) for unit in units]
+        self.names = [name for record in self.records for name in record["parts"]]
+        self.unit_of = [u for u, record in zip(units, self.records, strict=True) for _ in record["parts"]]
+        self.duplicates = Duplicates(work, self.names, near)
+        self._files = functools.lru_cache(maxsize=4)(lambda part: dict(np.load(work / f"{self.names[part]}.npz")))
+        self.kept = functools.lru_cache(maxsize=4)(self._kept)
+        self.ids = functools.lru_cache(maxsize=2)(self._ids)
+
+    def of(self, corpus: str, first: int = 0) -> Iterable[int]:
+        return [part for part in range(first, len(self.names)) if self.unit_of[part].corpus == corpus]
+
+    def _ids(self, part: int) -> list[str]:
+        return self._files(part)["ids"].tobytes().decode().split("\0")
+
+    def settled(self, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
+        """The documents that stay, less their dropped paragraphs; their rows; those paragraphs; drops by reason."""
+        documents_D, texts_S = self._files(part)["documents"].copy(), self._files(part)["texts"]
+        texts, near = self.duplicates.of(part)
+        texts_S = texts_S[texts]
+        wholes_S, texts_S = texts_S[texts_S["whole"]], texts_S[~texts_S["whole"]]
+        for name in ("tokens", "bytes", "fallback"):
+            np.subtract.at(documents_D[name], texts_S["document"], texts_S[name])
+        bad_D = documents_D["bad"] & self._drop_bad
+        copied_D = documents_D["tokens"] <= 1  # only its <eot> is left
+        copied_D[wholes_S["document"]] = True
+        near_D = np.isin(np.arange(len(documents_D)), near)
+        rows_K = np.flatnonzero(~(bad_D | copied_D | near_D))
+        texts_S = texts_S[np.isin(texts_S["document"], rows_K)]
+        dropped = {
+            "bad_text": int(bad_D.sum()),
+            "duplicate": int((copied_D & ~bad_D).sum()),
+            "near_duplicate": int((near_D & ~copied_D & ~bad_D).sum()),
+            "duplicate_paragraphs": len(texts_S),
+        }
+        return documents_D[rows_K], rows_K, texts_S, dropped
+
+    def _kept(self, part: int, split: str, rule: Rule) -> Kept:
+        documents_K, rows_K, texts_S, _ = self.settled(part)
+        chosen_K = rule.applied(self.unit_of[part].validation, documents_K) == (split == "valid")
+        documents_K, rows_K = documents_K[chosen_K], rows_K[chosen_K]
+        texts_S = texts_S[np.isin(texts_S["document"], rows_K)]
+        ends_K = documents_K["begin"] + self._files(part)["documents"]["tokens"][rows_K]
+        from_S = np.sort(np.concatenate([documents_K["begin"], texts_S["begin"] + texts_S["tokens"]]))
+        to_S = np.sort(np.concatenate([ends_K, texts_S["begin"]]))
+        apart_S = from_S[1:] != to_S[:-1]  # neighbours are one stretch
+        first_S = np.insert(apart_S, 0, True)[: len(from_S)]
+        return Kept(documents_K, rows_K, from_S[first_S], to_S[np.append(apart_S, True)[: len(to_S)]])
+
+    def tokens(self, part: int, kept: Kept, first: int, last: int, dtype: np.dtype) -> list[np.ndarray]:
+        """Tokens first .. last - 1 of the stream `kept`, stretch by stretch."""
+        found = []
+        with open(self.work / f"{self.names[part]}.tokens", "rb") as file:
+            for s in range(int(np.searchsorted(kept.ends_S, first, "right")), len(kept.ends_S)):
+                offset = int(kept.to_S[s] - kept.ends_S[s])  # from the stream's to the part's count of tokens
+                if kept.from_S[s] - offset >= last:
+                    break
+                begin, end = max(first + offset, int(kept.from_S[s])), min(last + offset, int(kept.to_S[s]))
+                file.seek(begin * dtype.itemsize)
+                found.append(np.fromfile(file, dtype, end - begin))
+        return found
+
+
+def plan_shards(parts: Parts, fraction: float, shard_tokens: int) -> Layout:
+    """Rules, counts and shards of every corpus. DataError for a corpus that is left with nothing."""
+    layout = Layout([], {}, {})
+    for corpus in dict.fromkeys(unit.corpus for unit in parts.units):
+        rule, dropped = _rule(parts, corpus, fraction)
+        layout.rules[corpus] = rule
         texts = {}
-        for split, mask_D in zip(SPLITS, (~valid_D, valid_D), strict=True):
-            documents = table.where(mask_D)
-            layout.shards += _shards(documents, corpus, split, shard_tokens)
-            texts[split] = {"text_bytes": int(documents.bytes_D.sum()), "unknown": int(documents.fallback_D.sum())}
-        counts = sum((indexes[i].counts for i in members), Counter())
+        for split in SPLITS:
+            layout.shards += _plan(parts, corpus, split, rule, shard_tokens)
+            kept = [parts.kept(part, split, rule).documents_K for part in parts.of(corpus)]
+            names = {"text_bytes": "bytes", "unknown": "fallback"}
+            texts[split] = {name: int(sum(k[column].sum() for k in kept)) for name, column in names.items()}
+        members = [i for i, unit in enumerate(parts.units) if unit.corpus == corpus]
+        counts = sum((Counter(parts.records[i]["counts"]) for i in members), Counter())
+        hashed = {
+            (source.validation, source.name): {
+                "file": source.name, "bytes": source.bytes, "sha256": sha256, "validation": source.validation,
+            }
+            for i in members
+            for source, sha256 in zip(parts.units[i].sources, parts.records[i]["sha256"], strict=True)
+        }  # fmt: skip
         layout.corpora[corpus] = {
-            "split": rule,
+            "split": rule.name,
             "documents_read": counts["read"],
-            "dropped": {"empty": counts["empty"], "duplicate": int((~kept_D).sum())},
-            "mended": {"invalid_utf8": counts["invalid_utf8"], "nul": counts["nul"]},
+            "dropped": {"empty": counts["empty"], **dropped},
+            "mended": {name: counts[name] for name in ("invalid_utf8", "latin1", "nul", "utf16")},
             "text": texts,
-            "sources": [
-                {"file": source.name, "bytes": source.bytes, "sha256": sha256, "validation": source.validation}
-                for i in members
-                for source, sha256 in zip(units[i].sources, indexes[i].sha256, strict=True)
-            ],
+            "sources": list(hashed.values()),
         }
     return layout
 
 
-def _without_duplicates(units: list[Unit], indexes: list[UnitIndex]) -> list[np.ndarray]:
-    """For each unit, which of its documents are the first of their text, across corpora.
+def _rule(parts: Parts, corpus: str, fraction: float) -> tuple[Rule, Counter[str]]:
+    """How the corpus is split, and how many of its documents and paragraphs are dropped, by reason."""
+    dropped: Counter[str] = Counter()
+    kept = heldout = 0
+    least, below = 1 << 64, int(fraction * 2**64)
+    for part in parts.of(corpus):
+        documents_K, _, _, reasons = parts.settled(part)
+        dropped.update(reasons)
+        kept += len(documents_K)
+        heldout += int(documents_K["heldout"].sum())
+        least = min(least, int(documents_K["key"].min(initial=(1 << 64) - 1)))
+    if not kept:
+        reasons = ", ".join(f"{count:,} {name}" for name, count in dropped.items() if count)
+        raise DataError(f"--corpus {corpus}: no document is left{reasons and f' of {reasons}'}; leave it out")
+    if any(unit.corpus == corpus and unit.validation for unit in parts.units):
+        return Rule("given"), dropped
+    if 0 < heldout < kept:
+        return Rule("published"), dropped
+    if fraction > 0 and kept > 1:
+        below = max(below, least + 1)  # few documents, such as books: yet a run wants a validation loss
+    return Rule("hash", below), dropped
 
-    A held-out copy comes before all others: what is validated on must not be trained on.
+
+@dataclass(frozen=True)
+class Sample:
+    """Documents first .. last - 1 of some parts' `Kept`; `begin` tokens of the first lie in earlier samples."""
+
+    runs: list[tuple[int, int, int]]
+    """(part, first, last)"""
+    begin: int
+    tokens: int
+
+
+def _samples(tables: Iterable[tuple[int, np.ndarray]], row: int = 0, begin: int = 0) -> Iterator[Sample]:
+    """Whole documents up to `SAMPLE_TOKENS` a sample; a longer document alone, in parts.
+
+    `tables` are (part, tokens of its documents); `row` and `begin` say where to start in the first.
     """
-    hash_D2 = np.concatenate([index.hash_D2 for index in indexes])
-    later_D = np.concatenate(
-        [~(index.heldout_D | unit.sources[0].validation) for unit, index in zip(units, indexes, strict=True)]
-    )
-    order_D = np.lexsort((later_D, hash_D2[:, 1], hash_D2[:, 0]))  # stable: ties stay in reading order
-    sorted_D2 = hash_D2[order_D]
-    first_D = np.ones(len(order_D), bool)
-    first_D[1:] = (sorted_D2[1:] != sorted_D2[:-1]).any(axis=1)
-    kept_D = np.empty(len(order_D), bool)
-    kept_D[order_D] = first_D
-    return np.split(kept_D, np.cumsum([len(index.ids) for index in indexes])[:-1])
+    runs, filled = [], 0
+    for part, tokens_K in tables:
+        ends_K = np.cumsum(tokens_K)
+        while row < len(tokens_K):
+            size = int(tokens_K[row])
+            before = int(ends_K[row]) - size
+            last = row if begin else int(np.searchsorted(ends_K, before + SAMPLE_TOKENS - filled, side="right"))
+            if last > row:
+                runs.append((part, row, last))
+                filled += int(ends_K[last - 1]) - before
+                row = last
+            elif filled:
+                yield Sample(runs, 0, filled)
+                runs, filled = [], 0
+            else:
+                for place in range(begin, size, SAMPLE_TOKENS):
+                    yield Sample([(part, row, row + 1)], place, min(SAMPLE_TOKENS, size - place))
+                begin, row = 0, row + 1
+        row = 0
+    if filled:
+        yield Sample(runs, 0, filled)
 
 
-@dataclass
-class _Documents:
-    """Columns over the documents of one corpus, in reading order."""
-
-    unit_D: np.ndarray
-    row_D: np.ndarray
-    tokens_D: np.ndarray
-    bytes_D: np.ndarray
-    fallback_D: np.ndarray
-    hash_D: np.ndarray
-    heldout_D: np.ndarray
-    given_D: np.ndarray
-    """From a `--validation` path."""
-
-    @classmethod
-    def of(cls, units: list[Unit], indexes: list[UnitIndex]) -> "_Documents":
-        sizes = [len(index.ids) for index in indexes]
-        return cls(
-            unit_D=np.repeat(np.array([unit.index for unit in units], np.int64), sizes),
-            row_D=np.concatenate([np.arange(size) for size in sizes]),
-            tokens_D=np.concatenate([index.tokens_D for index in indexes]),
-            bytes_D=np.concatenate([index.bytes_D for index in indexes]),
-            fallback_D=np.concatenate([index.fallback_D for index in indexes]),
-            hash_D=np.concatenate([index.hash_D2[:, 0] for index in indexes]),
-            heldout_D=np.concatenate([index.heldout_D for index in indexes]),
-            given_D=np.repeat(np.array([unit.sources[0].validation for unit in units], bool), sizes),
-        )
-
-    def where(self, mask_D: np.ndarray) -> "_Documents":
-        return _Documents(*(getattr(self, column.name)[mask_D] for column in dataclasses.fields(self)))
-
-
-def _validation(documents: _Documents, fraction: float) -> tuple[str, np.ndarray]:
-    """The rule's name, and which documents are validation."""
-    if documents.given_D.any():
-        return "given", documents.given_D
-    if documents.heldout_D.any() and not documents.heldout_D.all():
-        return "published", documents.heldout_D
-    valid_D = documents.hash_D < np.uint64(int(fraction * 2**64))
-    if fraction > 0 and not valid_D.any() and len(valid_D) > 1:
-        valid_D[np.argmin(documents.hash_D)] = True  # few documents, such as books: yet a run wants a validation loss
-    return "hash", valid_D
-
-
-def _shards(documents: _Documents, corpus: str, split: str, shard_tokens: int) -> list[ShardPlan]:
-    samples = _samples(documents.tokens_D)
-    groups: list[list[Sample]] = []
-    room = 0
-    for sample in samples:
-        if sample.tokens > room:
-            groups.append([])
-            room = max(shard_tokens, sample.tokens)
-        groups[-1].append(sample)
-        room -= sample.tokens
-    plans = []
-    for number, group in enumerate(groups):
-        first, last = group[0].first, group[-1].last
-        plans.append(
-            ShardPlan(
-                file=f"{split}/{corpus}/{corpus}-{number:06d}.tar",
-                corpus=corpus,
-                unit_D=documents.unit_D[first:last],
-                row_D=documents.row_D[first:last],
-                samples=[dataclasses.replace(s, first=s.first - first, last=s.last - first) for s in group],
-            )
-        )
-    return plans
-
-
-def _samples(tokens_D: np.ndarray) -> list[Sample]:
-    """Whole documents up to `SAMPLE_TOKENS` a sample; a longer document alone, in parts."""
-    ends_D = np.cumsum(tokens_D)
-    samples, first = [], 0
-    while first < len(tokens_D):
-        before = int(ends_D[first - 1]) if first else 0
-        last = int(np.searchsorted(ends_D, before + SAMPLE_TOKENS, side="right"))
-        if last > first:
-            samples.append(Sample(first, last, 0, int(ends_D[last - 1]) - before))
-            first = last
-        else:
-            size = int(tokens_D[first])
-            for begin in range(0, size, SAMPLE_TOKENS):
-                samples.append(Sample(first, first + 1, begin, min(SAMPLE_TOKENS, size - begin)))
-            first += 1
-    return samples
+def _plan(parts: Parts, corpus: str, split: str, rule: Rule, shard_tokens: int) -> Iterator[ShardPlan]:
+    tables = ((part, parts.kept(part, split, rule).documents_K["tokens"]) for part in parts.of(corpus))
+    plan, number = None, itertools.count()
+    for sample in _samples(tables):
+        if plan and plan.tokens + sample.tokens <= shard_tokens:
+            plan = dataclasses.replace(plan, samples=plan.samples + 1, tokens=plan.tokens + sample.tokens)
+            continue
+        if plan:
+            yield plan
+        part, row, _ = sample.runs[0]
+        file = f"{split}/{corpus}/{corpus}-{next(number):06d}.tar"
+        plan = ShardPlan(file, corpus, part, row, sample.begin, 1, sample.tokens)
+    if plan:
+        yield plan
 
 
 class ShardBuilder:
-    """Writes planned shards from the units' files; a shard that an earlier run finished is not written again."""
+    """Writes planned shards from the parts; a shard that an earlier run finished is not written again."""
 
-    def __init__(self, units: list[Unit], work: Path, out: Path, vocab_size: int):
-        self._units, self._work, self._out, self._vocab_size = units, work, out, vocab_size
-        # Documents come in the units' order, so few are needed at a time.
-        self._unit = functools.lru_cache(maxsize=4)(self._load_unit)
+    def __init__(self, parts: Parts, layout: Layout, out: Path, vocab_size: int):
+        self._parts, self._rules, self._out, self._vocab_size = parts, layout.rules, out, vocab_size
 
-    def build(self, plan: ShardPlan) -> Shard:
-        receipt = self._work / f"{plan.file.replace('/', '-')}.json"
-        path = self._out / plan.file
+    def finished(self, plan: ShardPlan) -> Shard | None:
+        receipt, path = self._receipt(plan), self._out / plan.file
         if receipt.exists() and path.exists():
-            done = json.loads(receipt.read_text())
-            if done["key"] == plan.key and path.stat().st_size == done["shard"]["bytes"]:
-                return Shard(**done["shard"])
+            shard = Shard(**json.loads(receipt.read_text()))
+            return shard if path.stat().st_size == shard.bytes else None
+        return None
+
+    def build(self, plan: ShardPlan) -> None:
+        if self.finished(plan):
+            return
+        parts, rule, dtype = self._parts, self._rules[plan.corpus], token_dtype(self._vocab_size)
+
+        def kept(part: int) -> Kept:
+            return parts.kept(part, plan.split, rule)
+
+        tables = ((part, kept(part).documents_K["tokens"]) for part in parts.of(plan.corpus, plan.part))
         with ShardWriter(self._out, plan.file, plan.corpus, self._vocab_size) as writer:
-            for sample in plan.samples:
-                writer.add(*self._content(plan, sample))
+            for sample in itertools.islice(_samples(tables, plan.row, plan.begin), plan.samples):
+                tokens, documents, position = [], [], 0
+                for part, first, last in sample.runs:
+                    here, ids = kept(part), parts.ids(part)
+                    begin = int(here.begins_K[first]) + sample.begin
+                    end = min(int(here.ends_K[last - 1]), begin + sample.tokens)
+                    tokens += parts.tokens(part, here, begin, end, dtype)
+                    starts = here.begins_K[first:last] - begin + position
+                    documents += zip((ids[row] for row in here.rows_K[first:last]), starts.tolist(), strict=True)
+                    position += end - begin
+                writer.add(np.concatenate(tokens), documents)
             shard = writer.close()
-        write_atomically(receipt, json.dumps({"key": plan.key, "shard": dataclasses.asdict(shard)}))
-        return shard
+        write_atomically(self._receipt(plan), json.dumps(dataclasses.asdict(shard)))
 
-    def _content(self, plan: ShardPlan, sample: Sample) -> tuple[np.ndarray, list[tuple[str, int]]]:
-        parts, documents, position = [], [], -sample.begin
-        for d in range(sample.first, sample.last):
-            tokens, starts_D, ends_D, ids = self._unit(int(plan.unit_D[d]))
-            row = int(plan.row_D[d])
-            part = tokens[starts_D[row] + sample.begin : ends_D[row]][: sample.tokens]
-            parts.append(part)
-            documents.append((ids[row], position))
-            position += len(part)
-        return np.concatenate(parts), documents
-
-    def _load_unit(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        unit = self._units[index]
-        documents = read_index(unit, self._work)
-        tokens = np.memmap(unit.tokens_path(self._work), token_dtype(self._vocab_size), mode="r").view(np.ndarray)
-        ends_D = np.cumsum(documents.tokens_D)
-        return tokens, ends_D - documents.tokens_D, ends_D, documents.ids
+    def _receipt(self, plan: ShardPlan) -> Path:
+        return self._parts.work / f"{plan.file.replace('/', '-')}.json"

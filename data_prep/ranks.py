@@ -3,11 +3,13 @@
 `mpi4py` is imported only where a launcher started more than one rank: alone, no MPI library is needed.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +20,8 @@ from gpt1_ds.errors import ConfigError, PeerError, UserError
 T = TypeVar("T")
 
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+CLAIM = ".claim-"
+_DOING = ".doing-"
 _REPORT_SECONDS = 0.3
 _POLL_SECONDS = 0.01
 _PROGRESS_TAG = 1
@@ -76,6 +80,19 @@ class Ranks:
             while not request.Test():
                 time.sleep(_POLL_SECONDS)
 
+    def shared(self, folder: Path, stage: str, costs: Sequence[float]) -> Iterator[int]:
+        """The jobs that fall to this rank, dearest first: the first rank free claims it, by a file in `folder`.
+
+        So ranks finish together, whatever their speeds. Rank 0 clears the claims of an earlier run away, beforehand.
+        """
+        if self._comm is None:
+            yield from range(len(costs))
+            return
+        for job in sorted(range(len(costs)), key=lambda job: -costs[job]):
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(folder / f"{CLAIM}{stage}-{job:06d}", os.O_CREAT | os.O_EXCL))
+                yield job
+
     def fail(self, error: BaseException, doing: str) -> NoReturn:
         """End the job on every rank because this one failed while `doing`; peers must not wait for it.
 
@@ -88,22 +105,20 @@ class Ranks:
         self._comm.Abort(error.exit_code if isinstance(error, UserError) else PeerError.exit_code)
         raise SystemExit(PeerError.exit_code)  # Abort does not return
 
-    def progress(self, description: str, total_bytes: int) -> "Progress":
-        return Progress(self, self._comm, description, total_bytes)
+    def progress(self, description: str, total_bytes: int, folder: Path) -> "Progress":
+        return Progress(self, self._comm, description, total_bytes, folder)
 
 
 class Progress:
     """Bytes and tokens done by all ranks as one bar on rank 0's screen, and what every rank is working on.
 
-    All ranks open and close it together; an exception inside ends the job on all of them. On a SIGTERM, which is how a
-    launcher ends a job after a rank's death, rank 0 says where every rank was.
+    All ranks open and close it together; an exception inside ends the job on all of them. Each rank notes what it is on
+    in `folder`: on a SIGTERM, which is how a launcher ends a job after a rank's death, one that lives says it of all.
     """
 
-    def __init__(self, ranks: Ranks, comm: Any, description: str, total_bytes: int):
-        self._ranks, self._comm = ranks, comm
-        self.doing = "starting"
-        """What this rank is on, for its messages: a file."""
-        self._doing_of = ["starting"] * ranks.size
+    def __init__(self, ranks: Ranks, comm: Any, description: str, total_bytes: int, folder: Path):
+        self._ranks, self._comm, self._folder = ranks, comm, folder
+        self.doing = f"starting: {description}"
         self._new_bytes = self._new_tokens = self._tokens = 0
         self._reported = self._started = time.monotonic()
         self._sent: list[Any] = []
@@ -113,8 +128,8 @@ class Progress:
         self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc=description, disable=quiet)
 
     def __enter__(self) -> "Progress":
-        if self._ranks.rank == 0:
-            self._previous_handler = signal.signal(signal.SIGTERM, self._terminated)
+        if self._comm is not None:  # and for the rest of the job, since there is no end of it but the job's
+            signal.signal(signal.SIGTERM, self._terminated)
         return self
 
     def __exit__(self, kind, value, trace) -> None:
@@ -127,8 +142,18 @@ class Progress:
             time.sleep(_POLL_SECONDS)
         self._ranks.wait()
         self._bar.close()
-        if self._ranks.rank == 0:
-            signal.signal(signal.SIGTERM, self._previous_handler)
+
+    @property
+    def doing(self) -> str:
+        """What this rank is on, for messages: a file."""
+        return self._doing
+
+    @doing.setter
+    def doing(self, what: str) -> None:
+        self._doing = what
+        if self._comm is not None:
+            with contextlib.suppress(OSError):  # the work itself tells of a full disk
+                (self._folder / f"{_DOING}{self._ranks.rank}").write_text(what)
 
     def add(self, done_bytes: int, tokens: int) -> None:
         self._new_bytes += done_bytes
@@ -137,7 +162,7 @@ class Progress:
             self._report()
 
     def _report(self, finished: bool = False) -> None:
-        message = (self._ranks.rank, self._new_bytes, self._new_tokens, self.doing, finished)
+        message = (self._new_bytes, self._new_tokens, finished)
         self._new_bytes = self._new_tokens = 0
         self._reported = time.monotonic()
         if self._ranks.rank == 0:
@@ -151,8 +176,8 @@ class Progress:
         while self._comm is not None and self._comm.iprobe(tag=_PROGRESS_TAG):
             self._show(self._comm.recv(tag=_PROGRESS_TAG))
 
-    def _show(self, message: tuple[int, int, int, str, bool]) -> None:
-        rank, done_bytes, tokens, self._doing_of[rank], finished = message
+    def _show(self, message: tuple[int, int, bool]) -> None:
+        done_bytes, tokens, finished = message
         self._running -= finished
         self._tokens += tokens
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
@@ -160,6 +185,13 @@ class Progress:
         self._bar.update(done_bytes)
 
     def _terminated(self, number: int, frame: FrameType | None) -> NoReturn:
-        self._doing_of[0] = self.doing
-        where = "; ".join(f"rank {rank}: {doing}" for rank, doing in enumerate(self._doing_of))
-        raise PeerError(f"stopped by a signal, a rank having died or the job being cancelled ({where}); run it again")
+        try:
+            os.close(os.open(self._folder / f"{CLAIM}word", os.O_CREAT | os.O_EXCL))
+        except OSError:  # another rank has the word
+            os._exit(PeerError.exit_code)
+        notes = [self._folder / f"{_DOING}{rank}" for rank in range(self._ranks.size)]
+        where = "; ".join(f"rank {rank}: {note.read_text()}" for rank, note in enumerate(notes) if note.exists())
+        message = (
+            f"stopped by a signal, a rank having died or the job being cancelled; at work on {where}; run it again"
+        )
+        self._ranks.fail(PeerError(message), self.doing)

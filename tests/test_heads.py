@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from gpt1_ds.config import TaskConfig
-from gpt1_ds.heads import Counts, TaskModel, objective
+from gpt1_ds.heads import Counts, TaskModel, objective, predict
 from gpt1_ds.model import GPT, GPTConfig
-from gpt1_ds.tasks import IGNORE, Encoded
+from gpt1_ds.tasks import IGNORE, TASKS, Encoded, Example
 from gpt1_ds.tasks.batches import Batch, collate, micro_batches, n_lm_targets, n_targets
 
 SPECIAL = {"pad": 0, "s": 1, "e": 2, "delim": 3, "eot": 4}
@@ -43,6 +43,23 @@ def test_padding_and_neighbours_change_nothing():
     torch.testing.assert_close(beside[1], alone[0])
 
 
+@pytest.mark.parametrize("name", ["sst2", "mrpc", "stsb", "race", "wnut17"])
+def test_predictions_do_not_depend_on_batch_size(name: str):
+    """Each of 23 examples alone, in batches of 4 with their padding, and all at once."""
+    task, generator = TASKS[name], torch.Generator().manual_seed(0)
+    examples = []
+    for _ in range(23):
+        length = int(torch.randint(2, 20, (), generator=generator))
+        ids = [torch.randint(5, 60, (length,), generator=generator).tolist() for _ in range(6)]
+        ids = ids[: {"sst2": 1, "mrpc": 2, "stsb": 2}.get(name, 6)]
+        examples.append(task.arrange(Example(("x",) * len(ids)), ids, SPECIAL, SHAPE["n_ctx"]))
+    task_model = model(task.kind, task.n_outputs).eval()
+    first, *others = (predict(task_model, task, examples, SPECIAL, size, name) for size in (1, 4, 23))
+    assert len({str(answer) for answer in first}) > 2 or name in ("sst2", "mrpc")
+    for other in others:
+        assert other == (pytest.approx(first, rel=1e-4) if name == "stsb" else first)
+
+
 def test_last_pool_reads_the_whole_text_and_first_only_the_start():
     other = sequence(7, 9)
     examples = [Encoded([SHORT], [1.0, 0.0]), Encoded([other], [1.0, 0.0])]
@@ -69,15 +86,15 @@ def test_similarity_adds_the_states_of_both_orders():
 
 def test_multiple_choice_scores_each_answer_by_itself():
     answers = [sequence(5, 3, ending) for ending in (20, 21, 22, 23)]
-    task_model, target = model("multiple_choice", 4), [0.0, 0.0, 1.0, 0.0]
+    task_model, target = model("multiple_choice", 1), [0.0, 0.0, 1.0, 0.0]
     logits = logits_of(task_model, [Encoded(answers, target), Encoded(answers[::-1], target[::-1])])
-    assert logits.shape == (2, 4) and task_model.head.out_features == 1
+    assert logits.shape == (2, 4) and task_model.head.out_features == TASKS["race"].n_outputs == 1
     torch.testing.assert_close(logits[0], logits[1].flip(0))
     assert logits[0].std() > 1e-3
 
 
 def test_equal_answers_get_equal_logits_under_dropout():
-    task_model = model("multiple_choice", 2, clf_pdrop=0.5).train()
+    task_model = model("multiple_choice", 1, clf_pdrop=0.5).train()
     batch = collate([Encoded([SHORT, SHORT], [1.0, 0.0])] * 8, SPECIAL, Encoded([SHORT, SHORT], [1.0, 0.0]))
     logits_BS = task_model(batch.ids_BST, batch.end_BS, batch.targets)[2]
     torch.testing.assert_close(logits_BS[:, 0], logits_BS[:, 1])

@@ -4,6 +4,7 @@ The order is a pure function of (lengths, seed, epoch), free of ranks and micro-
 B examples, S sequences an example, T tokens, K classes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -27,7 +28,8 @@ class Batch:
     end_BS: Tensor
     """Position of `<e>`."""
     targets: Tensor
-    """(B, K) float, a distribution over classes (answers); token classification: (B, T) long, a class or IGNORE."""
+    """(B, K) float, a distribution over classes (answers), or (B, 1) a score, NaN where there is none; token
+    classification: (B, T) long, a class or IGNORE."""
     lm_targets_BST: Tensor
     """The next token, IGNORE at `<e>` and on padding."""
 
@@ -79,7 +81,8 @@ def collate(examples: Sequence[Encoded], special: dict[str, int], like: Encoded)
     """Tensors of `examples`. Of none: one blank example with the shape of `like`, which has no target of any kind."""
     per_token = isinstance(like.target[0], int)
     if not examples:
-        blank = [IGNORE] if per_token else [0.0] * len(like.target)
+        # A distribution over nothing, or no score at all; neither adds to a loss.
+        blank = [IGNORE] if per_token else [0.0 if len(like.target) > 1 else math.nan] * len(like.target)
         examples = [Encoded([[special["e"]] for _ in like.sequences], blank)]
     B, S, T = len(examples), len(examples[0].sequences), max(example.length for example in examples)
     ids_BST = torch.full((B, S, T), special["pad"], dtype=torch.long)

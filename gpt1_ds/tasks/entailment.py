@@ -1,55 +1,46 @@
-"""Entailment of a sentence pair (RTE, QNLI, SNLI): `<s> premise <delim> hypothesis <e>`, the class from `<e>`."""
+"""Entailment of a sentence pair (MNLI, SNLI, QNLI, RTE, SciTail, WNLI): `<s> premise <delim> hypothesis <e>`.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+Where annotators did not agree, SNLI's and MNLI's gold label is "-"; their authors leave such pairs out, as does all
+published work.
+"""
 
-from gpt1_ds.tasks.base import Encoded, Task, one_hot, pair
-from gpt1_ds.tasks.tables import label_index, read_tsv
-
-TWO_WAY = ("not_entailment", "entailment")
-THREE_WAY = ("contradiction", "neutral", "entailment")
-NO_CONSENSUS = "-"
-"""SNLI's gold label where its annotators did not agree; its authors leave such pairs out, and so does everybody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Inference:
-    premise: str
-    hypothesis: str
-    label: int
-    """Index in the task's classes."""
+from gpt1_ds.tasks.base import Task, pair
+from gpt1_ds.tasks.tables import Table
 
 
 class Entailment(Task):
     kind = "entailment"
 
-    def texts(self, example: Inference) -> tuple[str, ...]:
-        return example.premise, example.hypothesis
-
-    def arrange(self, example: Inference, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Encoded:
-        premise, hypothesis = ids
-        sequence, cut = pair(premise, hypothesis, special, n_ctx)
-        return Encoded([sequence], one_hot(example.label, len(self.classes)), cut)
+    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> tuple[list[list[int]], int]:
+        sequence, cut = pair(*ids, special, n_ctx)
+        return [sequence], cut
 
 
-def read_pairs(path: Path, columns: tuple[str, str, str], classes: tuple[str, ...]) -> Iterator[Inference]:
-    """`columns`: header names of premise, hypothesis and label."""
-    premise, hypothesis, label = columns
-    for where, row in read_tsv(path, columns):
-        if row[label] != NO_CONSENSUS:
-            yield Inference(row[premise], row[hypothesis], label_index(row[label], classes, where))
+TWO_WAY = ("not_entailment", "entailment")
+THREE_WAY = ("contradiction", "neutral", "entailment")
+SENTENCES = ("sentence1", "sentence2")
+TSV = {"train": ("train.tsv",), "dev": ("dev.tsv",), "test": ("test.tsv",)}
 
 
-TSV = {"train": ("train.tsv",), "dev": ("dev.tsv",)}
-SNLI_FILES = {
-    "train": ("train.tsv", "snli_1.0_train.txt", "train_small.tsv"),
-    "dev": ("dev.tsv", "snli_1.0_dev.txt"),
-}
-read_rte = partial(read_pairs, columns=("sentence1", "sentence2", "label"), classes=TWO_WAY)
-read_qnli = partial(read_pairs, columns=("question", "sentence", "label"), classes=TWO_WAY)
-read_snli = partial(read_pairs, columns=("sentence1", "sentence2", "gold_label"), classes=THREE_WAY)
-RTE = Entailment(TSV, read_rte, TWO_WAY, ("accuracy",))
-QNLI = Entailment(TSV, read_qnli, TWO_WAY, ("accuracy",))
-SNLI = Entailment(SNLI_FILES, read_snli, THREE_WAY, ("accuracy",))
+def published(prefix: str, **names: str) -> dict[str, tuple[str, ...]]:
+    """GLUE's file of each split, else the publisher's, jsonl or txt."""
+    return {split: (f"{name}.tsv", f"{prefix}{name}.jsonl", f"{prefix}{name}.txt") for split, name in names.items()}
+
+
+SNLI_FILES = published("snli_1.0_", train="train", dev="dev", test="test")
+SNLI_FILES["train"] += ("train_small.tsv",)
+MNLI_FILES = published("multinli_1.0_", train="train", dev="dev_matched", test="test_matched",
+                       dev_mismatched="dev_mismatched", test_mismatched="test_mismatched")  # fmt: skip
+MNLI_FILES["test_diagnostic"] = ("diagnostic.tsv",)
+MNLI_GLUE = {"test": "MNLI-m", "test_mismatched": "MNLI-mm", "test_diagnostic": "AX"}
+SCITAIL_FILES = {split: (f"scitail_1.0_{split}.tsv", f"*/scitail_1.0_{split}.tsv", f"scitail_1.0_{split}.txt")
+                 for split in ("train", "dev", "test")}  # fmt: skip
+GOLD = Table(SENTENCES, "gold_label", spelling={"-": None})
+SCITAIL_TABLE = Table(SENTENCES, "gold_label", header=(*SENTENCES, "gold_label"), spelling={"entailment": "entails"})
+
+MNLI = Entailment(MNLI_FILES, GOLD, THREE_WAY, ("accuracy",), glue=MNLI_GLUE)
+SNLI = Entailment(SNLI_FILES, GOLD, THREE_WAY, ("accuracy",))
+QNLI = Entailment(TSV, Table(("question", "sentence"), "label"), TWO_WAY, ("accuracy",), glue={"test": "QNLI"})
+RTE = Entailment(TSV, Table(SENTENCES, "label"), TWO_WAY, ("accuracy",), glue={"test": "RTE"})
+SCITAIL = Entailment(SCITAIL_FILES, SCITAIL_TABLE, ("neutral", "entails"), ("accuracy",))
+WNLI = Entailment(TSV, Table(SENTENCES, "label"), ("0", "1"), ("accuracy",), glue={"test": "WNLI"})

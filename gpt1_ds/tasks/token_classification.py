@@ -1,27 +1,19 @@
-"""Token classification (WNUT-17 named entities): every token's state through the head, a word by its first sub-token.
+"""Token classification (named entities: CoNLL-2003, WNUT-17): every token's state through the head.
 
-Under the causal mask a token's state knows the words before it and none after; the task is the paper's architecture
-applied to labelling, not one of the paper's own.
+A word is labelled by its first sub-token. Tags may be IOB1 (B- only between neighbours of one kind) or IOB2, also
+called BIO; they are read into BIO. Under the causal mask a token's state knows the words before it and none after;
+the task is the paper's architecture applied to labelling, not one of the paper's own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from gpt1_ds.errors import DataError
-from gpt1_ds.tasks.base import IGNORE, Encoded, Task
+from gpt1_ds.tasks.base import IGNORE, Encoded, Example, Parse, Rows, Task
 from gpt1_ds.tasks.tables import label_index, read_lines
 
 OUTSIDE = "O"
-WNUT17_TYPES = ("corporation", "creative-work", "group", "location", "person", "product")
-
-
-@dataclass(frozen=True, slots=True)
-class TaggedSentence:
-    words: tuple[str, ...]
-    label: tuple[str, ...]
-    """Tag of each word."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +22,18 @@ class TokenClassification(Task):
     label_all_subtokens: bool = False
     """Train on every sub-token of a word instead of its first."""
 
-    def texts(self, example: TaggedSentence) -> tuple[str, ...]:
-        return example.words
+    def from_line(self, line: str, where: str) -> Example:
+        """An unlabelled sentence, its words between blanks."""
+        return Example(tuple(line.split()))
 
-    def arrange(self, example: TaggedSentence, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Encoded:
+    def parse(self, label: str, where: str) -> str:
+        """One tag, checked."""
+        return self.classes[label_index(label, self.classes, where)]
+
+    def arrange(self, example: Example, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Encoded:
         sequence, target, words = [special["s"]], [IGNORE], []
-        for pieces, tag in zip(ids, example.label, strict=True):
-            label = self.classes.index(tag)
+        for index, pieces in enumerate(ids):
+            label = IGNORE if example.label is None else self.classes.index(example.label[index])
             words.append(len(sequence) if pieces and len(sequence) < n_ctx - 1 else -1)
             sequence += pieces
             target += [label if self.label_all_subtokens or not i else IGNORE for i in range(len(pieces))]
@@ -47,38 +44,46 @@ class TokenClassification(Task):
         """Tag of each word from each token's best class; `O` for a word of which no token is left."""
         return [self.classes[logits[position]] if position >= 0 else OUTSIDE for position in encoded.words]
 
-    def gold(self, example: TaggedSentence) -> list[str]:
-        return list(example.label)
-
-    def show(self, value: list[str]) -> str:
+    def show(self, value: Sequence[str]) -> str:
         return " ".join(value)
 
 
-def bio(types: tuple[str, ...]) -> tuple[str, ...]:
+def bio(*types: str) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
 
 
-def read_conll(path: Path, classes: tuple[str, ...]) -> Iterator[TaggedSentence]:
-    """Lines of `word ... tag` (tabs or blanks), an empty line after each sentence; `-DOCSTART-` lines are dropped."""
-    words, tags = [], []
-    for row, line in read_lines(path):
-        where = f"{path} row {row}"
-        if not line.strip():
+def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
+    """IOB1 as BIO: an I- that begins an entity becomes B-. BIO stays as it is."""
+    previous = (OUTSIDE, *tags)
+    return tuple(
+        f"B-{tag[2:]}" if tag[:2] == "I-" and before[2:] != tag[2:] else tag
+        for tag, before in zip(tags, previous, strict=False)
+    )
+
+
+def read_conll(path: Path, parse: Parse) -> Rows:
+    """Lines of `word ... tag` (tabs or blanks), an empty line after each sentence; `-DOCSTART-` lines are dropped.
+
+    A file whose first line is a word alone is unlabelled.
+    """
+    words, tags, labelled = [], [], None
+    for row, line in [*read_lines(path), (0, "")]:
+        fields = line.split("\t") if "\t" in line.strip() else line.split()
+        if not "".join(fields).strip():
             if words:
-                yield TaggedSentence(tuple(words), tuple(tags))
+                yield tuple(words), None if None in tags else to_bio(tags)
             words, tags = [], []
-            continue
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) < 2 or not fields[0].strip():
-            raise DataError(f"{where}: '{line.strip()}'; expected a word and its tag")
-        if fields[0] != "-DOCSTART-":
-            label_index(fields[-1], classes, where)
+        elif fields[0] != "-DOCSTART-":
+            labelled = len(fields) > 1 if labelled is None else labelled
+            if not fields[0].strip() or labelled != (len(fields) > 1):
+                raise DataError(f"{path} row {row}: '{line.strip()}'; expected a word and its tag")
             words.append(fields[0])
-            tags.append(fields[-1])
-    if words:
-        yield TaggedSentence(tuple(words), tuple(tags))
+            tags.append(parse(fields[-1] if labelled else None, f"{path} row {row}"))
 
 
-WNUT17_FILES = {"train": ("wnut17train.conll",), "dev": ("emerging.dev.conll",)}
-WNUT17_CLASSES = bio(WNUT17_TYPES)
-WNUT17 = TokenClassification(WNUT17_FILES, partial(read_conll, classes=WNUT17_CLASSES), WNUT17_CLASSES, ("entity_f1",))
+CONLL_FILES = {"train": ("eng.train", "train.txt"), "dev": ("eng.testa", "valid.txt", "dev.txt"),
+               "test": ("eng.testb", "test.txt")}  # fmt: skip
+WNUT17_FILES = {"train": ("wnut17train.conll",), "dev": ("emerging.dev.conll",), "test": ("emerging.test*",)}
+CONLL2003 = TokenClassification(CONLL_FILES, read_conll, bio("LOC", "MISC", "ORG", "PER"), ("entity_f1",))
+WNUT17_CLASSES = bio("corporation", "creative-work", "group", "location", "person", "product")
+WNUT17 = TokenClassification(WNUT17_FILES, read_conll, WNUT17_CLASSES, ("entity_f1",))

@@ -1,7 +1,8 @@
 """Signals and a dead launcher -> one stop flag that all ranks agree on.
 
-SIGTERM, SIGINT and SIGUSR1 ask for a stop: the loop commits a checkpoint at the next step boundary and exits 75. Ranks
-watch the launcher they descend from and never outlive it by more than `GRACE_SECONDS`.
+SIGTERM, SIGINT and SIGUSR1 ask for a stop: the loop commits a checkpoint at the next step boundary and exits 75; a
+validation or a wait for data is cut short. Ranks watch the launcher they descend from and never outlive it by more than
+`GRACE_SECONDS`.
 """
 
 import os
@@ -32,6 +33,10 @@ class StopFlag:
 
     def request(self, reason: str) -> None:
         self.reason = self.reason or reason
+
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop; the others may not know yet."""
+        return self.reason is not None
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop; every rank calls it, and all get the same answer."""

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Tokenizer, shards and their verification on a cluster:
 #     sbatch slurm/prepare_data.sh books=/data/books lm1b=/data/lm1b.tar.gz
-#     sbatch --export=ALL,GPT1_CORPORA="books=/data/books lm1b=/data/lm1b.tar.gz" slurm/prepare_data.sh
-# Writes tok/ and shards/, where slurm/pretrain.sh looks for them; what is there already is kept.
-# Arguments from the first that starts with a dash go to data_prep.build_shards.
+#     GPT1_CORPORA="books=/data/books lm1b=/data/lm1b.tar.gz" sbatch slurm/prepare_data.sh
+# Writes tok/ and shards/, where slurm/pretrain.sh looks for them; what is there already is kept. Arguments from the
+# first that starts with a dash go to data_prep.build_shards. GPT1_VOCAB_SIZE: pieces of the tokenizer (default 40000).
 #SBATCH --job-name=gpt1-data
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --cpus-per-task=1
 #SBATCH --time=08:00:00
+#SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -25,20 +26,22 @@ if [ ${#corpora[@]} -eq 0 ]; then
         corpora+=(--corpus "$corpus")
     done
 fi
-if [ ${#corpora[@]} -eq 0 ]; then
-    echo "error: no corpus: give NAME=PATH as arguments or in GPT1_CORPORA, such as books=/data/books" >&2
-    exit 2
-fi
+[ ${#corpora[@]} -gt 0 ] || fail 2 "no corpus: give NAME=PATH, such as books=/data/books, or set GPT1_CORPORA"
 
+ranks=("${container_step[@]}" "${in_container[@]}" python)
+one=(srun --nodes=1 --ntasks=1 "${ranks[@]}")
 if [ ! -e tok/tokenizer.model ]; then
-    srun --nodes=1 --ntasks=1 python -m data_prep.train_tokenizer "${corpora[@]}" \
-        --vocab-size "${GPT1_VOCAB_SIZE:-40000}" --out tok
+    "${one[@]}" -m data_prep.train_tokenizer "${corpora[@]}" --vocab-size "${GPT1_VOCAB_SIZE:-40000}" --out tok
 fi
-# mpirun starts its ranks through Slurm by itself. Where the site's MPI wants to be started by srun: GPT1_SRUN_MPI=pmix
-if [ -n "${GPT1_SRUN_MPI:-}" ]; then
-    mpi=(srun --mpi="$GPT1_SRUN_MPI")
-else
-    mpi=(mpirun -n "$SLURM_NTASKS")
-fi
-"${mpi[@]}" python -m data_prep.build_shards --tokenizer tok "${corpora[@]}" --out shards "$@"
-srun --nodes=1 --ntasks=1 python -m data_prep.verify_shards shards
+# Where the site's MPI speaks one of Slurm's PMIs (it is tried), srun starts the ranks; elsewhere mpirun does.
+mpi=(mpirun -n "$SLURM_NTASKS" "${in_container[@]}" python)
+probe="from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != 2)"
+for pmi in ${GPT1_SRUN_MPI:-pmix pmi2}; do
+    if srun --mpi="$pmi" --ntasks=2 "${ranks[@]}" -c "$probe" &>/dev/null; then
+        mpi=(srun --mpi="$pmi" "${ranks[@]}")
+        break
+    fi
+done
+echo "MPI ranks are started by: ${mpi[*]}"
+"${mpi[@]}" -m data_prep.build_shards --tokenizer tok "${corpora[@]}" --out shards "$@"
+"${one[@]}" -m data_prep.verify_shards shards

@@ -54,11 +54,25 @@ ReturnToService=2
 JobRequeue=1
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
 KillWait=5
 SlurmdTimeout=10
 MessageTimeout=10
 MinJobAge=3600
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+SlurmctldDebug=debug2
+"""
+# A job in "urgent" takes the nodes of one in "main", which gets SIGTERM, then these seconds, and is queued again.
+PARTITIONS = """\
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+# Slurm wants a device file for each GPU and never opens it.
+GPUS = """\
+AutoDetect=off
+Name=gpu File=/dev/null
+Name=gpu File=/dev/zero
 """
 
 
@@ -81,6 +95,7 @@ class SlurmCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.env = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": SYSTEM_PATH}
         self._processes: list[subprocess.Popen] = []
+        self._node_processes: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> "SlurmCluster":
         try:
@@ -89,14 +104,11 @@ class SlurmCluster:
             munge = self.folder / "munge"
             options = {"socket": "socket", "key-file": "key", "log-file": "log", "pid-file": "pid", "seed-file": "seed"}
             self._spawn("munged", "--foreground", *(f"--{name}={munge / file}" for name, file in options.items()))
-            self._until(lambda: (munge / "socket").exists(), "munged to open its socket", 20)
+            self.until(lambda: (munge / "socket").exists(), "munged to open its socket", 20)
             self._spawn("slurmctld", "-D")
             for node in self.nodes:
-                # Bash stays as the namespace's first process: it reaps what a killed step leaves behind.
-                script = f"hostname {node}; mount --bind {self.folder}/hosts /etc/hosts; slurmd -D -N {node} & wait $!"
-                self._spawn(*_namespaces(), "bash", "-c", script)
-            idle = ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"]
-            self._until(lambda: len(self.command(*idle).split()) == len(self.nodes), "all nodes to be idle", 60)
+                self.start_node(node)
+            self.wait_until_idle()
         except BaseException:
             self.__exit__()
             raise
@@ -107,6 +119,20 @@ class SlurmCluster:
             process.kill()  # a node's namespace dies with it, and with that every job on the node
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_node(self, node: str) -> None:
+        # Bash stays as the namespace's first process: it reaps what a killed step leaves behind.
+        script = f"hostname {node}; mount --bind {self.folder}/hosts /etc/hosts; slurmd -D -N {node} & wait $!"
+        self._node_processes[node] = self._spawn(*_namespaces(), "bash", "-c", script)
+
+    def kill_node(self, node: str) -> None:
+        """End every process of the node at once, as a power cut would."""
+        self._node_processes[node].kill()
+        self._node_processes[node].wait()
+
+    def wait_until_idle(self) -> None:
+        idle = ["sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N"]
+        self.until(lambda: len(self.command(*idle).split()) == len(self.nodes), "all nodes to be idle", 60)
 
     def command(self, *words: object) -> str:
         """Output of a Slurm client command; empty if it failed."""
@@ -123,7 +149,7 @@ class SlurmCluster:
 
     def wait(self, job: int, timeout_seconds: float) -> dict[str, str]:
         """The fields of `scontrol show job` once the job is over; `TimeoutError` if it is not in time."""
-        self._until(lambda: self.job(job).get("JobState") in FINAL_STATES, f"job {job} to end", timeout_seconds)
+        self.until(lambda: self.job(job).get("JobState") in FINAL_STATES, f"job {job} to end", timeout_seconds)
         return self.job(job)
 
     def job(self, job: int) -> dict[str, str]:
@@ -142,21 +168,24 @@ class SlurmCluster:
         key.write_bytes(secrets.token_bytes(128))
         names = "".join(f"127.0.0.1 {node}\n" for node in self.nodes)
         (self.folder / "hosts").write_text(Path("/etc/hosts").read_text() + names)
+        (self.folder / "gres.conf").write_text(GPUS)
         ports = _free_ports(len(self.nodes) + 1)
         lines = [CONFIGURATION.format(folder=self.folder, host=socket.gethostname().split(".")[0], port=ports[0])]
         for node, port in zip(self.nodes, ports[1:], strict=True):
             lines.append(f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus_a_node} "
-                         "RealMemory=4000 State=UNKNOWN\n")  # fmt: skip
+                         "RealMemory=4000 Gres=gpu:2 State=UNKNOWN\n")  # fmt: skip
+        lines.append(PARTITIONS)
         (self.folder / "slurm.conf").write_text("".join(lines))
 
-    def _spawn(self, *words: str) -> None:
+    def _spawn(self, *words: str) -> subprocess.Popen:
         with open(self.folder / f"{Path(words[0]).name}-{len(self._processes)}.out.log", "w") as log:
-            self._processes.append(
-                subprocess.Popen(words, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                 start_new_session=True, preexec_fn=die_with_parent)
-            )  # fmt: skip
+            process = subprocess.Popen(words, env=self.env, stdin=subprocess.DEVNULL, stdout=log,
+                                       stderr=subprocess.STDOUT, start_new_session=True,
+                                       preexec_fn=die_with_parent)  # fmt: skip
+        self._processes.append(process)
+        return process
 
-    def _until(self, condition, what: str, timeout_seconds: float) -> None:
+    def until(self, condition, what: str, timeout_seconds: float) -> None:
         deadline = time.monotonic() + timeout_seconds
         while not condition():
             if time.monotonic() > deadline:

@@ -37,6 +37,7 @@ bench: $(INSTALLED)
 	@test -e $(SHARDS)/manifest.json || { echo "error: no shards in $(SHARDS): make quickstart first, or name others with \
 	make SHARDS=DIR CORPUS=NAME bench"; exit 3; }
 	@$(BIN)/python benchmarks/ngram.py $(SHARDS) --valid-corpus $(CORPUS)
+	@$(BIN)/python benchmarks/tokenize_text.py $(SHARDS)/tokenizer
 
 clean:
 	rm -rf .venv quickstart build *.egg-info .pytest_cache .ruff_cache

@@ -16,82 +16,104 @@ import pickle
 import re
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from gpt1_ds import distributed
+from gpt1_ds import distributed, resize
+from gpt1_ds.dataloader import mix
 from gpt1_ds.errors import DataError
 from gpt1_ds.files import file_sha256, flush, write_atomically
 from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
-MANIFEST, STATE, LATEST = "MANIFEST.json", "state.json", "latest"
-STEP_FOLDER = re.compile(r"step-\d{8,}")
+MANIFEST, STATE, LATEST, WEIGHTS = "MANIFEST.json", "state.json", "latest", "model.safetensors"
+MAPPED_BYTES = 1 << 26
+STEP_FOLDER = re.compile(r"step-\d{8,12}")
 RANK_FILE = re.compile(r"(?:zero_pp_rank_|rng-rank-)(\d+)")
 
 
-def save(engine, run_dir: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Commit a checkpoint of `engine` and the plain `state`; every rank calls. Returns its folder.
+class SaveError(DataError):
+    """A save that all ranks gave up together; the checkpoints before it stand."""
 
-    Nothing committed is ever overwritten: a step that exists is left as it is.
+
+def save(
+    engine, run_dir: Path, step: int, state: dict[str, Any], keep: int, keep_every: int | None = None, must: bool = True
+) -> dict[str, float] | None:
+    """Commit a checkpoint of `engine` and the plain `state`; every rank calls. Returns its seconds and bytes.
+
+    Nothing committed is ever overwritten: a step that exists is left as it is (None). What goes wrong on one rank (a
+    full disk, a file size limit) ends the save on all of them: SaveError, or without `must` a warning and None.
     """
     root = run_dir / "checkpoints"
     final, temporary = root / f"step-{step:08d}", root / f"step-{step:08d}.tmp"
-    if _agreed_exists(final):
-        return final
-    if distributed.is_main():
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    distributed.barrier()
-    engine.save_checkpoint(str(root), tag=temporary.name, client_state={}, save_latest=False)
-    _save_generators(temporary)
-    if distributed.is_main():
-        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    distributed.barrier()
-    reports = distributed.gather_json({path.name: _seal(path) for path in _own_files(temporary)})
-    if distributed.is_main():
+    views = distributed.gather_json([final.name, final.exists()])
+    if len({name for name, _ in views}) > 1:
+        raise SaveError(
+            f"{root}: the ranks are at different steps: {', '.join(name for name, _ in views)}; start again"
+        )
+    if views[0][1]:
+        return None
+    started = time.perf_counter()
+    try:
+        _agree(lambda: _prepare(engine, root, temporary) if distributed.is_main() else None)
+        faults = _write_shards(engine, temporary)
+        _agree(lambda: _write_rest(temporary, state, faults))
+        reports = _agree(lambda: {path.name: _seal(path) for path in _own_files(temporary)})
         manifest = {
             "step": step,
-            "world_size": distributed.world_size(),
-            "zero_stage": engine.zero_optimization_stage(),
+            **resize.layout(engine),
+            "order": None if engine.zero_optimization_stage() else [piece.name for piece in resize.pieces(engine)],
             "config_hash": _digest(state),
             "files": {name: entry for report in reports for name, entry in sorted(report.items())},
         }
-        manifest["sha256"] = _digest(manifest)
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
-        flush(temporary)
-        os.rename(temporary, final)
-        flush(root)
-        write_atomically(root / LATEST, final.name + "\n")
-        for old in _steps(root)[keep:]:
-            shutil.rmtree(old)
-    distributed.barrier()
-    return final
+        _agree(lambda: _commit(temporary, final, manifest, keep, keep_every) if distributed.is_main() else None)
+    except SaveError as error:
+        fault = f"{final}: not saved: {error}"
+        if must:
+            raise SaveError(f"{fault}; mend it, and the same command continues from the last checkpoint") from error
+        distributed.say(f"warning: {fault}; training goes on, and the next save is due as always")
+        return None
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    return {"seconds": round(time.perf_counter() - started, 3), "bytes": size}
 
 
 def resume(engine, run_dir: Path) -> dict[str, Any] | None:
     """Load the newest checkpoint whose every hash holds, on all ranks, and return its `state`; None on a fresh run.
 
-    DataError if checkpoints are there but none verifies, or if they were written by another number of ranks.
+    Newer ones that fail are set aside as step-N.damaged. DataError if checkpoints are there but none verifies.
     """
     root = run_dir / "checkpoints"
-    # Rank 0's view, taken before any rank goes on: its log of this very start would look like a past run.
-    folders, logged = distributed.gather_json([[f.name for f in _steps(root)], (run_dir / "metrics.jsonl").exists()])[0]
+    # Rank 0's view, for all. A run that died before its first checkpoint just starts anew.
+    log = run_dir / "metrics.jsonl"
+    logged = log.exists() and '"split": "checkpoint"' in log.read_text(encoding="utf-8")
+    folders, logged = distributed.gather_json([[f.name for f in _steps(root)], logged])[0]
     if not folders and logged:
-        raise DataError(f"{root}: no checkpoint although {run_dir}/metrics.jsonl shows a past run; restore one, or "
+        raise DataError(f"{root}: no checkpoint although {log} tells of one; restore it, or "
                         "start over with --from-scratch")  # fmt: skip
-    if not folders:
-        return None
     for name in folders:
         faults = [fault for report in distributed.gather_json(_faults(root / name)) for fault in report]
         if not faults:
-            return _load(engine, root / name)
+            state = _load(engine, root / name)
+            for damaged in folders[: folders.index(name)] if distributed.is_main() else ():
+                # Else a later save of that step would take it for its own, committed before.
+                (root / damaged).rename(root / f"{damaged}.damaged-{time.time_ns()}")
+            return state
         distributed.say(f"{root / name}: {faults[0]}; falling back to the checkpoint before it")
-    raise DataError(f"{root}: no checkpoint passes its manifest; restore one, or start over with --from-scratch")
+    if folders:
+        raise DataError(f"{root}: no checkpoint passes its manifest; restore one, or start over with --from-scratch")
+    return None
+
+
+def committed(run_dir: Path) -> bool:
+    """Whether this run has checkpoints, so that its next start resumes."""
+    return bool(_steps(run_dir / "checkpoints"))
 
 
 def find(path: Path | str) -> Path:
@@ -120,57 +142,167 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / STATE}: {error}; take another checkpoint") from error
 
 
+@torch.no_grad()  # some flat tensors require gradients: a graph would hold them, and so their maps
 def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Float32 weights by parameter name, whole and on the CPU, and the state, of any ZeRO stage and world size."""
     folder = find(path)
+    manifest, weights = _read_manifest(folder), {}
+    if manifest["zero_stage"] is None:
+        return safetensors.torch.load_file(folder / WEIGHTS), read_state(folder)
     _allow_known_classes()
-    manifest = _read_manifest(folder)
     try:
-        if manifest["zero_stage"] == 0:
-            weights = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)["module"]
-        else:
-            from deepspeed.utils import zero_to_fp32
-
-            # It prints to stdout, which belongs to the caller, and draws a bar on every rank.
-            zero_to_fp32.print = lambda *_, **__: None
-            zero_to_fp32.tqdm = lambda files, **_: files
-            weights = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+        spans = list(resize.Shards(folder, manifest).spans.items())
+        while len(weights) < len(spans):
+            # Mapped anew for every few parameters: what was read of a map stays in memory as long as the map.
+            shards, left = resize.Shards(folder, manifest), MAPPED_BYTES
+            shards.spans = dict(spans[len(weights) :])
+            for name, tensor in shards.weights():
+                weights[name], left = tensor, left - tensor.nbytes
+                if left < 0:
+                    break
     except pickle.UnpicklingError as error:
         raise DataError(
             f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint"
         ) from error
-    return {name: tensor.float() for name, tensor in weights.items()}, read_state(folder)
+    return weights, read_state(folder)
+
+
+def save_weights(run_dir: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Commit float32 weights alone as step 0 of `run_dir`, for runs to start from; zero_stage is null there."""
+    folder = run_dir / "checkpoints" / "step-00000000"
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(weights, folder / WEIGHTS)
+    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    files = {path.name: _seal(path) for path in sorted(folder.iterdir())}
+    manifest = {"step": 0, "world_size": 1, "zero_stage": None, "config_hash": _digest(state), "files": files}
+    write_atomically(folder / MANIFEST, json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1))
 
 
 def load_gpt(path: Path | str) -> tuple[GPT, dict[str, Any], Path]:
     """The model of a pre-training run, float32, in eval mode; its state; and the checkpoint it came from."""
     folder = find(path)
     weights, state = load_weights(folder)
+    return build_gpt(weights, state, folder), state, folder
+
+
+def run_tokenizer(folder: Path, state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that lies beside the checkpoints of the run of `folder`; DataError where it is not theirs."""
+    tokenizer = load_tokenizer(folder.parents[1] / "tokenizer")
+    if state.get("tokenizer_sha256") != tokenizer.sha256:
+        raise DataError(f"{folder.parents[1] / 'tokenizer'}: not the tokenizer of {folder}; restore the run's own")
+    return tokenizer
+
+
+def build_gpt(weights: dict[str, Tensor], state: dict[str, Any], source: Path) -> GPT:
+    """The decoder around these very tensors, which are not copied, in eval mode."""
     try:
-        model = GPT(GPTConfig(**state["model"])).eval()
-        model.load_state_dict(weights)
+        with torch.device("meta"):
+            model = GPT(GPTConfig(**state["model"])).eval()
+        model.load_state_dict(weights, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise DataError(f"{folder}: not the weights of a pre-training run ({str(error).splitlines()[0]})") from error
-    return model, state, folder
+        raise DataError(f"{source}: not the weights of a pre-training run ({str(error).splitlines()[0]})") from error
+    return model
 
 
 def _load(engine, folder: Path) -> dict[str, Any]:
-    manifest = _read_manifest(folder)
-    for name, now in (("world_size", distributed.world_size()), ("zero_stage", engine.zero_optimization_stage())):
-        if manifest[name] != now:
-            raise DataError(f"{folder}: written with {name} {manifest[name]}, this start has {now}; start it with "
-                            f"{manifest[name]}, or a new run with init.checkpoint={folder}")  # fmt: skip
+    """DeepSpeed's own load where its shards lie as here, so that the resume is exact; otherwise `resize`."""
+    manifest, here = _read_manifest(folder), resize.layout(engine)
     _allow_known_classes()
-    try:
-        loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{folder}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint"
-        ) from error
-    if loaded is None:
-        raise DataError(f"{folder}: DeepSpeed loaded nothing; take another checkpoint")
-    _load_generators(folder)
+    _refuse_untrusted(folder)
+    differing = [name for name, value in here.items() if manifest.get(name, value) != value]
+    if not differing:
+        if engine.load_checkpoint(str(folder.parent), tag=folder.name)[0] is None:
+            raise DataError(f"{folder}: DeepSpeed loaded nothing; take another checkpoint")
+    else:
+        shards = resize.Shards(folder, manifest)
+        resize.place_weights(engine, shards.weights(), folder)
+        resize.place_state(engine, shards)
+        then, now = (", ".join(f"{name} {side.get(name)}" for name in differing if name != "places") or "other groups"
+                     for side in (manifest, here))  # fmt: skip
+        distributed.say(f"resuming {folder} ({then}) with {now}: weights, moments and the place in the data carry over")
+    if manifest["world_size"] == here["world_size"]:
+        _load_generators(folder)
+    else:  # each rank's own, anew from (seed, rank, step)
+        torch.manual_seed(int(mix(torch.initial_seed(), manifest["step"], 6) >> 1))
     return read_state(folder)
+
+
+def _refuse_untrusted(folder: Path) -> None:
+    """Unpickle this rank's share of the files, mapped, before any rank loads: a refusal must be everyone's."""
+    fault = None
+    for path in sorted(folder.iterdir())[distributed.rank() :: distributed.world_size()]:
+        try:
+            if path.suffix == ".safetensors":
+                safetensors.safe_open(path, "pt")
+            elif path.suffix == ".pt":
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, safetensors.SafetensorError) as error:
+            fault = f"{path}: untrusted content ({str(error).splitlines()[0]}); take another checkpoint"
+    if faults := [fault for fault in distributed.gather_json(fault) if fault]:
+        raise DataError(faults[0])
+
+
+def _agree(action: Callable[[], Any]) -> list[Any]:
+    """Run `action` on every rank; what it returned, by rank. SaveError on all ranks if it failed on one."""
+    try:
+        report = [action(), None]
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        report = [None, f"rank {distributed.rank()}: {' '.join(str(error).split())[:300]}"]
+    reports = distributed.gather_json(report)
+    if faults := [fault for _, fault in reports if fault]:
+        raise SaveError(faults[0])
+    return [value for value, _ in reports]
+
+
+def _prepare(engine, root: Path, temporary: Path) -> None:
+    """An empty folder to write to, on a disk that can take it; what earlier saves left unfinished goes."""
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob("step-*.tmp"):
+        shutil.rmtree(leftover)
+    # Weights, two moments, and the module's own copy of the weights.
+    needed = 16 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    if (free := shutil.disk_usage(root).free) < needed:
+        raise OSError(f"it takes up to {needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB free")
+    temporary.mkdir()
+
+
+def _write_shards(engine, temporary: Path) -> list[str]:
+    """DeepSpeed's save; what fails in this rank's writes is returned, not raised: its peers wait in a barrier."""
+    faults, write = [], engine.checkpoint_engine.save
+
+    def guarded(state_dict, path):
+        try:
+            write(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            faults.append(str(error))
+
+    engine.checkpoint_engine.save = guarded
+    engine._copy_recovery_script = lambda _: None  # a script that unpickles anything has no place in a run's folder
+    try:
+        engine.save_checkpoint(str(temporary.parent), tag=temporary.name, client_state={}, save_latest=False)
+    finally:
+        engine.checkpoint_engine.save = write
+    return faults
+
+
+def _write_rest(temporary: Path, state: dict[str, Any], faults: list[str]) -> None:
+    if faults:
+        raise OSError(faults[0])
+    _save_generators(temporary)
+    if distributed.is_main():
+        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def _commit(temporary: Path, final: Path, manifest: dict[str, Any], keep: int, keep_every: int | None) -> None:
+    manifest["sha256"] = _digest(manifest)
+    write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))
+    flush(temporary)
+    os.rename(temporary, final)
+    flush(final.parent)
+    write_atomically(final.parent / LATEST, final.name + "\n")
+    for old in _steps(final.parent)[keep:]:
+        if not keep_every or int(old.name[5:]) % keep_every:
+            shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
 
 
 def _allow_known_classes() -> None:
@@ -244,8 +376,5 @@ def _steps(root: Path) -> list[Path]:
     """Committed checkpoints, newest first."""
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if STEP_FOLDER.fullmatch(path.name)), reverse=True)
-
-
-def _agreed_exists(path: Path) -> bool:
-    return distributed.gather_json(path.exists())[0]
+    folders = (path for path in root.iterdir() if STEP_FOLDER.fullmatch(path.name) and not path.is_symlink())
+    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)

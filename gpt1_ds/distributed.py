@@ -5,10 +5,12 @@ order. Every collective here must be called by all ranks.
 """
 
 import ctypes
+import errno
 import json
 import os
 import socket
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,10 +63,12 @@ def rank_environment(environ: Mapping[str, str]) -> RankEnv:
         raise ConfigError(f"{names[0]}={rank} is not below {names[1]}={world_size}; check the launcher's variables")
     if world_size == 1 and "MASTER_PORT" not in environ:
         return RankEnv(0, 1, 0, "127.0.0.1", free_port())
-    if "MASTER_ADDR" not in environ and int(environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
-        raise ConfigError("MASTER_ADDR is not set on a job of several nodes; source slurm/env.sh, which sets it")
+    elsewhere = int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", world_size)) < world_size
+    if "MASTER_ADDR" not in environ and (elsewhere or int(environ.get("SLURM_STEP_NUM_NODES", "1")) > 1):
+        raise ConfigError("MASTER_ADDR is not set on a job of several nodes; source slurm/env.sh, which sets it, or "
+                          "give rank 0's host to mpirun: -x MASTER_ADDR=HOST")  # fmt: skip
     # Jobs that share a node must not share a port; ranks without one agree on a function of the job.
-    job = int(environ.get("SLURM_JOB_ID", "0"))
+    job = int(environ.get("SLURM_JOB_ID", zlib.crc32(environ.get("PMIX_NAMESPACE", "").encode())))
     port = _integer(environ, "MASTER_PORT") if "MASTER_PORT" in environ else 20000 + job % 20000
     return RankEnv(rank, world_size, local_rank, environ.get("MASTER_ADDR", "127.0.0.1"), port)
 
@@ -76,18 +80,52 @@ def start(timeout_seconds: float) -> RankEnv:
                       MASTER_ADDR=env.master_addr, MASTER_PORT=str(env.master_port))  # fmt: skip
     os.umask(0o077)
     if torch.cuda.is_available():
-        torch.cuda.set_device(env.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(_own_gpu(env.local_rank, torch.cuda.device_count()))
+    elif (gpus := os.environ.get("SLURM_GPUS_ON_NODE", "0")) != "0":
+        raise ConfigError(f"Slurm gave {socket.gethostname()} {gpus} GPUs, but torch sees none: look at its CUDA build "
+                          "and the driver, or ask for --gpus-per-node=0 to train on CPUs")  # fmt: skip
     else:
         _prepare_cpu()
     deepspeed = import_deepspeed()
+    backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_seconds)
     try:
-        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False,
-                                   timeout=timedelta(seconds=timeout_seconds), verbose=False)  # fmt: skip
-    except (RuntimeError, ValueError) as error:
+        if not dist.is_initialized():
+            dist.init_process_group(backend, store=_private_store(env, timeout), rank=env.rank,
+                                    world_size=env.world_size, timeout=timeout)  # fmt: skip
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+    except (RuntimeError, ValueError, OSError) as error:
         raise PeerError(f"rank {env.rank} of {env.world_size} found no process group at MASTER_ADDR={env.master_addr} "
                         f"MASTER_PORT={env.master_port}: {error}; see that every rank is up, "
                         "or give the launcher another --master_port") from error  # fmt: skip
     return env
+
+
+def _private_store(env: RankEnv, timeout: timedelta) -> dist.Store:
+    """The ranks' meeting place, open on MASTER_ADDR alone: neither it nor gloo knows a password, and torch's own
+    would listen on every interface. A name that means rank 0's loopback, or an address that is not its own (a service,
+    NAT), is left to torch.
+    """
+    address = socket.gethostbyname(env.master_addr)
+    alone = env.master_addr == "localhost" or env.master_addr.startswith("127.")
+    ours = env.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    server = None
+    if alone:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if ours and (alone or not address.startswith("127.")):
+        try:
+            server = socket.create_server((address, env.master_port), backlog=4096).detach()
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+    return dist.TCPStore(env.master_addr, env.master_port, env.world_size, ours, timeout, master_listen_fd=server)
+
+
+def _own_gpu(local_rank: int, visible: int) -> int:
+    """The GPU of this rank among those it sees: the only one (bound by the launcher), or that of its number."""
+    if visible > 1 and local_rank >= visible:
+        raise ConfigError(f"local rank {local_rank} has no GPU of its own, {visible} are visible on "
+                          f"{socket.gethostname()}; start as many ranks a node as it has GPUs")  # fmt: skip
+    return local_rank if visible > 1 else 0
 
 
 def import_deepspeed():

@@ -65,7 +65,8 @@ def guard(main: Callable[[list[str]], int | None]) -> None:
         code = error.exit_code
         if show_traceback:
             traceback.print_exc()
-        if os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0":
+        ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"))
+        if next((rank for rank in ranks if rank), "0") == "0":
             line = " ".join(str(error).split())
             print(f"{'stopped' if code == StopRequested.exit_code else 'error'}: {line}", file=sys.stderr, flush=True)
     except BrokenPipeError:

@@ -4,6 +4,7 @@ Rank 0 writes. A full or read-only disk costs the log, never the training.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from gpt1_ds import distributed
 from gpt1_ds.errors import StopRequested, UserError
 from gpt1_ds.files import write_atomically
 
+STATUS_SECONDS = 2.0
+FAILURES = "GPT1_FAILURES"
+"""Variable that names the file in which a batch script counts the starts since the last checkpoint."""
 # Dense bf16 tensor-core peaks from the vendor's data sheets, FLOP/s.
 GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
 TAGS = {"loss": "loss", "perplexity": "perplexity", "lr": "lr", "grad_norm": "grad_norm", "mfu": "mfu",
@@ -30,13 +34,14 @@ class RunLog:
 
     def __init__(self, run_dir: Path, resume_step: int):
         self.run_dir, self.jsonl, self.board = run_dir, None, None
+        self.resume_step, self.started, self.status_written = resume_step, time.monotonic(), 0.0
         if not distributed.is_main():
             return
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             _drop_after(run_dir / "metrics.jsonl", resume_step)
             self.jsonl = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-            self.board = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else None)
+            self.board = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else 0)
         except OSError as error:
             _complain(run_dir, error)
 
@@ -51,18 +56,34 @@ class RunLog:
                 if value is not None and (name in TAGS or split == "task"):
                     self.board.add_scalar("/".join(filter(None, (split, name, corpus))), value, step)
             self.board.flush()
+            if split == "checkpoint" and (counter := os.environ.get(FAILURES)):
+                Path(counter).unlink(missing_ok=True)
         except OSError as error:
             _complain(self.run_dir, error)
 
-    def status(self, state: str, step: int, exit_code: int | None = None) -> None:
+    def has(self, step: int, split: str) -> bool:
+        """Whether a record of `step` and `split` is in metrics.jsonl; all ranks call and get rank 0's answer."""
+        path = self.run_dir / "metrics.jsonl"
+        records = map(json.loads, path.read_text(encoding="utf-8").splitlines() if self.jsonl else ())
+        return distributed.gather_json(any((r["step"], r["split"]) == (step, split) for r in records))[0]
+
+    def status(self, state: str, step: int, exit_code: int | None = None, **facts: float | None) -> None:
         """Replace status.json: what `state` the run is in, since a launcher may hide the exit code."""
         if not distributed.is_main():
             return
-        path = self.run_dir / "status.json"
+        content = {"state": state, "step": step, "exit_code": exit_code, **facts}
         try:
-            write_atomically(path, json.dumps({"state": state, "step": step, "exit_code": exit_code}) + "\n")
+            write_atomically(self.run_dir / "status.json", json.dumps(content) + "\n")
+            self.status_written = time.monotonic()
         except OSError as error:
             _complain(self.run_dir, error)
+
+    def progress(self, step: int, total_steps: int, loss: float) -> None:
+        """Step, loss and the time left, at this start's pace, in status.json; every few seconds at most."""
+        now = time.monotonic()
+        if now - self.status_written > STATUS_SECONDS:
+            eta = round((now - self.started) * (total_steps - step) / max(1, step - self.resume_step))
+            self.status("running", step, total_steps=total_steps, loss=round(loss, 4), eta_seconds=eta)
 
     @contextmanager
     def outcome(self, steps: Callable[[], int]) -> Iterator[None]:
@@ -139,7 +160,8 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    # A start that resumes nothing validates anew, at step 0 too.
+    kept = [line for line in lines if step and line.endswith("\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
         write_atomically(path, "".join(kept))
 

@@ -22,6 +22,7 @@ from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
 LOCK_WAIT_SECONDS = 60.0
 FIXED_SECTIONS = ("model", "data", "task")
+FREE_KEYS = ("verify", "cache", "cache_bytes")
 _locks = []  # open for the life of the process: closing a lock file releases it
 
 
@@ -80,7 +81,7 @@ def _refuse_changes(folder: Path, config: PretrainConfig, tokenizer: Tokenizer) 
             for section, keys in run_config.to_dict(config).items()
             if section in FIXED_SECTIONS
             for key, value in keys.items()
-            if before.get(section, {}).get(key) != value
+            if key not in FREE_KEYS and before.get(section, {}).get(key, value) != value
         ]
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not the configuration of a run; move {folder} away") from error

@@ -20,11 +20,23 @@ if __name__ == "__main__" and not __package__:
 import torch
 
 from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, run_directory
-from gpt1_ds.config import PretrainConfig, arguments
-from gpt1_ds.dataloader import Batches, Cursor, WindowOrder, mix, open_streams, total_steps
-from gpt1_ds.errors import ConfigError, DataError, DivergedError, StopRequested, guard
+from gpt1_ds.command_line import arguments
+from gpt1_ds.config import PretrainConfig, run_folder
+from gpt1_ds.dataloader import (
+    Batches,
+    Cursor,
+    WindowOrder,
+    fingerprint,
+    local_shards,
+    mix,
+    open_streams,
+    sound_manifest,
+    total_steps,
+)
+from gpt1_ds.errors import DataError, DivergedError, StopRequested, guard
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.preemption import StopFlag
+from gpt1_ds.resize import place_weights
 from gpt1_ds.shards import Manifest, TokenStream, read_manifest
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
@@ -48,30 +60,37 @@ def main(argv: list[str]) -> int | None:
     args, config = arguments(PretrainConfig, argv, __doc__, DEFAULT_CONFIG)
     world_size = distributed.rank_environment(os.environ).world_size
     ds = deepspeed_config.resolve(args.deepspeed_config, config, world_size)
-    manifest = read_manifest(config.data.shards)
-    tokenizer = check_tokenizer(config, manifest)
-    streams = open_streams(config.data, manifest, "train")
-    valid = open_streams(config.data, manifest, "valid")
-    order = WindowOrder({name: stream.tokens for name, stream in streams.items()}, config.model.n_ctx,
-                        config.run.seed, config.data.weights)  # fmt: skip
-    steps = total_steps(order, config.train.global_batch, config.train.epochs, config.train.max_steps)
+    root = local_shards(config.data)
+    manifest = read_manifest(root)
+    tokenizer = check_tokenizer(config, root / "tokenizer", manifest)
 
     env = distributed.start(config.distributed.timeout_seconds)
     stop = StopFlag()
     with distributed.peer_faults():
+        manifest = sound_manifest(config.data, manifest)
+        streams, valid = (open_streams(config.data, manifest, split) for split in ("train", "valid"))
+        order = WindowOrder({name: stream.tokens for name, stream in streams.items()}, config.model.n_ctx,
+                            config.run.seed, config.data.weights)  # fmt: skip
+        steps = total_steps(order, config.train.global_batch, config.train.epochs, config.train.max_steps)
         shape = {key: value for key, value in asdict(config.model).items() if key != "preset"}
         model_config = GPTConfig(tokenizer.vocab_size, **shape)
-        facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed}
+        facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed,
+                 "data": fingerprint(manifest)}  # fmt: skip
         torch.manual_seed(config.run.seed)  # the same draw on every rank
         module = GPT(model_config)
-        if config.init.checkpoint:
-            load_initial_weights(module, config, facts)
+        # A run that has checkpoints goes on from them: what it once started from may be gone.
+        fresh = args.from_scratch or not checkpoint.committed(run_folder(config))
+        weights = load_initial_weights(module, config, facts) if config.init.checkpoint and fresh else {}
         folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
         run = Run(config, folder, valid, order, steps, facts)
         trainer = engine.initialize(module, config, ds)
+        if weights:
+            place_weights(trainer, weights.items(), config.init.checkpoint)
+            weights.clear()
         torch.manual_seed(int(mix(config.run.seed, 4, env.rank) >> 1))  # dropout differs by rank
         state = checkpoint.resume(trainer, folder) or {"step": 0, "cursor": Cursor().to_dict(), **facts}
         check_state(state, facts, folder)
+        check_data(state, facts, folder)
         announce(run, ds, env.world_size, state)
         batches = Batches(streams, order, Cursor(**state["cursor"]), config.train.global_batch,
                           trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size)  # fmt: skip
@@ -83,48 +102,66 @@ def main(argv: list[str]) -> int | None:
 
 
 def train(run: Run, engine, batches: Batches, log: metrics.RunLog, bar, throughput, stop: StopFlag, step: int) -> None:
-    """The loop: read, step, log, validate, commit; from optimizer step `step` to the last."""
+    """The loop: read, step, log, validate, commit; from optimizer step `step` to the last, or to a stop request."""
     config, losses, skipped = run.config, [], 0
-    if step == 0:
-        validate(run, engine, log, step)
+    cursor, validated, last = batches.cursor, True, step == run.total_steps
+    if (step % config.eval.every == 0 or last) and not log.has(step, "valid"):
+        validated = validate(run, engine, log, step, stop)
     throughput.pause()
-    for micro_batches, cursor in batches if step < run.total_steps else ():
+    for micro_batches, after in batches.until(stop.requested) if validated and not last else ():
+        if stop.agreed():
+            break
         lr = optim.set_lr(engine, config, step, run.total_steps)
         skipped_before = engine.skipped_steps
-        losses.append(train_step(engine, micro_batches))
-        step += 1
+        losses.append(train_step(engine, micro_batches, batches.dropout_keys(after)))
+        cursor, step = after, step + 1
         bar.update()
         skipped = skipped + 1 if engine.skipped_steps > skipped_before else 0
-        stopping, last = stop.agreed(), step == run.total_steps
-        if step % config.log.every == 0 or last or stopping:
+        last = step == run.total_steps
+        if step % config.log.every == 0 or last:
             loss = mean_loss(losses, step, skipped, config.train.max_skipped)
             speed = throughput.read(len(losses) * config.train.global_batch * config.model.n_ctx)
             norm = engine.get_global_grad_norm()  # None in plain float32
             log.log(step, "train", loss=loss, lr=lr, grad_norm=None if norm is None else float(norm), **speed,
                     tokens=step * config.train.global_batch * config.model.n_ctx, skipped_steps=engine.skipped_steps,
                     epoch=round(cursor.epoch + cursor.index / run.order.epoch_windows, 6))  # fmt: skip
+            log.progress(step, run.total_steps, loss)
             bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed['tokens_per_second']:.0f}")
             losses = []
         if step % config.eval.every == 0 or last:
-            validate(run, engine, log, step)
+            validated = validate(run, engine, log, step, stop)
             throughput.pause()
-        if step % config.checkpoint.every == 0 or last or stopping:
-            state = {"step": step, "cursor": cursor.to_dict(), **run.facts}
-            checkpoint.save(engine, run.folder, step, state, config.checkpoint.keep)
+        if not validated:
+            break
+        if step % config.checkpoint.every == 0 or last:
+            commit(run, engine, log, step, cursor, must=last)
             throughput.pause()
         if last:
             break
-        if stopping:
-            raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
-                                "command continues")  # fmt: skip
+    if not (last and validated):
+        if losses:
+            mean_loss(losses, step, skipped, config.train.max_skipped)  # a diverged step is not committed
+        if step:
+            commit(run, engine, log, step, cursor, must=True)
+        done = f"is committed in {run.folder}/checkpoints" if step else "was the first: nothing is trained yet"
+        raise StopRequested(f"step {step} of {run.total_steps} {done}; the same command continues")
 
 
-def train_step(engine, micro_batches: list[torch.Tensor]) -> torch.Tensor:
+def commit(run: Run, engine, log: metrics.RunLog, step: int, cursor: Cursor, must: bool) -> None:
+    """A checkpoint of `step`, with the place in the data after it."""
+    state = {"step": step, "cursor": cursor.to_dict(), **run.facts}
+    saved = checkpoint.save(engine, run.folder, step, state, run.config.checkpoint.keep,
+                            run.config.checkpoint.keep_every, must)  # fmt: skip
+    if saved:
+        log.log(step, "checkpoint", **saved)
+
+
+def train_step(engine, micro_batches: list[torch.Tensor], keys_B2: torch.Tensor) -> torch.Tensor:
     """One optimizer step over this rank's micro-batches (micro_batch, n_ctx + 1); their mean loss, on the device."""
     losses = []
-    for ids_BT in micro_batches:
-        ids_BT = ids_BT.to(engine.device, non_blocking=True)
-        _, nll_BT = engine(ids_BT[:, :-1], ids_BT[:, 1:])
+    for ids_BT, keys_b2 in zip(micro_batches, keys_B2.split(len(micro_batches[0])), strict=True):
+        ids_BT, keys_b2 = (tensor.to(engine.device, non_blocking=True) for tensor in (ids_BT, keys_b2))
+        _, nll_BT = engine(ids_BT[:, :-1], ids_BT[:, 1:], dropout_keys_B2=keys_b2)
         loss = nll_BT.mean()
         engine.backward(loss)
         engine.step()
@@ -141,32 +178,35 @@ def mean_loss(losses: list[torch.Tensor], step: int, skipped: int, max_skipped: 
     return loss
 
 
-def validate(run: Run, engine, log: metrics.RunLog, step: int) -> None:
-    config = run.config
+def validate(run: Run, engine, log: metrics.RunLog, step: int, stop: StopFlag) -> bool:
+    """Log the loss on each corpus; False, and no record, where a stop request cut it short: the next start does."""
+    config, losses = run.config, {}
     for corpus, stream in run.valid.items():
-        loss = evaluation.validation_loss(
-            engine, stream, config.model.n_ctx, config.train.global_batch, config.eval.batches
+        losses[corpus] = evaluation.validation_loss(
+            engine, stream, config.model.n_ctx, config.train.global_batch, config.eval.batches, stop.agreed
         )
+        if losses[corpus] is None:
+            return False
+    for corpus, loss in losses.items():
         perplexity = math.exp(min(loss, 100.0))
         log.log(step, "valid", corpus, loss=round(loss, 6), perplexity=round(perplexity, 4))
         metrics.note(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.2f} on {corpus}")
+    return True
 
 
-def check_tokenizer(config: PretrainConfig, manifest: Manifest) -> Tokenizer:
-    folder = Path(config.data.shards) / "tokenizer"
+def check_tokenizer(config: PretrainConfig, folder: Path, manifest: Manifest) -> Tokenizer:
     tokenizer = load_tokenizer(folder)
     if tokenizer.sha256 != manifest.tokenizer["sha256"]:
         raise DataError(f"{folder}: not the tokenizer these shards were made with; restore it or rerun build_shards")
-    if config.tokenizer.kind not in (None, tokenizer.kind):
-        raise ConfigError(f"tokenizer.kind is '{config.tokenizer.kind}' but {folder} is '{tokenizer.kind}'; drop the "
-                          "option or choose other shards")  # fmt: skip
+    tokenizer.check_choice(**vars(config.tokenizer))
     return tokenizer
 
 
-def load_initial_weights(module: GPT, config: PretrainConfig, facts: dict) -> None:
+def load_initial_weights(module: GPT, config: PretrainConfig, facts: dict) -> dict[str, torch.Tensor]:
     weights, state = checkpoint.load_weights(config.init.checkpoint)
     check_state(state, facts, config.init.checkpoint)
     module.load_state_dict(weights)
+    return weights
 
 
 def check_state(state: dict, facts: dict, source: Path | str) -> None:
@@ -179,6 +219,14 @@ def check_state(state: dict, facts: dict, source: Path | str) -> None:
         raise DataError(
             f"{source}: checkpoint of another model: {', '.join(differing)}; choose another run.name or checkpoint"
         )
+
+
+def check_data(state: dict, facts: dict, folder: Path) -> None:
+    """Refuse to go on in another order: the cursor counts windows of the shards that the run began with."""
+    for corpus, here in facts["data"].items():
+        if (there := state.get("data", {}).get(corpus, here)) != here:
+            raise DataError(f"{folder}: began with other shards of {corpus} ({there}; now {here}); restore them, or "
+                            "choose another run.name")  # fmt: skip
 
 
 def announce(run: Run, ds: dict, world_size: int, state: dict) -> None:

@@ -59,10 +59,10 @@ class Trainer:
         )
         batches = Batches(self.streams, self.order, cursor, self.config.train.global_batch, micro_batch, *place)
         losses = []
-        for step, (micro_batches, _) in zip(range(first, last), batches, strict=False):
+        for step, (micro_batches, cursor) in zip(range(first, last), batches, strict=False):
             optim.set_lr(self.engine, self.config, step, 100)
-            loss = distributed.all_sum(train_step(self.engine, micro_batches)) / distributed.world_size()
-            losses.append(loss.item())
+            loss = distributed.all_sum(train_step(self.engine, micro_batches, batches.dropout_keys(cursor)))
+            losses.append(loss.item() / distributed.world_size())
         return losses
 
     def loss(self, batches: int | None = 2) -> float:

@@ -108,3 +108,13 @@ def tiny_shards(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     succeed("python", "-m", "data_prep.build_shards", "--tokenizer", tokenizer, "--corpus", train,
             "--validation", valid, "--out", folder / "shards")  # fmt: skip
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the training command on those shards: 60 steps of a tiny model with a context of 32."""
+    runs = tmp_path_factory.mktemp("runs")
+    succeed("python", "gpt1_ds/train.py", "--deepspeed_config", "ds_configs/cpu.json", f"data.shards={tiny_shards}",
+            f"run.dir={runs}", "run.name=tiny", "model.preset=gpt1-tiny", "model.n_ctx=32", "train.max_steps=60",
+            "train.global_batch=8", "optim.lr=3e-3", "schedule.warmup_steps=10", "eval.batches=null")  # fmt: skip
+    return runs / "tiny"

@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 import torch
+from deepspeed.checkpoint import DeepSpeedCheckpoint
+from deepspeed.utils import zero_to_fp32
 
 from gpt1_ds import checkpoint
 from gpt1_ds.config import DataConfig
@@ -16,13 +18,16 @@ from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.shards import read_manifest
 from tests.test_deepspeed_config import FOLDER
 
-CPU = str(FOLDER / "cpu.json")
+CPU, ZERO3 = str(FOLDER / "cpu.json"), str(FOLDER / "zero3_bf16.json")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero3_offload"])
-def test_resume_is_bitwise_with_dropout_on(ranks, tiny_shards, tmp_path, name):
+def test_resume_is_bitwise_with_dropout_on(ranks, tiny_shards, tmp_path, name, precision):
+    ds = json.loads((FOLDER / f"{name}.json").read_text()) | {"bf16": {"enabled": precision == "bf16"}}
+    (tmp_path / "ds.json").write_text(json.dumps(ds))
     results = ranks(2).run(
-        "tests.cases_engine:exact_resume", str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path), []
+        "tests.cases_engine:exact_resume", str(tmp_path / "ds.json"), str(tiny_shards), str(tmp_path), []
     )
     for undisturbed, resumed, prints, resumed_prints, loss, resumed_loss in results:
         assert resumed == undisturbed and resumed_prints == prints and resumed_loss == loss
@@ -76,24 +81,39 @@ def newest(run):
     return run / "checkpoints" / "step-00000004"
 
 
-def test_a_flipped_byte_in_any_file_falls_back_on_all_ranks(ranks, tiny_shards, run):
-    for path in sorted(newest(run).iterdir()):
-        original = path.read_bytes()
-        middle = len(original) // 2
-        path.write_bytes(original[:middle] + bytes([original[middle] ^ 1]) + original[middle + 1 :])
-        assert checkpoint.find(run).name == "step-00000002", path.name
-        path.write_bytes(original)
-    assert checkpoint.find(run).name == "step-00000004"
-    path = newest(run) / "mp_rank_00_model_states.pt"
-    path.write_bytes(path.read_bytes()[:-1])
+FILES = ["MANIFEST.json", "state.json", "mp_rank_00_model_states.pt", "rng-rank-00000.safetensors",
+         "rng-rank-00001.safetensors", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+         "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_in_any_file_falls_back_on_all_ranks(ranks, tiny_shards, run, name):
+    path = newest(run) / name
+    original = path.read_bytes()
+    middle = len(original) // 2
+    path.write_bytes(original[:middle] + bytes([original[middle] ^ 1]) + original[middle + 1 :])
     assert ranks(2).run("tests.cases_engine:resumed_step", CPU, str(tiny_shards), str(run)) == [2, 2]
 
 
-@pytest.mark.parametrize("fault", ["missing", "empty", "manifest"])
-def test_missing_and_empty_files_fall_back(run, fault):
-    path = newest(run) / ("MANIFEST.json" if fault == "manifest" else "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt")
-    path.write_bytes(b"") if fault == "empty" else path.unlink()
+@pytest.mark.parametrize("name", FILES)
+def test_cut_empty_and_missing_files_are_named_and_fall_back(run, name, capsys):
+    path = newest(run) / name
+    original = path.read_bytes()
+    for length in (len(original) - 1, len(original) // 2, 0):
+        path.write_bytes(original[:length])
+        assert checkpoint.find(run).name == "step-00000002"
+        assert name in capsys.readouterr().err
+    path.unlink()
     assert checkpoint.find(run).name == "step-00000002"
+    path.write_bytes(original)
+    assert checkpoint.find(run).name == "step-00000004"
+
+
+@pytest.mark.parametrize("pointer", [None, b"", b"step-0000", b"step-00000002\n"])
+def test_a_missing_or_damaged_pointer_costs_nothing(ranks, tiny_shards, run, pointer):
+    path = run / "checkpoints" / "latest"
+    path.unlink() if pointer is None else path.write_bytes(pointer)
+    assert ranks(2).run("tests.cases_engine:resumed_step", CPU, str(tiny_shards), str(run)) == [4, 4]
 
 
 def test_what_a_kill_during_a_save_leaves_is_ignored(ranks, tiny_shards, run):
@@ -105,16 +125,9 @@ def test_what_a_kill_during_a_save_leaves_is_ignored(ranks, tiny_shards, run):
 def test_no_silent_fresh_start(ranks, tiny_shards, run, tmp_path):
     shutil.rmtree(run / "checkpoints")
     assert ranks(2).run("tests.cases_engine:resumed_step", CPU, str(tiny_shards), str(tmp_path / "new")) == [None, None]
-    (run / "metrics.jsonl").write_text("{}\n")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 4, "split": "checkpoint"}) + "\n")
     with pytest.raises(DataError, match="--from-scratch"):
         ranks(2).run("tests.cases_engine:resumed_step", CPU, str(tiny_shards), str(run))
-
-
-def test_another_stage_and_another_world_size_are_named(ranks, tiny_shards, run):
-    with pytest.raises(DataError, match="zero_stage 2, this start has 3"):
-        ranks(2).run("tests.cases_engine:resumed_step", str(FOLDER / "zero3_bf16.json"), str(tiny_shards), str(run))
-    with pytest.raises(DataError, match="world_size 2, this start has 1"):
-        ranks(1).run("tests.cases_engine:resumed_step", CPU, str(tiny_shards), str(run))
 
 
 class Canary:
@@ -125,21 +138,58 @@ class Canary:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"])
-def test_a_hostile_pickle_with_a_right_hash_executes_nothing(run, tmp_path, name):
-    canary, path = tmp_path / "canary", newest(run) / name
-    torch.save({"module": {}, "evil": Canary(canary)}, path)
-    manifest_path = newest(run) / "MANIFEST.json"
+def plant(path, canary) -> None:
+    """Put a pickle that runs a command at `path`, and its right hash into the manifest."""
+    torch.save({"module": {}, "client_state": Canary(canary)}, path)
+    if path.suffix == ".json":
+        path.write_bytes(pickle.dumps(Canary(canary)))
+    manifest_path = path.parent / "MANIFEST.json"
     manifest = json.loads(manifest_path.read_text())
     del manifest["sha256"]
-    manifest["files"][name] = checkpoint._seal(path)
-    manifest["sha256"] = checkpoint._digest(manifest)
-    manifest_path.write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="untrusted"):
-        checkpoint.load_weights(run)
+    manifest["files"][path.name] = checkpoint._seal(path)
+    manifest_path.write_text(json.dumps(manifest | {"sha256": checkpoint._digest(manifest)}))
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_hostile_pickle_with_a_right_hash_executes_nothing(ranks, tiny_shards, run, tmp_path, name):
+    canary = tmp_path / "canary"
+    plant(newest(run) / name, canary)
+    with pytest.raises(DataError, match="untrusted" if "json" not in name else "state.json"):
+        ranks(2).run("tests.cases_engine:resumed_step", CPU, str(tiny_shards), str(run))
+    with pytest.raises(DataError, match="untrusted" if "json" not in name else "state.json"):
+        ranks(1).run("tests.cases_engine:resumed_step", str(FOLDER / "zero3_bf16.json"), str(tiny_shards), str(run))
+    if "rng" not in name:
+        with pytest.raises(DataError, match="untrusted" if "json" not in name else "state.json"):
+            checkpoint.load_weights(run)
     assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
     assert canary.exists(), "the canary would have sung"
+
+
+def test_the_readers_of_deepspeed_itself_execute_nothing_either(run, tmp_path):
+    """Its conversion to float32 and to universal checkpoints ask torch for a full unpickling; the switch denies it."""
+    checkpoint._allow_known_classes()
+    plant(newest(run) / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", tmp_path / "canary")
+    with pytest.raises(pickle.UnpicklingError):
+        zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(run / "checkpoints"), tag="step-00000004")
+    with pytest.raises(pickle.UnpicklingError):
+        DeepSpeedCheckpoint(str(newest(run))).get_zero_checkpoint_state(0, 0, 0)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("tag", ["step-00000002", "step-00000004"])
+def test_new_runs_take_the_weights_of_the_named_checkpoint_under_zero_3(ranks, tiny_shards, run, tmp_path, tag):
+    source = run / "checkpoints" / tag
+    ranks(2).run("tests.cases_checkpoint:start_from", ZERO3, str(tiny_shards), str(source), str(tmp_path / "new"))
+    ours, theirs = checkpoint.load_weights(tmp_path / "new")[0], checkpoint.load_weights(source)[0]
+    other = checkpoint.load_weights(run / "checkpoints" / f"step-0000000{6 - int(tag[-1])}")[0]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not torch.equal(other["wte"], theirs["wte"])
+
+
+def test_weights_that_do_not_arrive_whole_are_refused(ranks, tiny_shards, run, tmp_path):
+    with pytest.raises(DataError, match="did not arrive whole"):
+        ranks(2).run("tests.cases_checkpoint:start_from", ZERO3, str(tiny_shards), str(newest(run)), str(tmp_path), 1)
 
 
 def test_find_names_what_is_not_a_run(tmp_path):

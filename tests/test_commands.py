@@ -17,16 +17,29 @@ TRAINING = {"--deepspeed_config", "--config", "--from-scratch", "--traceback", "
 # Options of each entry point; -h and, where guard() alone takes it, --traceback are understood.
 OPTIONS = {
     "data_prep/sample.py": {"--out", "--megabytes", "--seed"},
-    "data_prep/train_tokenizer.py": {"--corpus", "--vocab-size", "--out", "--sample-bytes", "--seed"},
+    "data_prep/train_tokenizer.py": {
+        "--corpus", "--vocab-size", "--out", "--sample-bytes", "--seed", "--normalization-rule", "--clean",
+    },
     "data_prep/build_shards.py": {
         "--tokenizer", "--corpus", "--validation", "--validation-fraction", "--shard-tokens", "--out",
+        "--clean", "--bad-text", "--duplicate-paragraphs", "--near-duplicates",
     },
-    "data_prep/verify_shards.py": set(),
+    "data_prep/verify_shards.py": {"--stats", "--picture"},
+    "data_prep/inspect_shards.py": {"--corpus", "--document"},
+    "data_prep/trace.py": {"--step", "--shards"},
+    "data_prep/download.py": {"--out", "--url"},
     "gpt1_ds/train.py": TRAINING,
     "gpt1_ds/finetune.py": TRAINING,
-    "gpt1_ds/eval.py": {"--data", "--corpus", "--traceback"},
+    "gpt1_ds/eval.py": {
+        "--data", "--corpus", "--lines", "--stride", "--task", "--predict", "--zero-shot", "--traceback",
+    },
+    "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--shard-gb", "--traceback"},
+    "gpt1_ds/plan.py": {
+        "--config", "--deepspeed_config", "--tokens", "--nodes", "--gpus-per-node", "--gpu-memory", "--host-memory",
+        "--tflops", "--utilization", "--network", "--nvlink", "--price", "--sweep",
+    },
     "gpt1_ds/generate.py": {
-        "--prompt", "--max-new-tokens", "--num-samples", "--temperature", "--top-k", "--seed", "--traceback",
+        "--prompt", "--max-new-tokens", "--num-samples", "--temperature", "--top-k", "--top-p", "--seed", "--traceback",
     },
 }  # fmt: skip
 SECTIONS = {"gpt1_ds/train.py": PretrainConfig, "gpt1_ds/finetune.py": FinetuneConfig}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt1_ds.distributed import rank_environment
+from gpt1_ds.distributed import _own_gpu, rank_environment
 from gpt1_ds.errors import ConfigError, DataError
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -21,6 +21,21 @@ def test_each_launcher_in_its_order():
     assert rank_environment({}).world_size == 1
 
 
+def test_two_mpirun_on_a_node_have_ports_of_their_own():
+    first, second = (rank_environment({**MPI, "PMIX_NAMESPACE": f"prterun-{number}@1"}) for number in (1, 2))
+    assert first.master_port != second.master_port
+
+
+@pytest.mark.parametrize(("local_rank", "visible", "gpu"), [(0, 1, 0), (3, 1, 0), (3, 8, 3)])
+def test_a_ranks_gpu_is_the_one_it_sees_or_that_of_its_number(local_rank, visible, gpu):
+    assert _own_gpu(local_rank, visible) == gpu
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(ConfigError, match="local rank 8 .* 4 are visible"):
+        _own_gpu(8, 4)
+
+
 def test_a_batch_shell_is_no_rank():
     assert rank_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}).world_size == 1
 
@@ -33,6 +48,7 @@ def test_a_batch_shell_is_no_rank():
         ({**LAUNCHER, "RANK": "one"}, "'one'"),
         ({**LAUNCHER, **SLURM, "SLURM_STEP_NUM_TASKS": "8"}, "SLURM_STEP_NUM_TASKS=8"),
         (SLURM, "MASTER_ADDR"),
+        ({**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "-x MASTER_ADDR=HOST"),
     ],
 )
 def test_half_a_set_and_contradictions_are_errors(environ, word):

@@ -1,57 +1,205 @@
-"""Sampling and perplexity from a checkpoint, through the commands and through the functions."""
+"""Sampling: against plain loops without a cache, and against transformers' greedy search with the same weights."""
 
-import math
-import re
-from pathlib import Path
+import io
+import sys
+from collections import Counter
 
 import pytest
 import torch
 
 from gpt1_ds import checkpoint, generate
+from gpt1_ds.errors import ConfigError
+from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import run, succeed
+
+LONG, SHORT, OTHER = [4, *range(20, 45)], [4, 7], [4, 9, 11, 200]
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_shards, tmp_path_factory) -> Path:
-    runs = tmp_path_factory.mktemp("generate")
-    succeed("python", "gpt1_ds/train.py", "--deepspeed_config", "ds_configs/cpu.json", f"data.shards={tiny_shards}",
-            f"run.dir={runs}", "run.name=run", "model.preset=gpt1-tiny", "model.n_ctx=32", "train.max_steps=60",
-            "train.global_batch=8", "optim.lr=3e-3", "schedule.warmup_steps=10", "eval.batches=null")  # fmt: skip
-    return runs / "run"
+def tokenizer(tiny_shards) -> Tokenizer:
+    return load_tokenizer(tiny_shards / "tokenizer")
 
 
-def test_greedy_continuation_equals_one_without_a_cache_within_the_context(trained):
-    model, tokenizer = generate.load(trained)
-    ids = torch.tensor([[tokenizer.special_ids["eot"], *tokenizer.encode("the old")]])
-    new = generate.generate(model, ids, 20, 0.0, 0, tokenizer, torch.Generator())
-    whole = ids
+@pytest.fixture(scope="module")
+def model(tokenizer) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.vocab_size - 3, n_layer=3, n_head=4, n_embd=32, n_ctx=48)).eval()
     with torch.no_grad():
-        for _ in range(20):
-            logits = model(whole, logits=True)[1]
-            logits[:, [tokenizer.special_ids[name] for name in ("pad", "s", "e", "delim")]] = -math.inf
-            whole = torch.cat([whole, logits.argmax(-1, keepdim=True)], 1)
-    assert torch.equal(new, whole[:, ids.shape[1] :])
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)  # far from uniform, and so are the padding rows
+    return model
 
 
-def test_the_context_slides(trained):
-    model, tokenizer = generate.load(trained)
-    ids = torch.tensor([[tokenizer.special_ids["eot"]] * 2, tokenizer.encode("the old")[:2]])
-    new = generate.generate(model, ids, 100, 1.0, 20, tokenizer, torch.Generator().manual_seed(0))
-    assert new.shape == (2, 100) and not (new < 4).any()
+def continuations(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]], tokens: int, **choice) -> list[list[int]]:
+    new: list[list[int]] = [[] for _ in prompts]
+    for row, token in generate.generate(model, tokenizer.special_ids, prompts, tokens, **choice):
+        new[row].append(token)
+    return new
 
 
-def test_the_command_continues_the_prompt_and_its_seed_repeats(trained):
-    words = ("python", "-m", "gpt1_ds.generate", trained, "--prompt", "The Old", "--max-new-tokens", 12, "--seed")
-    first, again, other = (succeed(*words, seed).stdout for seed in (1, 1, 2))
+@torch.inference_mode()
+def plain(model: GPT, tokenizer: Tokenizer, prompt: list[int], tokens: int) -> list[int]:
+    """Greedy, without a cache: the context grows to n_ctx tokens, then begins anew with the newest half."""
+    n_ctx, text = model.config.n_ctx, prompt[-model.config.n_ctx :]
+    start, length = 0, len(text)
+    while len(text) < length + tokens:
+        if len(text) - start > n_ctx:
+            start = len(text) - n_ctx // 2
+        logits_V = model(torch.tensor([text[start:]]), logits=True)[1][0]
+        logits_V[[number for name, number in tokenizer.special_ids.items() if name != "eot"]] = -torch.inf
+        if (token := int(logits_V.argmax())) == tokenizer.special_ids["eot"]:
+            break
+        text.append(token)
+    return text[length:]
+
+
+@pytest.mark.parametrize("prompts", [[SHORT], [LONG, SHORT, OTHER, SHORT], [LONG * 3, LONG]],
+                         ids=["one", "of different lengths", "longer than the context"])  # fmt: skip
+def test_greedy_equals_a_plain_loop_past_the_context(model, tokenizer, prompts):
+    expected = [plain(model, tokenizer, prompt, 120) for prompt in prompts]
+    assert continuations(model, tokenizer, prompts, 120) == expected
+    assert len({*map(tuple, expected)}) > 1 or len(prompts) == 1
+
+
+@pytest.mark.parametrize(("batch", "lengths"), [(1, (1, 1, 46)), (3, (9, 1, 1, 20, 1, 16)), (2, (47, 1)), (8, (48,))])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
+def test_cached_logits_equal_uncached_ones(model, batch, lengths, context):
+    ids_BT = torch.randint(0, 300, (batch, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    cache, end = [], 0
+    with context():
+        for length in lengths:
+            end += length
+            _, cached_BV = model(ids_BT[:, end - length : end], cache=cache, logits=True)
+            _, whole_BV = model(ids_BT[:, :end], logits=True)
+            torch.testing.assert_close(cached_BV, whole_BV, rtol=1e-5, atol=1e-5)
+
+
+def theirs(model: GPT):
+    """transformers' model with the weights of ours; the padding of the vocabulary is left out."""
+    transformers = pytest.importorskip("transformers")
+    config = model.config
+    other = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(
+        vocab_size=config.vocab_size, n_positions=config.n_ctx, n_embd=config.n_embd, n_layer=config.n_layer,
+        n_head=config.n_head)).eval()  # fmt: skip
+    state = {"transformer.tokens_embed.weight": model.wte[: config.vocab_size],
+             "transformer.positions_embed.weight": model.wpe}  # fmt: skip
+    for name, parameter in model.blocks.named_parameters():
+        is_matrix = parameter.ndim == 2  # Conv1D keeps the transpose
+        state[f"transformer.h.{name}"] = parameter.T if is_matrix else parameter
+    state["lm_head.weight"] = state["transformer.tokens_embed.weight"]
+    state = {name: tensor.detach().clone() for name, tensor in state.items()}
+    state |= {name: buffer for name, buffer in other.state_dict().items() if name not in state and "bias" in name}
+    assert not other.load_state_dict(state, strict=False).missing_keys
+    return other
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
+def test_greedy_equals_transformers(model, tokenizer, tiny_run, trained):
+    if trained:
+        model, tokenizer = generate.load(tiny_run)
+    other, eot = theirs(model), tokenizer.special_ids["eot"]
+    silent = [number for name, number in tokenizer.special_ids.items() if name != "eot"]
+    prompts = [SHORT, OTHER, [eot, *tokenizer.encode("the old miller")], [eot]]
+    for prompt, mine in zip(prompts, continuations(model, tokenizer, prompts, 20), strict=True):
+        ids_BT = other.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=eot,
+                                pad_token_id=0, suppress_tokens=silent)  # fmt: skip
+        new = ids_BT[0, len(prompt) :].tolist()
+        assert mine == (new[: new.index(eot)] if eot in new else new)
+
+
+def test_a_sample_depends_on_its_prompt_number_and_seed_alone(model, tokenizer):
+    choice = {"temperature": 0.9, "top_k": 50, "top_p": 0.95}
+    together = continuations(model, tokenizer, [SHORT, LONG, OTHER, SHORT], 30, **choice)
+    assert continuations(model, tokenizer, [SHORT, OTHER], 30, **choice)[0] == together[0] != together[3]
+    assert continuations(model, tokenizer, [SHORT], 30, **choice, seed=1)[0] != together[0]
+
+
+def test_control_pieces_and_padding_are_never_sampled(model, tokenizer):
+    new = continuations(model, tokenizer, [SHORT] * 8, 200, temperature=50.0)
+    drawn = {token for tokens in new for token in tokens}
+    assert drawn <= {*range(5, model.config.vocab_size)} and len(drawn) > 300
+
+
+def test_the_end_of_a_document_ends_a_continuation(tokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16, n_ctx=8)).eval()
+    with torch.no_grad():
+        model.blocks[-1].ln_2.weight.zero_()
+        model.blocks[-1].ln_2.bias.fill_(1.0)
+        model.wte[0] = 30.0  # <pad> would be the likeliest, were it not silent
+        model.wte[tokenizer.special_ids["eot"]] = 20.0
+    assert continuations(model, tokenizer, [SHORT, OTHER], 5) == [[], []]
+
+
+def test_top_k_top_p_and_temperature_shape_the_distribution():
+    logits_V = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]).log()
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(temperature: float, top_k: int, top_p: float) -> dict[int, float]:
+        drawn = Counter(generate._choose(temperature, top_k, top_p, generator, logits_V) for _ in range(4000))
+        return {token: count / 4000 for token, count in drawn.items()}
+
+    assert shares(1.0, 0, 1.0) == pytest.approx({0: 0.1, 1: 0.4, 2: 0.05, 3: 0.3, 4: 0.15}, abs=0.03)
+    assert shares(1.0, 2, 1.0) == pytest.approx({1: 4 / 7, 3: 3 / 7}, abs=0.03)
+    assert shares(1.0, 0, 0.72) == pytest.approx({1: 8 / 17, 3: 6 / 17, 4: 3 / 17}, abs=0.03)
+    assert shares(0.5, 2, 1.0) == pytest.approx({1: 0.64, 3: 0.36}, abs=0.03)
+    assert shares(1.0, 3, 0.4) == shares(0.0, 0, 1.0) == shares(1e-30, 0, 1.0) == {1: 1.0}
+
+
+def test_streaming_shows_characters_when_they_are_whole(tokenizer, capsys):
+    text, shown = "old \u4f60\u597d mill\u00e9", []
+    ids = tokenizer.encode(text)
+    assert set(ids) & tokenizer.fallback_ids
+
+    def tokens():
+        for token in ids:
+            yield 0, token
+            shown.append(capsys.readouterr().out)
+
+    generate.stream(tokenizer, [4], tokens())
+    assert "".join([*shown, capsys.readouterr().out]) == tokenizer.decode(ids) + "\n" == f"{text}\n"
+    assert not any("\ufffd" in part for part in shown) and "\u4f60" in shown and shown.count("") >= 4
+    first_byte = next(token for token in ids if token in tokenizer.fallback_ids)
+    generate.stream(tokenizer, [4, ids[0]], iter([(0, first_byte)]))
+    assert capsys.readouterr().out == "o\ufffd\n"  # an end in the middle of a character shows that
+
+
+def main(capsys: pytest.CaptureFixture, *words: object) -> str:
+    generate.main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def test_the_command_continues_the_prompt_and_its_seed_repeats(tiny_run, capsys):
+    words = (tiny_run, "--max-new-tokens", 12, "--prompt", "The Old", "--seed")
+    first, again, other = (main(capsys, *words, seed) for seed in (1, 1, 2))
     assert first == again != other and first.startswith("the old")
-    assert succeed(*words, 1, "--num-samples", 2).stdout.count("the old") == 2
+    several = main(capsys, *words, 1, "--num-samples", 2, "--prompt", "A mill")
+    parts = several.split("--- ")[1:]
+    assert [part.split("\n", 1)[0] for part in parts] == ["1", "2", "3", "4"]
+    assert parts[0] == f"1\n{first}" and parts[1] != f"2\n{first}" and parts[3].startswith("4\na mill")
+    assert main(capsys, tiny_run, "--max-new-tokens", 5).strip()  # without a prompt: the beginning of a document
 
 
-def test_perplexity_command_agrees_with_the_trainings_own_validation(trained, tiny_shards):
-    out = succeed("python", "-m", "gpt1_ds.eval", trained, "--data", tiny_shards).stdout
-    loss = float(re.search(r"books: ([\d.]+) nats", out)[1])
-    logged = re.findall(r'"split": "valid".*"loss": ([\d.]+)', (trained / "metrics.jsonl").read_text())
-    assert loss == pytest.approx(float(logged[-1]), rel=5e-3)  # bf16 weights there, float32 here
+def test_prompts_come_from_standard_input(tiny_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"The old\n\nA \xff mill\n")))
+    out = main(capsys, tiny_run, "--prompt", "-", "--max-new-tokens", 3, "--temperature", 0)
+    assert out.startswith("--- 1\nthe old") and "--- 2\na " in out and "--- 3" not in out
+    alone = main(capsys, tiny_run, "--prompt", "The old", "--max-new-tokens", 3, "--temperature", 0, "--top-p", 0.5)
+    assert out.startswith(f"--- 1\n{alone}")
+
+
+def test_a_user_sees_it_all_on_standard_output(tiny_run):
+    done = succeed("python", "-m", "gpt1_ds.generate", tiny_run, "--prompt", "The Old", "--max-new-tokens", 40)
+    assert done.stdout.startswith("the old") and done.stdout.count("\n") == 1 and not done.stderr
+
+
+@pytest.mark.parametrize("words", ["--temperature nan", "--temperature -1", "--top-k -1", "--top-p 0", "--top-p 1.5",
+                                   "--max-new-tokens 0", "--num-samples 0", "--seed -1", "--prompt -"])  # fmt: skip
+def test_bad_options_are_refused(tiny_run, monkeypatch, words):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    with pytest.raises(ConfigError, match=words.split()[0]):
+        generate.main([str(tiny_run), *words.split()])
 
 
 @pytest.mark.parametrize("module", ["generate", "eval"])
@@ -61,10 +209,5 @@ def test_a_folder_without_checkpoint_is_refused(tmp_path, tiny_shards, module):
     assert done.returncode == 3 and str(tmp_path) in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_an_unknown_corpus_is_named(trained, tiny_shards):
-    done = run("python", "-m", "gpt1_ds.eval", trained, "--data", tiny_shards, "--corpus", "boks")
-    assert done.returncode == 3 and "did you mean 'books'" in done.stderr
-
-
-def test_find_prefers_the_newest(trained):
-    assert checkpoint.find(trained).name == "step-00000060"
+def test_find_prefers_the_newest(tiny_run):
+    assert checkpoint.find(tiny_run).name == "step-00000060"

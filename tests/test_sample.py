@@ -141,12 +141,12 @@ def test_every_set_is_read_by_its_task_and_holds_nothing_twice(small, name):
     train, dev = (task.read(small / "tasks" / FOLDERS[name], split) for split in ("train", "dev"))
     assert len(train) >= 1000 and len(dev) >= 150
     if name not in ("race", "wnut17"):  # where a passage, or a sentence without names, may recur
-        texts = [tuple(task.texts(example)) for example in [*train, *dev]]
+        texts = [example.texts for example in [*train, *dev]]
         assert len(set(texts)) == len(texts)
         assert max(len(text.split()) for pair in texts for text in pair) < 45
     assert not {repr(example) for example in train} & {repr(example) for example in dev}
     if name != "wnut17":
-        shares = Counter(str(task.gold(example)) for example in dev)
+        shares = Counter(str(example.label) for example in dev)
         assert max(shares.values()) / len(dev) < {"stsb": 0.25, "snli": 0.42, "race": 0.36}.get(name, 0.58)
 
 
@@ -157,11 +157,11 @@ def test_the_second_text_alone_does_not_tell_the_label(small, name):
     train, dev = (task.read(small / "tasks" / FOLDERS[name], split) for split in ("train", "dev"))
 
     def words(example) -> set[str]:
-        return set(re.findall(r"\w+", task.texts(example)[-1]))
+        return set(re.findall(r"\w+", example.texts[-1]))
 
-    counts, totals = defaultdict(Counter), Counter(task.gold(example) for example in train)
+    counts, totals = defaultdict(Counter), Counter(example.label for example in train)
     for example in train:
-        counts[task.gold(example)].update(words(example))
+        counts[example.label].update(words(example))
 
     def score(example, label: int) -> float:
         product = 1.0
@@ -169,7 +169,7 @@ def test_the_second_text_alone_does_not_tell_the_label(small, name):
             product *= (counts[label][word] + 1) / (totals[label] + 2)
         return product
 
-    right = sum(max(totals, key=lambda label: score(example, label)) == task.gold(example) for example in dev)
+    right = sum(max(totals, key=lambda label: score(example, label)) == example.label for example in dev)
     assert right / len(dev) < 1 / len(totals) + 0.1
 
 

@@ -168,7 +168,12 @@ def is_main() -> bool:
 def say(text: str) -> None:
     """Print on rank 0."""
     if is_main():
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass  # the disk under the log is full: that costs a line, not the training
 
 
 def barrier() -> None:

@@ -60,7 +60,7 @@ def test_a_file_size_limit_on_one_rank_fails_the_save_of_all(ranks, tiny_shards,
         "tests.cases_checkpoint:limited_save", *arguments
     ):
         assert skipped is None and f"rank {culprit}" in fault and "step-00000003: not saved" in fault
-        assert seconds < 10, "all ranks give up together"
+        assert seconds < 60, "all ranks give up together, far below the timeout of collectives"
         assert kept == ["step-00000002"], "the old checkpoint stays the current one"
         assert saved["bytes"] > 10_000 and saved["seconds"] > 0, "the next save succeeds"
         assert losses == undisturbed, "training goes on as if nothing had been"

@@ -30,7 +30,8 @@ def kill_at_every_write(ds: str, shards: Path, runs: Path, ranks: int) -> None:
         assert step in (last, last + 1), f"after kill {k} of rank {victim}: from step {last} to {step}"
         assert (bits, loss) == undisturbed[step], f"step {step} is not the undisturbed run's, after kill {k}"
         last, kills[victim] = step, kills[victim] + (not outlived)
-    assert kills[0] > 50 and last > 5 and all(count > 12 for count in kills.values())
+    # Without ZeRO all that rank 1 writes is its generator's state.
+    assert kills[0] > 50 and last > 5 and all(count > 3 for count in kills.values())
 
 
 def test_a_rank_killed_at_every_write_of_a_save(tiny_shards, tmp_path):

@@ -111,17 +111,19 @@ def main(argv: list[str]) -> int | None:
         bar = metrics.progress_bar(run.total_steps, state["step"], "step", config.task.name)
         with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults():
             best = train(run, trainer, log, bar, stop, state)
-            splits = finish(run, trainer)
+            splits = finish(run, trainer, stop)
             distributed.on_main(lambda: write_result(run, best, trainer.global_steps, splits))
 
 
 def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dict) -> dict:
     """The loop: read, step, log, score, commit; from `state` to the last step. Returns the best score's record."""
-    config, step, best = run.config, state["step"], state["best"]
-    losses, skipped, tokens = [], 0, 0
+    config, step, start, best = run.config, state["step"], Cursor(**state["cursor"]), state["best"]
+    losses, skipped, tokens, scored = [], 0, 0, True
     throughput = metrics.Throughput(GPTConfig(**run.facts["model"]).flops_per_token, "fp32")
-    over = step == run.total_steps or given_up(run, best)
-    for batch, cursor in batches(run, Cursor(**state["cursor"])) if not over else ():
+    if step and score_due(run, step, start) and not log.has(step, "task"):
+        best, scored = score(run, engine, log, step, start, best, stop)
+    last = scored and (step == run.total_steps or given_up(run, best))
+    for batch, cursor in batches(run, start) if scored and not last else ():
         lr = optim.set_lr(engine, config, step, run.total_steps)
         skipped_before = engine.skipped_steps
         losses.append(train_step(run, engine, batch))
@@ -129,7 +131,7 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
         step += 1
         bar.update()
         skipped = skipped + 1 if engine.skipped_steps > skipped_before else 0
-        stopping, last = stop.agreed(), step == run.total_steps
+        stopping, scored, last = stop.agreed(), True, step == run.total_steps
         if step % config.log.every == 0 or last or stopping:
             loss, task_loss, lm_loss = mean_losses(run, losses, step, skipped)
             speed = throughput.read(tokens)["tokens_per_second"]
@@ -138,11 +140,12 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
             log.log(step, "train", loss=loss, task_loss=task_loss, lm_loss=lm_loss, lr=lr, epoch=epoch,
                     grad_norm=None if norm is None else float(norm), tokens_per_second=speed,
                     skipped_steps=engine.skipped_steps)  # fmt: skip
+            log.progress(step, run.total_steps, loss)
             bar.set_postfix(loss=f"{loss:.3f}", task=f"{task_loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed:.0f}")
             losses, tokens = [], 0
-        if last or (cursor.index == 0 if config.eval.every is None else step % config.eval.every == 0):
-            best = score(run, engine, log, step, cursor, best)
-            last = last or given_up(run, best)
+        if score_due(run, step, cursor):
+            best, scored = score(run, engine, log, step, cursor, best, stop)
+            stopping, last = stopping or not scored, scored and (last or given_up(run, best))
             throughput.pause()
         if step % config.checkpoint.every == 0 or last or stopping:
             state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
@@ -151,12 +154,22 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
             if saved:
                 log.log(step, "checkpoint", **saved)
             throughput.pause()
-        if last:
+        if last or stopping:
             break
-        if stopping:
-            raise StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
-                                "command continues")  # fmt: skip
+    if not last:
+        raise stopped(run, step)
     return best
+
+
+def stopped(run: Run, step: int) -> StopRequested:
+    return StopRequested(f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same command "
+                         "continues")  # fmt: skip
+
+
+def score_due(run: Run, step: int, cursor: Cursor) -> bool:
+    """Whether dev is scored after `step`: at the end of an epoch or every `eval.every` steps, and after the last."""
+    every = run.config.eval.every
+    return step == run.total_steps or (cursor.index == 0 if every is None else step % every == 0)
 
 
 def given_up(run: Run, best: dict | None) -> bool:
@@ -207,10 +220,17 @@ def mean_losses(run: Run, losses: list[Tensor], step: int, skipped: int) -> tupl
     return loss, task_loss, lm_loss
 
 
-def score(run: Run, engine, log: metrics.RunLog, step: int, cursor: Cursor, best: dict | None) -> dict:
-    """Score the dev set; where it is the best so far, keep its predictions and, in best/, its weights."""
+def score(
+    run: Run, engine, log: metrics.RunLog, step: int, cursor: Cursor, best: dict | None, stop: StopFlag
+) -> tuple[dict | None, bool]:
+    """Score the dev set; where it is the best so far, keep its predictions and, in best/, its weights.
+
+    Returns the best score's record, and False where a stop request cut the scoring short: the next start does it.
+    """
     micro_batch = engine.train_micro_batch_size_per_gpu()
-    predictions = predict(engine, run.task, run.dev, run.tokenizer.special_ids, micro_batch, "dev")
+    predictions = predict(engine, run.task, run.dev, run.tokenizer.special_ids, micro_batch, "dev", stop.agreed)
+    if predictions is None:
+        return best, False
     values = evaluation.task_metrics(run.task.metrics, run.gold, predictions)
     metric = run.task.metrics[0]
     log.log(step, "task", **{name: round(value, 6) for name, value in values.items()})
@@ -220,16 +240,16 @@ def score(run: Run, engine, log: metrics.RunLog, step: int, cursor: Cursor, best
     listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     metrics.note(f"step {step}: dev {listed} (majority {run.majority:.4f})")
     if best is not None and values[metric] <= best["metrics"][metric]:
-        return best | {"stale": best["stale"] + 1}
+        return best | {"stale": best["stale"] + 1}, True
     best = {"step": step, "metrics": values, "confusion": confusion, "stale": 0}
     distributed.on_main(lambda: write_predictions(run, "dev", run.gold, predictions))
     distributed.on_main(lambda: run.tokenizer.copy_to(run.folder / "best" / "tokenizer"))
     state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
     checkpoint.save(engine, run.folder / "best", step, state, keep=1)
-    return best
+    return best, True
 
 
-def finish(run: Run, engine) -> dict[str, dict[str, float]]:
+def finish(run: Run, engine, stop: StopFlag) -> dict[str, dict[str, float]]:
     """Predict every further split with the best weights; the metrics of those that have labels."""
     scores = {}
     if run.others:
@@ -237,7 +257,9 @@ def finish(run: Run, engine) -> dict[str, dict[str, float]]:
     for split, examples in run.others.items():
         encoded = run.task.encode(examples, run.tokenizer, model.gpt.config.n_ctx)
         micro_batch = engine.train_micro_batch_size_per_gpu()
-        predictions = predict(model, run.task, encoded, run.tokenizer.special_ids, micro_batch, split)
+        predictions = predict(model, run.task, encoded, run.tokenizer.special_ids, micro_batch, split, stop.agreed)
+        if predictions is None:
+            raise stopped(run, engine.global_steps)
         gold = [example.label for example in examples]
         distributed.on_main(partial(write_predictions, run, split, gold, predictions))
         if None not in gold:

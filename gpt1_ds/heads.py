@@ -8,7 +8,7 @@ global batch, whatever its division into ranks and micro-steps. The paper's lamb
 B examples, S sequences an example, T tokens, C = n_embd, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,11 +109,18 @@ def rebuild(weights: dict[str, Tensor], state: dict[str, Any], source: Any) -> t
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, task: Task, examples: Sequence[Encoded], special: dict[str, int], micro_batch: int, name: str
-) -> list[Any]:
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Encoded],
+    special: dict[str, int],
+    micro_batch: int,
+    name: str,
+    stopping: Callable[[], bool] = lambda: False,
+) -> list[Any] | None:
     """Predictions for `examples` in their order, on every rank; each example is run by one of them.
 
-    `model` is a `TaskModel` or the engine around one; `name` is for the progress bar.
+    `model` is a `TaskModel` or the engine around one; `name` is for the progress bar. None where `stopping`, which all
+    ranks ask before each micro-batch and get one answer, cut it short.
     """
     rank, world_size, training = distributed.rank(), distributed.world_size(), model.training
     shares = micro_batches([example.length for example in examples], micro_batch, None, rank, world_size)
@@ -121,6 +128,9 @@ def predict(
     mine: dict[int, list] = {}
     with metrics.progress_bar(len(shares), 0, "batch", name) as bar:
         for share in shares:
+            if stopping():
+                model.train(training)
+                return None
             batch = collate([examples[index] for index in share], special, examples[0]).to(distributed.device())
             _, _, logits = model(batch.ids_BST, batch.end_BS, batch.targets)
             rows = logits.argmax(-1) if logits.ndim == 3 else logits  # of tokens only the best class is asked for

@@ -118,3 +118,36 @@ def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             f"run.dir={runs}", "run.name=tiny", "model.preset=gpt1-tiny", "model.n_ctx=32", "train.max_steps=60",
             "train.global_batch=8", "optim.lr=3e-3", "schedule.warmup_steps=10", "eval.batches=null")  # fmt: skip
     return runs / "tiny"
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small corpora of several layouts; like the three fixtures below to be copied, not changed."""
+    from tests.cases_shards import make_corpora
+
+    return make_corpora(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.cases_shards import make_tokenizer
+
+    return make_tokenizer(corpora, tmp_path_factory.mktemp("tok"))
+
+
+@pytest.fixture(scope="session")
+def options(corpora: Path, tokenizer: Path) -> list[str]:
+    """What build_shards takes for them."""
+    from tests.cases_shards import build_options
+
+    return build_options(corpora, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards that one undisturbed process makes."""
+    from data_prep import build_shards
+
+    out = tmp_path_factory.mktemp("alone") / "shards"
+    build_shards.main([*options, "--out", str(out)])
+    return out

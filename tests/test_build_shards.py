@@ -20,31 +20,8 @@ from gpt1_ds.shards import (
     read_manifest,
 )
 from gpt1_ds.tokenizer import load_tokenizer
-from tests.cases_shards import assert_same_files, build_options, documents, make_corpora, make_tokenizer, mpirun
+from tests.cases_shards import assert_same_files, documents, mpirun
 from tests.conftest import run
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpora(tmp_path_factory.mktemp("corpora"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tokenizer(corpora, tmp_path_factory.mktemp("tok"))
-
-
-@pytest.fixture(scope="module")
-def options(corpora: Path, tokenizer: Path) -> list[str]:
-    return build_options(corpora, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards that one process makes."""
-    out = tmp_path_factory.mktemp("alone") / "shards"
-    build_shards.main([*options, "--out", str(out)])
-    return out
 
 
 def test_every_document_comes_back_once(alone: Path, corpora: Path) -> None:

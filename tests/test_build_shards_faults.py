@@ -19,31 +19,8 @@ from data_prep import build_shards
 from data_prep.verify_shards import verify
 from gpt1_ds.errors import DataError
 from gpt1_ds.shards import read_manifest
-from tests.cases_shards import assert_same_files, build_options, make_corpora, make_tokenizer, mpirun
+from tests.cases_shards import assert_same_files, mpirun
 from tests.conftest import ROOT, run
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpora(tmp_path_factory.mktemp("corpora"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tokenizer(corpora, tmp_path_factory.mktemp("tok"))
-
-
-@pytest.fixture(scope="module")
-def options(corpora: Path, tokenizer: Path) -> list[str]:
-    return build_options(corpora, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards that one undisturbed process makes."""
-    out = tmp_path_factory.mktemp("alone") / "shards"
-    build_shards.main([*options, "--out", str(out)])
-    return out
 
 
 def test_finished_work_is_not_done_again(options, alone: Path, tmp_path: Path, monkeypatch) -> None:

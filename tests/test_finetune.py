@@ -291,6 +291,19 @@ def test_stopped_run_resumes_to_the_same_weights(ranks, sample: Path, tiny_shard
     assert json.loads((run / "result.json").read_text()) == json.loads((reference / "result.json").read_text())
 
 
+def test_a_stop_cuts_scoring_short_and_the_next_start_scores(ranks, sample: Path, tiny_shards: Path, tmp_path: Path):
+    """The request comes after the last step, in front of the only scoring: committed, exit 75, and no score."""
+    options = [*TINY, *task_of(sample, "sst2"), f"data.shards={tiny_shards}", "init.checkpoint=none",
+               "task.max_examples=8", "train.global_batch=8", "train.max_steps=1"]  # fmt: skip
+    words, run = arguments(tmp_path, "zero2_bf16", *options), tmp_path / "sst2"
+    with pytest.raises(StopRequested, match="step 1 of 1 is committed"):
+        ranks(2).run("tests.cases_finetune:stop_after", 1, str(run / "metrics.jsonl"), words, timeout_seconds=240)
+    assert not logged(run, "task") and not (run / "best").exists()
+    ranks(2).close()
+    ranks(2).run("gpt1_ds.finetune:main", words, timeout_seconds=240)
+    assert [record["step"] for record in logged(run, "task")] == [1] and (run / "result.json").exists()
+
+
 def test_a_checkpoint_of_another_kind_is_refused(ranks, sample: Path, tiny_shards: Path, tmp_path: Path):
     """A fine-tuned run, which has a head and names of its own; and a run whose tokenizer was replaced."""
     first = arguments(tmp_path, "zero2_bf16", *TINY, *task_of(sample, "cola"), f"data.shards={tiny_shards}",

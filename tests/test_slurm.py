@@ -303,7 +303,8 @@ def test_the_chain_and_the_suite(cluster, sample, chain, tmp_path):
     tune = f"{' '.join(SMALL[:2])} train.max_steps=2 train.global_batch=4 task.max_examples=8 eval.batches=1"
     small = " ".join(SMALL).replace(f"={STEPS}", "=20")
     data, pretraining, suite = chain(f"books={sample}/books/train", GPT1_PRETRAIN=small, GPT1_FINETUNE=tune,
-                                     GPT1_SUITE="0-1", GPT1_TASKS="sst2 rte", GPT1_SEEDS="3")  # fmt: skip
+                                     GPT1_SUITE="0-1", GPT1_TASKS="sst2 rte", GPT1_SEEDS="3",
+                                     GPT1_LOCAL_CACHE="1", SLURM_TMPDIR=str(tmp_path / "disk"))  # fmt: skip
     ended = []
     for job in (data, pretraining, suite):
         ended.append(cluster.wait(job, END_SECONDS))
@@ -311,6 +312,7 @@ def test_the_chain_and_the_suite(cluster, sample, chain, tmp_path):
         assert ended[-1]["JobState"] == "COMPLETED", logs
     cluster.until(lambda: not cluster.command("squeue", "-h", "-j", suite), "the suite to end", END_SECONDS)
     assert [fields["JobName"] for fields in ended] == ["gpt1-data", "gpt1-pretrain", "gpt1-suite"]
+    assert list((tmp_path / "disk").glob("gpt1-shards-*/**/*.tar")), "pre-training read no shard through its cache"
     assert ended[0]["EndTime"] <= ended[1]["StartTime"] and ended[1]["EndTime"] <= ended[2]["StartTime"]
     for task in ("sst2", "rte"):
         result = json.loads((tmp_path / "runs" / f"{task}-seed-3" / "result.json").read_text())

@@ -5,6 +5,7 @@ subclasses it with its sequences and its prediction. Layer 1: text in, token ids
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ Rows = Iterator[tuple[tuple[str, ...], Any]]
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """One labelled set: where its files are, how they are read, and how it is scored."""
 
     files: dict[str, tuple[str, ...]]
@@ -131,9 +132,9 @@ class Task:
         sequences, cut = self.sequences(ids, special, n_ctx)
         return Encoded(sequences, self.target(example.label), cut)
 
+    @abstractmethod
     def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> tuple[list[list[int]], int]:
         """The sequences made of an example's texts, and the number of tokens cut."""
-        raise NotImplementedError
 
     def target(self, label: Any) -> list[float]:
         """One-hot; all zero without a label."""

@@ -30,15 +30,19 @@ class TokenClassification(Task):
         """One tag, checked."""
         return self.classes[label_index(label, self.classes, where)]
 
+    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> tuple[list[list[int]], int]:
+        pieces = [piece for word in ids for piece in word]
+        kept = pieces[: n_ctx - 2]
+        return [[special["s"], *kept, special["e"]]], len(pieces) - len(kept)
+
     def arrange(self, example: Example, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Encoded:
-        sequence, target, words = [special["s"]], [IGNORE], []
+        (sequence,), cut = self.sequences(ids, special, n_ctx)
+        target, words = [IGNORE], []
         for index, pieces in enumerate(ids):
             label = IGNORE if example.label is None else self.classes.index(example.label[index])
-            words.append(len(sequence) if pieces and len(sequence) < n_ctx - 1 else -1)
-            sequence += pieces
+            words.append(len(target) if pieces and len(target) < n_ctx - 1 else -1)
             target += [label if self.label_all_subtokens or not i else IGNORE for i in range(len(pieces))]
-        kept = min(len(sequence), n_ctx - 1)
-        return Encoded([[*sequence[:kept], special["e"]]], [*target[:kept], IGNORE], len(sequence) - kept, words)
+        return Encoded([sequence], [*target[: len(sequence) - 1], IGNORE], cut, words)
 
     def predict(self, logits: list[int], encoded: Encoded) -> list[str]:
         """Tag of each word from each token's best class; `O` for a word of which no token is left."""

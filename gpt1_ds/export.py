@@ -58,6 +58,10 @@ A GPT-1 (Radford et al. 2018) of {parameters:,} parameters, exported by `{comman
 `<pad> <s> <e> <delim> <eot>` are ids of their own, which no text gives (`split_special_tokens`). Documents begin and
 end with `<eot>`. `tokenizer/` holds the files that `gpt1_ds.export --from-hf` takes back.
 """
+ORIGINAL = """
+The model read text through OpenAI's original pipeline (ftfy, spaCy), which `tokenizer.json` cannot express: it gives
+transformers' ids, which differ in places. `tokenizer/` gives the model's own.
+"""
 HEAD = """
 Inputs are `<s> text <e>` or `<s> first <delim> second <e>`. `head.safetensors` holds `weight` (K, C) and `bias` (K) of
 the linear layer on the last block's states: at `<e>`, for similarity the sum over both orders of the pair, for
@@ -135,7 +139,8 @@ def export(source: Path, out: Path, shard_bytes: int, command: str) -> float:
     }.items():
         write_atomically(out / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     tokenizer.copy_to(out / "tokenizer")
-    write_atomically(out / "README.md", model_card(folder, state, model.config, labels, command))
+    card = model_card(folder, state, model.config, labels, command)
+    write_atomically(out / "README.md", card + ORIGINAL * (tokenizer.pipeline == "original"))
     theirs = transformers.AutoTokenizer.from_pretrained(out)
     for text in PROBES if tokenizer.pipeline != "original" else ():
         if theirs.encode(text) != tokenizer.encode(text):

@@ -86,17 +86,27 @@ class TokenizerConfig:
 @dataclass
 class TrainConfig:
     max_steps: int | None = None
-    """Optimizer steps; with train.epochs also given, whichever ends first."""
+    """Optimizer steps; with train.epochs or train.tokens also given, whichever ends first."""
     epochs: float | None = 100.0
     """Passes over the training data."""
+    tokens: float | None = None
+    """Pre-training: targets seen; of max_steps, epochs and tokens, whichever ends first."""
     global_batch: int = 64
     """Windows (fine-tuning: examples) an optimizer step, over all ranks."""
+    batch_warmup_steps: int = 0
+    """Pre-training: steps over which the batch grows from train.batch_start to train.global_batch; 0: none."""
+    batch_start: int | None = None
+    """Windows of the first step then, and what the batch grows in multiples of."""
     micro_batch: int | None = None
     """Windows a rank in one forward/backward; null: the JSON's, or the rank's share up to 16."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     max_skipped: int = 20
     """Non-finite steps in a row before training stops with exit code 4."""
+    spike_nats: float | None = 2.0
+    """Pre-training: a logged loss so far above the median of the last 20 sends the run back (README); null: never."""
+    max_rollbacks: int = 3
+    """Loss spikes undone in a run before it stops with exit code 4."""
     activation_checkpointing: bool = False
     """Keep a block's input alone for backward and compute the rest again: less memory, a third more time."""
     compile: bool = False
@@ -120,7 +130,9 @@ class OptimConfig:
 @dataclass
 class ScheduleConfig:
     kind: str = "cosine"
-    """Rate after warm-up: cosine to 0, linear to 0, or constant."""
+    """Rate after warm-up: cosine to 0, linear to 0, constant, or wsd (constant, then linear to 0 at the end)."""
+    decay_fraction: float = 0.1
+    """wsd: share of all steps, the last ones, in which the rate falls."""
     warmup_steps: int | None = 2000
     """Steps of linear warm-up from 0; null: schedule.warmup_fraction of the run."""
     warmup_fraction: float = 0.002
@@ -149,6 +161,12 @@ class CheckpointConfig:
 class LogConfig:
     every: int = 10
     """Steps between lines of metrics.jsonl and TensorBoard points."""
+    layer_norms: bool = False
+    """Pre-training: with them the norm of weights and gradients of each block (costs a reduction of the model)."""
+    samples_every: int | None = None
+    """Pre-training: steps between samples of generated text, taken with a validation; null: none."""
+    prompt: str = ""
+    """What the samples go on from; empty: the beginning of a document."""
 
 
 @dataclass
@@ -241,15 +259,17 @@ CHOICES = {
     "tokenizer.kind": ("sentencepiece", "openai"),
     "tokenizer.openai_pipeline": ("transformers", "original"),
     "optim.kind": ("adamw", "openai_adam"),
-    "schedule.kind": ("cosine", "linear", "constant"),
+    "schedule.kind": ("cosine", "linear", "constant", "wsd"),
     "task.pool": ("last", "first"),
 }
 UNIT_INTERVAL = ("model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "task.clf_pdrop", "task.lm_coef",
-                 "task.task_coef", "schedule.warmup_fraction")  # fmt: skip
+                 "task.task_coef", "schedule.warmup_fraction", "schedule.decay_fraction")  # fmt: skip
 POSITIVE = ("model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "train.max_steps", "train.epochs",
-            "train.global_batch", "train.micro_batch", "train.max_skipped", "optim.lr", "optim.eps", "eval.every",
+            "train.tokens", "train.global_batch", "train.batch_start", "train.micro_batch", "train.max_skipped",
+            "train.spike_nats", "optim.lr", "optim.eps", "eval.every",
             "eval.batches", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "log.every",
-            "distributed.timeout_seconds", "data.cache_bytes", "task.max_examples", "task.patience")  # fmt: skip
+            "log.samples_every", "distributed.timeout_seconds", "data.cache_bytes", "task.max_examples",
+            "task.patience")  # fmt: skip
 
 
 def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Config:
@@ -360,8 +380,14 @@ def _check(config: PretrainConfig) -> None:
             raise ConfigError(f"{name} is {values[name]}; it must be above 0")
     if config.model.n_embd % config.model.n_head:
         raise ConfigError(f"model.n_embd {config.model.n_embd} is not a multiple of model.n_head {config.model.n_head}")
-    if config.train.max_steps is None and config.train.epochs is None:
-        raise ConfigError("train.max_steps and train.epochs are both null; give one of them")
+    train, tuning = config.train, isinstance(config, FinetuneConfig)
+    if train.max_steps is None and train.epochs is None and (train.tokens is None or tuning):
+        raise ConfigError("train.max_steps, train.epochs and train.tokens are all null; give one of them")
+    if tuning and (train.tokens or train.batch_warmup_steps):
+        raise ConfigError("train.tokens and train.batch_warmup_steps are for pre-training; take train.epochs")
+    if train.batch_warmup_steps and not 0 < (train.batch_start or 0) <= train.global_batch:
+        raise ConfigError(f"train.batch_warmup_steps is {train.batch_warmup_steps}, but train.batch_start is "
+                          f"{train.batch_start}; give it at most train.global_batch {train.global_batch}")  # fmt: skip
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ConfigError(f"optim.betas is {config.optim.betas}; give two numbers in [0, 1)")
     if not config.run.name or Path(config.run.name).name != config.run.name or config.run.name.startswith("."):

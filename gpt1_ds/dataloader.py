@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from gpt1_ds import distributed
-from gpt1_ds.config import DataConfig
+from gpt1_ds.config import DataConfig, TrainConfig
 from gpt1_ds.errors import ConfigError, DataError, near
 from gpt1_ds.remote import ShardCache, shard_cache
 from gpt1_ds.shards import MANIFEST, Manifest, TokenStream, damage, read_manifest
@@ -40,6 +40,41 @@ class Cursor:
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Windows of each optimizer step: `full`, or over the first `ramp` steps from `start` up to it, in multiples of
+    `start`; of the step alone, whatever the number of ranks."""
+
+    full: int
+    start: int = 0
+    ramp: int = 0
+
+    @classmethod
+    def of(cls, train: TrainConfig) -> "BatchSizes":
+        return cls(train.global_batch, train.batch_start or 0, train.batch_warmup_steps)
+
+    def at(self, step: int) -> int:
+        if step >= self.ramp:
+            return self.full
+        return (self.start * self.ramp + (self.full - self.start) * step) // (self.start * self.ramp) * self.start
+
+    @functools.cached_property
+    def _ramp_ends(self) -> np.ndarray:
+        """Windows up to each step of the ramp."""
+        return np.cumsum([0, *map(self.at, range(self.ramp))])
+
+    def before(self, step: int) -> int:
+        """Windows of all steps before `step`."""
+        return int(self._ramp_ends[min(step, self.ramp)]) + self.full * max(0, step - self.ramp)
+
+    def steps_in(self, windows: float) -> int:
+        """Whole steps that so many windows make."""
+        rest = windows - self._ramp_ends[-1]
+        if rest < 0:
+            return int(np.searchsorted(self._ramp_ends, windows, side="right")) - 1
+        return self.ramp + int(rest // self.full)
 
 
 def mix(*words: np.ndarray | int) -> np.ndarray:
@@ -226,39 +261,46 @@ def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, 
 
 
 class Batches:
-    """This rank's micro-batches, step by step, read ahead by a thread.
+    """This rank's micro-batches from step `step` on, read ahead by a thread.
 
     Iterating yields (micro-batches of ids (micro_batch, n_ctx + 1) int64, Cursor after them).
     """
 
-    def __init__(self, streams: dict[str, TokenStream], order: WindowOrder, cursor: Cursor, global_batch: int,
-                 micro_batch: int, rank: int, world_size: int):  # fmt: skip
-        self.streams, self.order, self.cursor = list(streams.values()), order, cursor
-        self.global_batch, self.micro_batch = global_batch, micro_batch
-        share = global_batch // world_size
-        self.mine = np.arange(rank * share, (rank + 1) * share)
-        self._table = (0, np.empty((0, share, order.n_ctx + 1), np.uint16))
+    def __init__(self, streams: dict[str, TokenStream], order: WindowOrder, cursor: Cursor,
+                 sizes: BatchSizes | int, micro_batch: int, rank: int, world_size: int, step: int = 0):  # fmt: skip
+        self.streams, self.order, self.cursor, self.step = list(streams.values()), order, cursor, step
+        self.sizes = BatchSizes(sizes) if isinstance(sizes, int) else sizes
+        self.micro_batch, self.rank, self.world_size = micro_batch, rank, world_size
+        self._table = (0, np.empty((0, 0, order.n_ctx + 1), np.uint16))
 
-    def read(self, first: int) -> list[torch.Tensor]:
-        """Micro-batches of the step whose first window is the `first`-th of the order."""
+    def read(self, first: int, size: int | None = None) -> list[torch.Tensor]:
+        """Micro-batches of the step of `size` windows (None: the full batch) that begins with the `first`-th."""
+        size = size or self.sizes.full
         begin, table_SBT = self._table
-        step, off = divmod(first - begin, self.global_batch)
-        if off or not 0 <= step < len(table_SBT):
+        step, off = divmod(first - begin, size)
+        known = table_SBT.shape[1] * self.world_size == size
+        if off or not known or not 0 <= step < len(table_SBT):
             # One step after a seek, then twice as many, and twice as many: the first is there at once.
-            steps = max(1, min(2 * len(table_SBT), TABLE_WINDOWS // len(self.mine)) if step == len(table_SBT) else 1)
-            table_SBT, step = self._read(first, steps), 0
+            ahead = min(2 * len(table_SBT), TABLE_WINDOWS * self.world_size // size)
+            table_SBT, step = self._read(first, size, max(1, ahead if known and step == len(table_SBT) else 1)), 0
             self._table = (first, table_SBT)
         return list(torch.from_numpy(table_SBT[step].astype(np.int64)).split(self.micro_batch))
 
-    def _read(self, first: int, steps: int) -> np.ndarray:
+    def _mine(self, size: int) -> np.ndarray:
+        """This rank's windows of a step of `size`, counted within it."""
+        share = size // self.world_size
+        return np.arange(self.rank * share, (self.rank + 1) * share)
+
+    def _read(self, first: int, size: int, steps: int) -> np.ndarray:
         """This rank's windows of some steps, (steps, B, n_ctx + 1)."""
         self._fetch_ahead(first)
-        corpus, starts = self.order.locate((first + np.arange(steps)[:, None] * self.global_batch + self.mine).ravel())
+        mine = self._mine(size)
+        corpus, starts = self.order.locate((first + np.arange(steps)[:, None] * size + mine).ravel())
         ids_WT = np.empty((len(starts), self.order.n_ctx + 1), self.streams[0].dtype)
         for number in np.unique(corpus):
             here = corpus == number
             ids_WT[here] = self.streams[number].read_packed(starts[here], self.order.n_ctx + 1)
-        return ids_WT.reshape(steps, len(self.mine), -1)
+        return ids_WT.reshape(steps, len(mine), -1)
 
     def _fetch_ahead(self, first: int) -> None:
         """Have the node's cache, if there is one, fetch the shards of the groups in use and of the next ones."""
@@ -271,11 +313,12 @@ class Batches:
                 stream.unmap()
             cache.fetch_ahead({shard.file: shard for shard in shards}.values())
 
-    def dropout_keys(self, after: Cursor) -> torch.Tensor:
-        """A key (B, 2) int32 for each of this rank's windows of the step that ends at `after`: by seed and place in
+    def dropout_keys(self, after: Cursor, step: int) -> torch.Tensor:
+        """A key (B, 2) int32 for each of this rank's windows of `step`, which ends at `after`: by seed and place in
         the global order alone, so that dropout is the same on any number of ranks."""
-        first = after.epoch * self.order.epoch_windows + after.index - self.global_batch
-        return torch.from_numpy(mix(self.order.seed, 4, first + self.mine).view(np.int32).reshape(-1, 2))
+        size = self.sizes.at(step)
+        first = after.epoch * self.order.epoch_windows + after.index - size
+        return torch.from_numpy(mix(self.order.seed, 4, first + self._mine(size)).view(np.int32).reshape(-1, 2))
 
     def __iter__(self) -> Iterator[tuple[list[torch.Tensor], Cursor]]:
         return self.until(lambda: False)
@@ -286,12 +329,12 @@ class Batches:
         stop = threading.Event()
 
         def produce():
-            first = self.cursor.epoch * self.order.epoch_windows + self.cursor.index
+            first, step = self.cursor.epoch * self.order.epoch_windows + self.cursor.index, self.step
             try:
                 while not stop.is_set():
-                    step_end = first + self.global_batch
-                    item = self.read(first), Cursor(*divmod(step_end, self.order.epoch_windows))
-                    first = step_end
+                    size = self.sizes.at(step)
+                    item = self.read(first, size), Cursor(*divmod(first + size, self.order.epoch_windows))
+                    first, step = first + size, step + 1
                     while not stop.is_set():
                         try:
                             ahead.put(item, timeout=0.2)
@@ -318,11 +361,13 @@ class Batches:
             stop.set()
 
 
-def total_steps(order: WindowOrder, global_batch: int, epochs: float | None, max_steps: int | None) -> int:
-    """Optimizer steps of the run: `max_steps`, or the whole global batches in `epochs`, whichever is fewer."""
-    by_epochs = int(epochs * order.epoch_windows // global_batch) if epochs is not None else None
-    steps = min(value for value in (by_epochs, max_steps) if value is not None)
+def total_steps(order: WindowOrder, train: TrainConfig) -> int:
+    """Optimizer steps of the run: `max_steps`, or the whole batches in `epochs` or `tokens`, whichever is fewest."""
+    sizes = BatchSizes.of(train)
+    windows = [train.epochs and int(train.epochs * order.epoch_windows), train.tokens and train.tokens // order.n_ctx]
+    steps = min([sizes.steps_in(count) for count in windows if count is not None], default=train.max_steps)
     if steps < 1:
-        raise ConfigError(f"train.epochs {epochs} holds {int(epochs * order.epoch_windows)} windows of model.n_ctx "
-                          f"{order.n_ctx}, less than one train.global_batch of {global_batch}; lower one")  # fmt: skip
-    return steps
+        raise ConfigError(f"train.epochs {train.epochs} or train.tokens {train.tokens} holds fewer windows of "
+                          f"model.n_ctx {order.n_ctx} than one batch of train.global_batch {train.global_batch}; lower "
+                          "one")  # fmt: skip
+    return steps if train.max_steps is None else min(steps, train.max_steps)

@@ -5,6 +5,7 @@ error, and so is an unknown top-level key, which DeepSpeed itself passes over in
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,16 @@ def _batch(path: Path | str, ds: dict[str, Any], config: PretrainConfig, world_s
                           f"use {_near_multiple(total, world_size)}, or other ranks")  # fmt: skip
     share = total // world_size
     if micro_batch is None:
-        micro_batch = max(size for size in range(1, min(share, LARGEST_DEFAULT_MICRO_BATCH) + 1) if share % size == 0)
+        # It must divide the rank's share of the smallest batch too.
+        shared = math.gcd(share, (config.train.batch_start or total) // world_size) or 1
+        micro_batch = max(size for size in range(1, min(shared, LARGEST_DEFAULT_MICRO_BATCH) + 1) if shared % size == 0)
     if share % micro_batch:
         raise ConfigError(f"train.global_batch {total} is not a multiple of {world_size} ranks x micro-batch "
                           f"{micro_batch}; use {_near_multiple(total, world_size * micro_batch)}")  # fmt: skip
+    if config.train.batch_warmup_steps and config.train.batch_start % (world_size * micro_batch):
+        start = config.train.batch_start
+        raise ConfigError(f"train.batch_start {start} is not a multiple of {world_size} ranks x micro-batch "
+                          f"{micro_batch}; use {_near_multiple(start, world_size * micro_batch)}")  # fmt: skip
     return micro_batch, share // micro_batch
 
 
@@ -116,4 +123,7 @@ def _optimizer(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> 
                               "write \"auto\" in the JSON")  # fmt: skip
         if key in params:
             params[key] = value
+    if left := [key for key, value in params.items() if value == "auto"]:
+        raise ConfigError(f"{path}: optimizer.params.{left[0]} is \"auto\", but the run decides only "
+                          f"{', '.join(decided)}; give a number")  # fmt: skip
     params["lr"] = config.optim.lr

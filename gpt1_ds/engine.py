@@ -35,5 +35,16 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
         for group in engine.basic_optimizer.param_groups:
             group.pop("step", None)
         engine.optimizer.refresh_fp32_params()
+    if not hasattr(engine.optimizer, "overflow"):
+        optim.skip_non_finite(engine.optimizer)  # float32 without ZeRO: no other wrapper of DeepSpeed's looks
     distributed.set_timeouts(config.distributed.timeout_seconds)
     return engine
+
+
+def set_batch(engine, windows: int) -> None:
+    """Give the next optimizer step so many windows over all ranks, in micro-batches as before."""
+    if windows != engine.train_batch_size():
+        engine.set_train_batch_size(windows)
+        if hasattr(engine.optimizer, "gradient_accumulation_steps"):  # ZeRO 1 to 3 keep their own
+            engine.optimizer.gradient_accumulation_steps = engine.gradient_accumulation_steps()
+    engine.micro_steps = 0  # counted over all steps it would misplace the boundary once their sizes differ

@@ -10,24 +10,18 @@ each under a line `--- N`, in the order of the prompts. A continuation ends earl
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from gpt1_ds import checkpoint, distributed
 from gpt1_ds.errors import ConfigError, guard
 from gpt1_ds.metrics import progress_bar
-from gpt1_ds.model import GPT, KVCache
+from gpt1_ds.model import GPT
+from gpt1_ds.sampling import generate
 from gpt1_ds.tokenizer import Tokenizer
-
-BATCH_SEQUENCES = 32
 
 
 def main(argv: list[str]) -> int | None:
@@ -92,65 +86,6 @@ def stream(tokenizer: Tokenizer, sequence: list[int], tokens: Iterator[tuple[int
             print(text[len(shown) :], end="", flush=True)
             shown = text
     print(tokenizer.decode(sequence)[len(shown) :])
-
-
-def generate(
-    model: GPT, special_ids: dict[str, int], prompts: Sequence[Sequence[int]], max_new_tokens: int,
-    temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-) -> Iterator[tuple[int, int]]:  # fmt: skip
-    """(index of a prompt, its next token), as they come, each prompt's until `max_new_tokens` or its `<eot>`.
-
-    A prompt's continuation depends on it, its index and the seed, not on the others. Of a prompt longer than the
-    context the end is read; a context that is full is begun anew with its newer half.
-    """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for rows in (order[first : first + BATCH_SEQUENCES] for first in range(0, len(order), BATCH_SEQUENCES)):
-        seeds = [int(np.random.SeedSequence((seed, index)).generate_state(1)[0]) for index in rows]
-        choices = [partial(_choose, temperature, top_k, top_p, torch.Generator().manual_seed(s)) for s in seeds]
-        texts = [list(prompts[index][-model.config.n_ctx :]) for index in rows]
-        for row, token in _batch(model, special_ids, texts, max_new_tokens, choices):
-            yield rows[row], token
-
-
-@torch.inference_mode()
-def _batch(
-    model: GPT, special_ids: dict[str, int], texts: list[list[int]], max_new_tokens: int,
-    choices: list[Callable[[Tensor], int]],
-) -> Iterator[tuple[int, int]]:  # fmt: skip
-    """`generate` for `texts`, which grow: all stand at position 0, so that nothing is padded, and the end of the longer
-    ones is still being read while the shortest is already written on."""
-    n_ctx, device, eot = model.config.n_ctx, model.wte.device, special_ids["eot"]
-    silent = [number for name, number in special_ids.items() if name != "eot"]
-    limits = [len(text) + max_new_tokens for text in texts]
-    unended = set(range(len(texts)))
-    cache: KVCache = []
-    start, fed, length = 0, 0, min(map(len, texts))  # tokens `start` to `fed` are cached; up to `length` come next
-    while unended:
-        if length - start > n_ctx:
-            cache, start = [], length - n_ctx // 2
-            fed = start
-        ids_BT = torch.tensor([text[fed:length] for text in texts], device=device)
-        logits_BV = model(ids_BT, cache=cache, logits=True)[1].cpu()
-        logits_BV[:, silent] = float("-inf")
-        for row in [row for row, text in enumerate(texts) if len(text) == length]:
-            token = eot
-            if row in unended:
-                token = choices[row](logits_BV[row])
-                if token != eot:
-                    yield row, token
-                if token == eot or length + 1 == limits[row]:
-                    unended.remove(row)
-            texts[row].append(token)
-        fed, length = length, length + 1
-
-
-def _choose(temperature: float, top_k: int, top_p: float, generator: torch.Generator, logits_V: Tensor) -> int:
-    if temperature == 0:
-        return int(logits_V.argmax())
-    values_K, ids_K = logits_V.topk(min(top_k or len(logits_V), len(logits_V)))
-    weights_K = ((values_K - values_K[0]) / temperature).softmax(-1)
-    weights_K[weights_K.cumsum(-1) - weights_K >= top_p] = 0.0  # those after the likeliest that reach `top_p`
-    return int(ids_K[torch.multinomial(weights_K, 1, generator=generator)])
 
 
 def cli() -> None:

@@ -1,4 +1,4 @@
-"""What a run shows: metrics.jsonl, TensorBoard, the progress line, status.json, throughput and MFU.
+"""What a run shows: metrics.jsonl, TensorBoard, samples, the progress line, status.json, throughput, MFU, memory, time.
 
 Rank 0 writes. A full or read-only disk costs the log, never the training.
 """
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,39 +25,74 @@ FAILURES = "GPT1_FAILURES"
 """Variable that names the file in which a batch script counts the starts since the last checkpoint."""
 # Dense bf16 tensor-core peaks from the vendor's data sheets, FLOP/s.
 GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
-TAGS = {"loss": "loss", "perplexity": "perplexity", "lr": "lr", "grad_norm": "grad_norm", "mfu": "mfu",
-        "tokens_per_second": "tokens_per_second"}  # fmt: skip
 
 
 class RunLog:
-    """One run's records. On a resume at `resume_step`, what a killed start logged past it is dropped."""
+    """One run's records. On a resume at `resume_step`, what a killed start logged past it is dropped.
 
-    def __init__(self, run_dir: Path, resume_step: int):
+    Each record has `elapsed_seconds`, the time that all starts so far have run. Each start has a record, which stays;
+    `start=False` leaves it out where a running start goes back to a checkpoint.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int, start: bool = True):
         self.run_dir, self.jsonl, self.board = run_dir, None, None
         self.resume_step, self.started, self.status_written = resume_step, time.monotonic(), 0.0
+        self.spent_seconds, self.first = 0.0, start
+        self.monitor: Any = None  # the engine's: W&B and CSV, where the DeepSpeed JSON asks for them
         if not distributed.is_main():
             return
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            _drop_after(run_dir / "metrics.jsonl", resume_step)
+            self.spent_seconds = _drop_after(run_dir / "metrics.jsonl", resume_step)
             self.jsonl = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
             self.board = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else 0)
+            status = run_dir / "status.json"
+            if start and not (status.exists() and '"done"' in status.read_text(encoding="utf-8")):
+                self._start()  # of a run that is done already, only if there is something to log
+            for path in filter(Path.exists, (run_dir / "config.yaml", run_dir / "deepspeed.json")):
+                text = path.read_text(encoding="utf-8").rstrip().replace("\n", "\n    ")
+                self.board.add_text(path.name, f"    {text}", resume_step)
         except OSError as error:
             _complain(run_dir, error)
 
+    def _start(self) -> None:
+        self.first = False
+        self._write(self.resume_step, "start", time=round(time.time(), 3), world_size=distributed.world_size())
+
+    def _write(self, step: int, split: str, **values: Any) -> None:
+        seconds = round(self.spent_seconds + time.monotonic() - self.started, 3)
+        self.jsonl.write(json.dumps({"step": step, "split": split, **values, "elapsed_seconds": seconds}) + "\n")
+
     def log(self, step: int, split: str, corpus: str | None = None, **values: float | int | None) -> None:
-        """One object in metrics.jsonl, and `split/name[/corpus]` in TensorBoard for each value with a tag."""
+        """One object in metrics.jsonl, and `split/name[/corpus]` in TensorBoard for each value; memory with `train`."""
         if self.jsonl is None:
             return
-        record: dict[str, Any] = {"step": step, "split": split, **({"corpus": corpus} if corpus else {}), **values}
+        if split == "train":
+            values |= memory()
         try:
-            self.jsonl.write(json.dumps(record) + "\n")
-            for name, value in values.items():
-                if value is not None and (name in TAGS or split == "task"):
-                    self.board.add_scalar("/".join(filter(None, (split, name, corpus))), value, step)
+            if self.first:
+                self._start()
+            self._write(step, split, **({"corpus": corpus} if corpus else {}), **values)
+            points = [("/".join(filter(None, (split, name, corpus))), value, step)
+                      for name, value in values.items() if value is not None]  # fmt: skip
+            for point in points:
+                self.board.add_scalar(*point)
+            if self.monitor is not None and self.monitor.enabled:
+                self.monitor.write_events(points)
             self.board.flush()
             if split == "checkpoint" and (counter := os.environ.get(FAILURES)):
                 Path(counter).unlink(missing_ok=True)
+        except OSError as error:
+            _complain(self.run_dir, error)
+
+    def sample(self, step: int, text: str) -> None:
+        """Generated `text` in samples/step-N.txt and TensorBoard."""
+        if self.jsonl is None:
+            return
+        try:
+            (self.run_dir / "samples").mkdir(exist_ok=True)
+            write_atomically(self.run_dir / "samples" / f"step-{step:08d}.txt", text + "\n")
+            self.board.add_text("sample", text, step)
         except OSError as error:
             _complain(self.run_dir, error)
 
@@ -102,8 +137,11 @@ class RunLog:
 
     def close(self) -> None:
         if self.board is not None:
-            self.board.close()
-            self.jsonl.close()
+            try:
+                self.board.close()
+                self.jsonl.close()
+            except OSError as error:
+                _complain(self.run_dir, error)
 
 
 def progress_bar(total: int, done: int, unit: str, description: str) -> tqdm:
@@ -139,6 +177,86 @@ class Throughput:
         return {"tokens_per_second": round(rate, 1), "mfu": round(rate * self.flops_per_token / self.peak_flops, 4)}
 
 
+class StepTimer:
+    """Seconds a step in each part of it: `data`, `forward`, `backward`, `optimizer`.
+
+    On a GPU by events in its stream, which nobody waits for before `read`; reductions that overlap backward are in it.
+    """
+
+    def __init__(self):
+        self.marks: list[tuple[str, Any, Any]] = []
+        self.on_gpu = torch.cuda.is_available()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        before = self._now(name)
+        yield
+        self.marks.append((name, before, self._now(name)))
+
+    def waiting(self, items: Iterable[Any]) -> Iterator[Any]:
+        """`items`, with the wait for each of them counted as `data`."""
+        iterator, nothing = iter(items), object()
+        while True:
+            with self.part("data"):
+                item = next(iterator, nothing)
+            if item is nothing:
+                return
+            yield item
+
+    def read(self, steps: int) -> dict[str, float]:
+        """Mean of this rank over the `steps` since the last reading; waits for the device."""
+        totals: dict[str, float] = {}
+        for name, before, after in self.marks:
+            if not isinstance(after, float):
+                after.synchronize()
+            spent = after - before if isinstance(after, float) else before.elapsed_time(after) / 1000
+            totals[f"{name}_seconds"] = totals.get(f"{name}_seconds", 0.0) + spent
+        self.marks.clear()
+        return {name: round(total / steps, 6) for name, total in totals.items()}
+
+    def _now(self, name: str) -> Any:
+        if not self.on_gpu or name == "data":  # reading keeps the host, not the device
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def memory() -> dict[str, int]:
+    """Most bytes so far: of this process (VmHWM of /proc, where there is one) and of PyTorch's tensors on the GPU."""
+    status, most = Path("/proc/self/status"), {}
+    if status.exists():
+        most["host_bytes"] = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    if torch.cuda.is_available():
+        most["device_bytes"] = torch.cuda.max_memory_allocated()
+    return most
+
+
+def loss_scale(engine) -> dict[str, float]:
+    """The loss scale of fp16; nothing in other precisions."""
+    return {"loss_scale": float(engine.optimizer.cur_scale)} if engine.fp16_enabled() else {}
+
+
+def layer_norms(engine) -> dict[str, float]:
+    """L2 norms of weights and unclipped gradients of each embedding and block: `weight_norm/GROUP`, `grad_norm/GROUP`.
+
+    Every rank calls, after the last backward of a step and before `engine.step()`, which clears the gradients. It
+    gathers each tensor in turn: the cost of one more reduction of the model.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
+    squares: dict[str, float] = {}
+    for name, parameter in engine.module.named_parameters():
+        words = name.split(".")
+        group = f"block-{int(words[words.index('blocks') + 1]):02d}" if "blocks" in words else words[-1]
+        weight, grad = safe_get_full_fp32_param(parameter), safe_get_full_grad(parameter)
+        for kind, tensor in (("weight", parameter if weight is None else weight), ("grad", grad)):
+            if tensor is not None:
+                key = f"{kind}_norm/{group}"
+                squares[key] = squares.get(key, 0.0) + tensor.detach().float().square().sum().item()
+    return {key: round(value**0.5, 6) for key, value in squares.items()}
+
+
 def _peak_flops(precision: str) -> float:
     """The GPU's data-sheet peak; where there is none, what a matrix product reaches in a tenth of a second."""
     if torch.cuda.is_available():
@@ -156,14 +274,17 @@ def _peak_flops(precision: str) -> float:
     return 2 * size**3 / best
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> float:
+    """Keep what is not past `step`, and every start; the seconds of all starts so far."""
     if not path.exists():
-        return
+        return 0.0
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = [(json.loads(line), line) for line in lines if line.endswith("\n")]
     # A start that resumes nothing validates anew, at step 0 too.
-    kept = [line for line in lines if step and line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = [line for record, line in records if record["split"] == "start" or step and record["step"] <= step]
     if len(kept) < len(lines):
         write_atomically(path, "".join(kept))
+    return max((record.get("elapsed_seconds", 0.0) for record, _ in records), default=0.0)
 
 
 def _complain(path: Path, error: OSError) -> None:

@@ -30,6 +30,18 @@ def build(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 
+def skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Have `optimizer` leave out a step whose gradients are not finite, and say so in `overflow`, for DeepSpeed."""
+    step, optimizer.overflow = optimizer.step, False
+
+    def guarded(closure=None):
+        sums = [p.grad.sum() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        optimizer.overflow = not torch.stack(sums).isfinite().all().item()
+        return None if optimizer.overflow else step(closure)
+
+    optimizer.step = guarded
+
+
 class OpenAIAdam(torch.optim.Optimizer):
     """Adam as released with GPT-1 (`opt.py` of openai/finetune-transformer-lm).
 
@@ -64,7 +76,7 @@ def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> int:
 
 
 def lr_at(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) -> float:
-    """Rate of optimizer step `step`, counted from 0: linear from 0 over the warm-up, then down to 0 at the end.
+    """Rate of optimizer step `step`, counted from 0: linear from 0 over the warm-up, then by `schedule.kind`.
 
     The cosine is over the steps after the warm-up; OpenAI's fine-tuning code takes it over the whole run instead.
     """
@@ -76,6 +88,7 @@ def lr_at(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) ->
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "linear": 1 - progress,
         "constant": 1.0,
+        "wsd": min(1.0, (total_steps - step) / max(1, round(schedule.decay_fraction * total_steps))),
     }[schedule.kind]
     return peak * remaining
 

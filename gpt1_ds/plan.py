@@ -183,7 +183,7 @@ def table(config: PretrainConfig, cluster: Cluster, args: argparse.Namespace) ->
     tokens, vocab_size = corpus(config, args.tokens)
     shape, batch = model_shape(config, vocab_size), config.train.global_batch
     order = WindowOrder({"all": tokens}, shape.n_ctx, config.run.seed, {})
-    steps = total_steps(order, batch, config.train.epochs, config.train.max_steps)
+    steps = total_steps(order, config.train)
     print(f"model    {shape.parameters:,} parameters, {shape.flops_per_token / 1e9:.3f} GFLOP a token\n"
           f"data     {tokens:,} tokens an epoch; {steps:,} updates of {batch * shape.n_ctx:,} tokens\n"
           f"cluster  {cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:.0f} GB, {precision}, "

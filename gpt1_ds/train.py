@@ -19,11 +19,13 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, run_directory
+from gpt1_ds import checkpoint, deepspeed_config, distributed, evaluation, ledger, metrics, optim, run_directory
+from gpt1_ds import engine as engines
 from gpt1_ds.command_line import arguments
 from gpt1_ds.config import PretrainConfig, run_folder
 from gpt1_ds.dataloader import (
     Batches,
+    BatchSizes,
     Cursor,
     WindowOrder,
     fingerprint,
@@ -37,6 +39,7 @@ from gpt1_ds.errors import DataError, DivergedError, StopRequested, guard
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.preemption import StopFlag
 from gpt1_ds.resize import place_weights
+from gpt1_ds.sampling import sample_text
 from gpt1_ds.shards import Manifest, TokenStream, read_manifest
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
@@ -51,6 +54,7 @@ class Run:
     folder: Path
     valid: dict[str, TokenStream]
     order: WindowOrder
+    sizes: BatchSizes
     total_steps: int
     facts: dict
     """Model shape and tokenizer hash, saved in every checkpoint."""
@@ -71,7 +75,7 @@ def main(argv: list[str]) -> int | None:
         streams, valid = (open_streams(config.data, manifest, split) for split in ("train", "valid"))
         order = WindowOrder({name: stream.tokens for name, stream in streams.items()}, config.model.n_ctx,
                             config.run.seed, config.data.weights)  # fmt: skip
-        steps = total_steps(order, config.train.global_batch, config.train.epochs, config.train.max_steps)
+        steps = total_steps(order, config.train)
         shape = {key: value for key, value in asdict(config.model).items() if key != "preset"}
         model_config = GPTConfig(tokenizer.vocab_size, **shape)
         facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed,
@@ -82,8 +86,8 @@ def main(argv: list[str]) -> int | None:
         fresh = args.from_scratch or not checkpoint.committed(run_folder(config))
         weights = load_initial_weights(module, config, facts) if config.init.checkpoint and fresh else {}
         folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
-        run = Run(config, folder, valid, order, steps, facts)
-        trainer = engine.initialize(module, config, ds)
+        run = Run(config, folder, valid, order, BatchSizes.of(config.train), steps, facts)
+        trainer = engines.initialize(module, config, ds)
         if weights:
             place_weights(trainer, weights.items(), config.init.checkpoint)
             weights.clear()
@@ -92,90 +96,133 @@ def main(argv: list[str]) -> int | None:
         check_state(state, facts, folder)
         check_data(state, facts, folder)
         announce(run, ds, env.world_size, state)
-        batches = Batches(streams, order, Cursor(**state["cursor"]), config.train.global_batch,
-                          trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size)  # fmt: skip
         log = metrics.RunLog(folder, state["step"])
         throughput = metrics.Throughput(model_config.flops_per_token, deepspeed_config.precision(ds))
         bar = metrics.progress_bar(steps, state["step"], "step", "pre-training")
         with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults():
-            train(run, trainer, batches, log, bar, throughput, stop, state["step"])
+            while True:
+                batches = Batches(streams, order, Cursor(**state["cursor"]), run.sizes,
+                                  trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size,
+                                  state["step"])  # fmt: skip
+                losses = ledger.Losses(config.train, state.get("losses", {}))
+                try:
+                    return train(run, trainer, batches, losses, log, bar, throughput, stop)
+                except ledger.Spike as spike:
+                    state = roll_back(run, trainer, losses, spike)
+                log.close()
+                log = metrics.RunLog(folder, state["step"], start=False)  # drops what the undone steps logged
+                bar.update(state["step"] - bar.n)
 
 
-def train(run: Run, engine, batches: Batches, log: metrics.RunLog, bar, throughput, stop: StopFlag, step: int) -> None:
-    """The loop: read, step, log, validate, commit; from optimizer step `step` to the last, or to a stop request."""
-    config, losses, skipped = run.config, [], 0
-    cursor, validated, last = batches.cursor, True, step == run.total_steps
+def train(run: Run, engine, batches: Batches, losses: ledger.Losses, log: metrics.RunLog, bar, throughput,
+          stop: StopFlag) -> None:  # fmt: skip
+    """The loop: read, step, log, validate, commit; from step `batches.step` to the last, a stop request or a spike."""
+    config, step, cursor = run.config, batches.step, batches.cursor
+    validated, last, timer = True, step == run.total_steps, metrics.StepTimer()
+    log.monitor = engine.monitor
     if (step % config.eval.every == 0 or last) and not log.has(step, "valid"):
         validated = validate(run, engine, log, step, stop)
     throughput.pause()
-    for micro_batches, after in batches.until(stop.requested) if validated and not last else ():
+    for micro_batches, after in timer.waiting(batches.until(stop.requested)) if validated and not last else ():
         if stop.agreed():
             break
         lr = optim.set_lr(engine, config, step, run.total_steps)
+        engines.set_batch(engine, run.sizes.at(step))
         skipped_before = engine.skipped_steps
-        losses.append(train_step(engine, micro_batches, batches.dropout_keys(after)))
+        norms = {} if config.log.layer_norms and (step + 1) % config.log.every == 0 else None
+        loss = train_step(engine, micro_batches, batches.dropout_keys(after, step), timer, norms)
         cursor, step = after, step + 1
+        losses.add(loss, step, engine.skipped_steps > skipped_before)
         bar.update()
-        skipped = skipped + 1 if engine.skipped_steps > skipped_before else 0
         last = step == run.total_steps
         if step % config.log.every == 0 or last:
-            loss = mean_loss(losses, step, skipped, config.train.max_skipped)
-            speed = throughput.read(len(losses) * config.train.global_batch * config.model.n_ctx)
-            norm = engine.get_global_grad_norm()  # None in plain float32
-            log.log(step, "train", loss=loss, lr=lr, grad_norm=None if norm is None else float(norm), **speed,
-                    tokens=step * config.train.global_batch * config.model.n_ctx, skipped_steps=engine.skipped_steps,
-                    epoch=round(cursor.epoch + cursor.index / run.order.epoch_windows, 6))  # fmt: skip
-            log.progress(step, run.total_steps, loss)
-            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed['tokens_per_second']:.0f}")
-            losses = []
+            tell(run, engine, losses, log, bar, throughput, step, cursor, lr, timer, norms or {})
         if step % config.eval.every == 0 or last:
             validated = validate(run, engine, log, step, stop)
             throughput.pause()
         if not validated:
             break
         if step % config.checkpoint.every == 0 or last:
-            commit(run, engine, log, step, cursor, must=last)
+            commit(run, engine, losses, log, step, cursor, must=last)
             throughput.pause()
         if last:
             break
     if not (last and validated):
-        if losses:
-            mean_loss(losses, step, skipped, config.train.max_skipped)  # a diverged step is not committed
         if step:
-            commit(run, engine, log, step, cursor, must=True)
+            commit(run, engine, losses, log, step, cursor, must=True)
         done = f"is committed in {run.folder}/checkpoints" if step else "was the first: nothing is trained yet"
         raise StopRequested(f"step {step} of {run.total_steps} {done}; the same command continues")
 
 
-def commit(run: Run, engine, log: metrics.RunLog, step: int, cursor: Cursor, must: bool) -> None:
-    """A checkpoint of `step`, with the place in the data after it."""
-    state = {"step": step, "cursor": cursor.to_dict(), **run.facts}
+def tell(run: Run, engine, losses: ledger.Losses, log: metrics.RunLog, bar, throughput, step: int, cursor: Cursor,
+         lr: float, timer: metrics.StepTimer, norms: dict[str, float]) -> None:  # fmt: skip
+    """A line of the log on the steps since the last one; raises Spike or DivergedError where they went wrong."""
+    n_ctx, since = run.config.model.n_ctx, max(step - len(losses.steps), log.resume_step)
+    loss, norm = losses.check(step, cursor), engine.get_global_grad_norm()  # norm: None in plain float32
+    tokens = run.sizes.before(step) * n_ctx
+    speed = throughput.read(tokens - run.sizes.before(since) * n_ctx)
+    log.log(step, "train", loss=loss if math.isfinite(loss) else None, lr=lr,
+            grad_norm=None if norm is None else float(norm), **speed, tokens=tokens,
+            skipped_steps=engine.skipped_steps, **metrics.loss_scale(engine), **norms,
+            **timer.read(max(1, step - since)),
+            epoch=round(cursor.epoch + cursor.index / run.order.epoch_windows, 6))  # fmt: skip
+    log.progress(step, run.total_steps, loss)
+    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed['tokens_per_second']:.0f}")
+    losses.line(loss)
+
+
+def roll_back(run: Run, engine, losses: ledger.Losses, spike: ledger.Spike) -> dict:
+    """Undo a loss spike: load the last checkpoint; its state, with the place in the data after the spike.
+
+    Until the next commit nothing of this is saved: a kill before it replays the same spike, and the same rollback.
+    """
+    train = run.config.train
+    if losses.rollbacks >= train.max_rollbacks:
+        raise DivergedError(f"{spike}: a spike after {losses.rollbacks} of train.max_rollbacks {train.max_rollbacks}; "
+                            f"{ledger.REMEDY}")  # fmt: skip
+    if (state := checkpoint.resume(engine, run.folder)) is None:
+        raise DivergedError(f"{spike}: a spike, and no checkpoint to go back to: lower optim.lr or checkpoint.every, "
+                            "lengthen schedule.warmup_steps, or set train.spike_nats=null")  # fmt: skip
+    ledger.record(run.folder, {"to_step": state["step"], "from_step": spike.step, "first": state["cursor"],
+                               "last": spike.cursor.to_dict(), "loss": spike.loss, "recent": spike.median})  # fmt: skip
+    metrics.note(f"step {spike.step}: {spike}; back to step {state['step']}, past the batches since (rollback "
+                 f"{losses.rollbacks + 1} of {train.max_rollbacks}, see {run.folder / ledger.LEDGER})")  # fmt: skip
+    saved = state.get("losses", {})
+    return {**state, "cursor": spike.cursor.to_dict(), "losses": {**saved, "rollbacks": losses.rollbacks + 1}}
+
+
+def commit(run: Run, engine, losses: ledger.Losses, log: metrics.RunLog, step: int, cursor: Cursor, must: bool) -> None:
+    """A checkpoint of `step`, with the place in the data after it; never of a step whose loss spiked."""
+    losses.check(step, cursor)
+    state = {"step": step, "cursor": cursor.to_dict(), "losses": losses.to_dict(), **run.facts}
     saved = checkpoint.save(engine, run.folder, step, state, run.config.checkpoint.keep,
                             run.config.checkpoint.keep_every, must)  # fmt: skip
     if saved:
         log.log(step, "checkpoint", **saved)
 
 
-def train_step(engine, micro_batches: list[torch.Tensor], keys_B2: torch.Tensor) -> torch.Tensor:
+def train_step(
+    engine,
+    micro_batches: list[torch.Tensor],
+    keys_B2: torch.Tensor,
+    timer: metrics.StepTimer | None = None,
+    norms: dict[str, float] | None = None,
+) -> torch.Tensor:
     """One optimizer step over this rank's micro-batches (micro_batch, n_ctx + 1); their mean loss, on the device."""
-    losses = []
+    losses, timer = [], timer or metrics.StepTimer()
     for ids_BT, keys_b2 in zip(micro_batches, keys_B2.split(len(micro_batches[0])), strict=True):
         ids_BT, keys_b2 = (tensor.to(engine.device, non_blocking=True) for tensor in (ids_BT, keys_b2))
-        _, nll_BT = engine(ids_BT[:, :-1], ids_BT[:, 1:], dropout_keys_B2=keys_b2)
-        loss = nll_BT.mean()
-        engine.backward(loss)
-        engine.step()
+        with timer.part("forward"):
+            _, nll_BT = engine(ids_BT[:, :-1], ids_BT[:, 1:], dropout_keys_B2=keys_b2)
+            loss = nll_BT.mean()
+        with timer.part("backward"):
+            engine.backward(loss)
+        if norms is not None and engine.is_gradient_accumulation_boundary():
+            norms |= metrics.layer_norms(engine)
+        with timer.part("optimizer"):
+            engine.step()
         losses.append(loss.detach())
     return torch.stack(losses).mean()
-
-
-def mean_loss(losses: list[torch.Tensor], step: int, skipped: int, max_skipped: int) -> float:
-    """Mean over the steps since the last log line and over ranks; waits for the device."""
-    loss = (distributed.all_sum(torch.stack(losses).mean()) / distributed.world_size()).item()
-    if skipped >= max_skipped or (not skipped and not math.isfinite(loss)):
-        raise DivergedError(f"loss is {loss} at step {step}, {skipped} steps skipped in a row; the last checkpoint is "
-                            "kept: lower optim.lr or lengthen schedule.warmup_steps")  # fmt: skip
-    return loss
 
 
 def validate(run: Run, engine, log: metrics.RunLog, step: int, stop: StopFlag) -> bool:
@@ -187,6 +234,8 @@ def validate(run: Run, engine, log: metrics.RunLog, step: int, stop: StopFlag) -
         )
         if losses[corpus] is None:
             return False
+    if config.log.samples_every and step % config.log.samples_every == 0:
+        log.sample(step, sample_text(engine, load_tokenizer(run.folder / "tokenizer"), config.log.prompt))
     for corpus, loss in losses.items():
         perplexity = math.exp(min(loss, 100.0))
         log.log(step, "valid", corpus, loss=round(loss, 6), perplexity=round(perplexity, 4))
@@ -232,13 +281,14 @@ def check_data(state: dict, facts: dict, folder: Path) -> None:
 def announce(run: Run, ds: dict, world_size: int, state: dict) -> None:
     config, shape = run.config, GPTConfig(**run.facts["model"])
     corpora = ", ".join(f"{name} {count:,}" for name, count in zip(run.order.corpora, run.order.tokens, strict=True))
-    epochs = run.total_steps * config.train.global_batch / run.order.epoch_windows
+    epochs = run.sizes.before(run.total_steps) / run.order.epoch_windows
+    ramp = f"{run.sizes.start} to " if run.sizes.ramp else ""
     mechanics = f"ZeRO-{deepspeed_config.zero_stage(ds)}, {deepspeed_config.precision(ds)}"
     distributed.say(
         f"run      {run.folder}\n"
         f"model    {shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, {shape.parameters:,} parameters\n"
         f"data     {corpora} tokens; {epochs:.2f} epochs\n"
-        f"batch    {config.train.global_batch} windows a step on {world_size} ranks, micro-batch "
+        f"batch    {ramp}{config.train.global_batch} windows a step on {world_size} ranks, micro-batch "
         f"{ds['train_micro_batch_size_per_gpu']}, {mechanics}\n"
         f"steps    {state['step']} of {run.total_steps} done"
     )

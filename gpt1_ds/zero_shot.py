@@ -15,12 +15,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
+import numpy as np
 
-from gpt1_ds import metrics
 from gpt1_ds.errors import ConfigError, DataError, near
-from gpt1_ds.kernels import IGNORE
+from gpt1_ds.evaluation import token_nll
+from gpt1_ds.model import GPT
 from gpt1_ds.tasks import TASKS
 from gpt1_ds.tasks.batches import subset
 from gpt1_ds.tasks.tables import read_lines
@@ -29,13 +28,12 @@ from gpt1_ds.tokenizer import Tokenizer
 METRICS = {"cola": ("matthews", "accuracy"), "sst2": ("accuracy",), "race": ("accuracy",), "dpr": ("accuracy",)}
 WORDS = ("negative", "positive")  # in the order of SST-2's classes
 THRESHOLD_SENTENCES = 1000
-BATCH_TOKENS = 8192
 
 Continuation = tuple[str, str]
 """A text, and what follows it: the log-probability is of the latter's tokens."""
 
 
-def zero_shot(model: nn.Module, tokenizer: Tokenizer, task: str, folder: Path | str) -> tuple[list[int], list[int]]:
+def zero_shot(model: GPT, tokenizer: Tokenizer, task: str, folder: Path | str) -> tuple[list[int], list[int]]:
     """(gold, predicted) of the dev set below `folder`; dpr: of its one labelled file."""
     if task not in METRICS:
         raise ConfigError(f"--zero-shot {task}: {near(task, METRICS)}")
@@ -59,36 +57,22 @@ def zero_shot(model: nn.Module, tokenizer: Tokenizer, task: str, folder: Path | 
     return gold, [_likeliest(group) for group in scores]
 
 
-@torch.inference_mode()
 def log_probabilities(
-    model: nn.Module, tokenizer: Tokenizer, groups: Sequence[Sequence[Continuation]], name: str, mean: bool = True
+    model: GPT, tokenizer: Tokenizer, groups: Sequence[Sequence[Continuation]], name: str, mean: bool = True
 ) -> list[list[float]]:
     """For each continuation its log-probability in nats, a token (`mean`) or in all, grouped as they came."""
-    n_ctx, device = model.config.n_ctx, model.wte.device
     texts = dict.fromkeys(part for group in groups for continuation in group for part in continuation)
     ids = dict(zip(texts, tokenizer.encode_batch(list(texts)), strict=True))
-    sequences = []
-    for before, after in (continuation for group in groups for continuation in group):
-        sequence = [tokenizer.special_ids["eot"], *ids[before], *ids[after]][-(n_ctx + 1) :]
-        sequences.append((sequence, min(len(ids[after]), len(sequence) - 1)))
-    scores = [0.0] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index][0]))
-    with metrics.progress_bar(len(order), 0, "text", name) as bar:
-        while order:
-            T = len(sequences[order[0]][0]) - 1
-            batch, order = order[: max(1, BATCH_TOKENS // T)], order[max(1, BATCH_TOKENS // T) :]
-            ids_BT = torch.full((len(batch), T), tokenizer.special_ids["pad"])
-            targets_BT = torch.full((len(batch), T), IGNORE)
-            for row, index in enumerate(batch):
-                sequence, n_scored = sequences[index]
-                end = len(sequence) - 1
-                ids_BT[row, :end] = torch.tensor(sequence[:-1])
-                targets_BT[row, end - n_scored : end] = torch.tensor(sequence[len(sequence) - n_scored :])
-            nll_B = model(ids_BT.to(device), targets_BT.to(device))[1].sum(1).tolist()
-            for index, nll in zip(batch, nll_B, strict=True):
-                scores[index] = -nll / (max(1, sequences[index][1]) if mean else 1)
-            bar.update(len(batch))
-    flat = iter(scores)
+    eot, n_ctx = tokenizer.special_ids["eot"], model.config.n_ctx
+    continuations = [continuation for group in groups for continuation in group]
+    documents = [np.array([eot, *ids[before], *ids[after]])[-(n_ctx + 1) :] for before, after in continuations]
+    nll_T = token_nll(model, documents, n_ctx, name)
+    ends_D = np.cumsum([len(ids_T) - 1 for ids_T in documents])
+    scored_D = [
+        min(len(ids[after]), len(ids_T) - 1) for (_, after), ids_T in zip(continuations, documents, strict=True)
+    ]
+    flat = (-float(nll_T[end - n : end].sum(dtype=np.float64)) / (max(1, n) if mean else 1)
+            for end, n in zip(ends_D, scored_D, strict=True))  # fmt: skip
     return [[next(flat) for _ in group] for group in groups]
 
 

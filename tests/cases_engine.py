@@ -51,8 +51,10 @@ class Trainer:
         tokens = {name: stream.tokens for name, stream in self.streams.items()}
         self.order = WindowOrder(tokens, model.n_ctx, 1, {})
 
-    def run(self, first: int, last: int) -> list[float]:
-        cursor = Cursor(*divmod(first * self.config.train.global_batch, self.order.epoch_windows))
+    def run(self, first: int, last: int, window: int | None = None) -> list[float]:
+        """Losses of the steps from `first` to `last`, their windows from `window` (None: where `first` begins) on."""
+        window = first * self.config.train.global_batch if window is None else window
+        cursor = Cursor(*divmod(window, self.order.epoch_windows))
         micro_batch, place = (
             self.engine.train_micro_batch_size_per_gpu(),
             (distributed.rank(), distributed.world_size()),
@@ -61,7 +63,7 @@ class Trainer:
         losses = []
         for step, (micro_batches, cursor) in zip(range(first, last), batches, strict=False):
             optim.set_lr(self.engine, self.config, step, 100)
-            loss = distributed.all_sum(train_step(self.engine, micro_batches, batches.dropout_keys(cursor)))
+            loss = distributed.all_sum(train_step(self.engine, micro_batches, batches.dropout_keys(cursor, step)))
             losses.append(loss.item() / distributed.world_size())
         return losses
 

@@ -38,6 +38,11 @@ OPTIONS = {
         "--config", "--deepspeed_config", "--tokens", "--nodes", "--gpus-per-node", "--gpu-memory", "--host-memory",
         "--tflops", "--utilization", "--network", "--nvlink", "--price", "--sweep",
     },
+    "gpt1_ds/suite.py": {
+        "--init", "--tasks", "--seeds", "--data", "--ablations", "--lstm", "--layers", "--zero-shot",
+        "--deepspeed_config", "--ranks", "--out", "--table-only", "--traceback",
+    },
+    "gpt1_ds/report.py": {"--out"},
     "gpt1_ds/generate.py": {
         "--prompt", "--max-new-tokens", "--num-samples", "--temperature", "--top-k", "--top-p", "--seed", "--traceback",
     },

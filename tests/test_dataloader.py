@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from gpt1_ds import distributed
-from gpt1_ds.config import DataConfig
+from gpt1_ds.config import DataConfig, TrainConfig
 from gpt1_ds.dataloader import (
     BATCHES_AHEAD,
     Batches,
+    BatchSizes,
     Cursor,
     WindowOrder,
     local_shards,
@@ -338,13 +340,44 @@ def test_ranks_share_the_check_and_all_refuse(ranks, tmp_path: Path):
 
 def test_total_steps():
     order = WindowOrder({"a": 1000}, 10, 0, {})
-    assert (
-        total_steps(order, 8, 2, None) == 25
-        and total_steps(order, 8, 2, 7) == 7
-        and total_steps(order, 8, None, 99) == 99
-    )
+
+    def steps(epochs, max_steps, tokens=None, batch=8, **ramp):
+        train = TrainConfig(max_steps=max_steps, epochs=epochs, tokens=tokens, global_batch=batch, **ramp)
+        return total_steps(order, train)
+
+    assert (steps(2, None), steps(2, 7), steps(None, 99)) == (25, 7, 99)
+    assert (steps(2, None, 800), steps(2, 7, 800), steps(None, None, 879.0), steps(1, None, 1e9)) == (10, 7, 10, 12)
+    # 2 + 2 + 4 + 4 + 6 + 6 windows in the ramp, then 8 a step.
+    ramp = {"batch_start": 2, "batch_warmup_steps": 6}
+    assert [steps(None, None, 10 * windows, **ramp) for windows in (2, 3, 4, 8, 23, 24, 31, 32)] == [
+        1, 1, 2, 3, 5, 6, 6, 7]  # fmt: skip
     with pytest.raises(ConfigError, match="global_batch"):
-        total_steps(order, 300, 1, None)
+        steps(1, None, batch=300)
+
+
+def test_the_batch_grows_in_multiples_of_its_start():
+    sizes = BatchSizes(full=8, start=2, ramp=6)
+    assert [sizes.at(step) for step in range(8)] == [2, 2, 4, 4, 6, 6, 8, 8]
+    assert [sizes.before(step) for step in range(9)] == [0, 2, 4, 8, 12, 18, 24, 32, 40]
+    assert [sizes.steps_in(sizes.before(step) + part) for step in range(9) for part in (0, 1)] == [
+        step for step in range(9) for _ in (0, 1)]  # fmt: skip
+    assert BatchSizes(full=5).before(3) == 15 and BatchSizes(full=5).steps_in(14) == 2
+
+
+def test_batches_of_a_growing_size_are_the_same_for_every_world_size(files):
+    streams = streams_of(files)
+    order, sizes = order_of(streams), BatchSizes(full=8, start=4, ramp=5)
+
+    def windows(ranks: int, first: int) -> list[list[int]]:
+        """Tokens of each step from `first` on, over all ranks."""
+        cursor = Cursor(*divmod(sizes.before(first), order.epoch_windows))
+        loaders = [Batches(streams, order, cursor, sizes, 2, rank, ranks, first) for rank in range(ranks)]
+        steps = zip(range(first, 9), *loaders, strict=False)
+        return [torch.cat([torch.cat(micro) for micro, _ in parts]).tolist() for _, *parts in steps]
+
+    whole = windows(1, 0)
+    assert [len(step) for step in whole] == [sizes.at(step) for step in range(9)]
+    assert windows(2, 0) == whole and windows(2, 3) == whole[3:] and windows(1, 6) == whole[6:]
 
 
 def test_an_unknown_corpus_in_the_weights_is_named(files):

@@ -53,6 +53,7 @@ def test_fp16_on_a_cpu_is_refused_in_one_line_that_names_bf16():
         (["train.micro_batch=2"], 4, (2, 8)),
         (["train.global_batch=6"], 2, (3, 1)),
         (["train.global_batch=34"], 1, (2, 17)),
+        (["train.batch_start=12", "train.batch_warmup_steps=9"], 2, (2, 16)),
     ],
 )
 def test_the_batch_is_divided_exactly(overrides, world_size, batch):
@@ -66,6 +67,13 @@ def test_the_batch_is_divided_exactly(overrides, world_size, batch):
     [
         ({}, [], 6, ["64", "6 ranks", "use 66"]),
         ({}, ["train.micro_batch=3"], 2, ["64", "micro-batch 3"]),
+        (
+            {},
+            ["train.batch_start=12", "train.batch_warmup_steps=4", "train.micro_batch=4"],
+            2,
+            ["train.batch_start 12", "2 ranks x micro-batch 4", "use 16"],
+        ),
+        ({"optimizer": {"type": "Muon", "params": {"momentum": "auto"}}}, [], 2, ["params.momentum", "lr, betas"]),
         ({"train_batch_size": 32}, [], 2, ["ds.json", "32", "train.global_batch", "64"]),
         ({"gradient_clipping": 0.5}, [], 2, ["gradient_clipping", "0.5", "train.grad_clip", "1.0"]),
         ({"train_micro_batch_size_per_gpu": 4}, ["train.micro_batch=8"], 2, ["4", "8", "train.micro_batch"]),
@@ -87,6 +95,14 @@ def test_missing_and_malformed_files(tmp_path):
     (tmp_path / "bad.json").write_text("{'stage': 2}")
     with pytest.raises(ConfigError, match="bad.json: not valid JSON"):
         resolve(tmp_path / "bad.json", run, 1)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "Lamb", "OneBitAdam", "ZeroOneAdam", "OneBitLamb", "Lion", "Muon"])
+def test_every_optimizer_of_deepspeed_resolves_with_auto(tmp_path, kind):
+    auto = dict.fromkeys(["lr", "betas", "eps", "weight_decay"], "auto")
+    ds = resolve(written(tmp_path, optimizer={"type": kind, "params": auto}), load(PretrainConfig, None, []), 2)
+    assert ds["optimizer"] == {"type": kind, "params": {"lr": 2.5e-4, "betas": [0.9, 0.999], "eps": 1e-8,
+                                                        "weight_decay": 0.01}}  # fmt: skip
 
 
 def test_an_optimizer_section_gets_the_runs_numbers(tmp_path):

@@ -1,9 +1,11 @@
 """Every shipped DeepSpeed JSON trains on two real ranks, and the stages agree with each other."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.ranks import RankError
 from tests.test_deepspeed_config import EXPECTED, FOLDER
 
 STEPS = 12
@@ -56,6 +58,38 @@ def test_less_memory_or_compiled_blocks_train_alike(ranks, tiny_shards):
                          ("zero2_bf16", "compile")):  # fmt: skip
         plain = losses(ranks, tiny_shards, 2, name)
         assert losses(ranks, tiny_shards, 2, name, f"train.{option}=true") == pytest.approx(plain, rel=5e-3)
+
+
+def test_a_growing_batch_is_the_same_on_any_ranks(ranks, tiny_shards, tmp_path):
+    """2 to 8 windows in multiples of 2: 1 and 2 ranks agree, and a kill in the ramp changes nothing."""
+    ramp = ["train.batch_start=2", "train.batch_warmup_steps=9", "train.max_steps=12"]
+    for layout in ("zero0_fp32", "zero2_bf16", "zero3_bf16"):
+        common = str(FOLDER / f"{layout}.json"), str(tiny_shards), str(tmp_path)
+        exact, metrics, _ = ranks(2).run("tests.cases_ledger:pretrain", *common, f"two-{layout}", ramp)[0]
+        lines = [line for line in metrics if line["split"] == "train"]
+        assert [line["tokens"] // 32 for line in lines] == [2, 4, 6, 10, 14, 18, 24, 30, 36, 44, 52, 60]
+        one = ranks(1).run("tests.cases_ledger:pretrain", *common, f"one-{layout}", ramp)[0][1]
+        one = [line["loss"] for line in one if line["split"] == "train"]
+        assert one == pytest.approx([line["loss"] for line in lines], rel=2e-4 if "fp32" in layout else 5e-3)
+    with pytest.raises(RankError):
+        ranks(2).run("tests.cases_ledger:pretrain", *common, "killed", ramp, [0, 0], [], 6)
+    again, metrics, _ = ranks(2).run("tests.cases_ledger:pretrain", *common, "killed", ramp)[0]
+    assert again == exact and [line for line in metrics if line["split"] == "train"][-1]["tokens"] == 60 * 32
+
+
+@pytest.mark.parametrize(("kind", "stage", "lr"), [
+    ("AdamW", 2, 3e-3), ("Adam", 1, 3e-3), ("Muon", 1, 3e-2), ("Muon", 2, 3e-2), ("NAdam", 0, 3e-3), ("NAdam", 3, 3e-3),
+])  # fmt: skip
+def test_optimizers_of_the_json_train(ranks, tiny_shards, tmp_path, kind, stage, lr):
+    auto = dict.fromkeys(["lr", "weight_decay"] + ([] if kind == "Muon" else ["betas", "eps"]), "auto")
+    compiled = {} if kind == "NAdam" else {"torch_adam": True}
+    sections = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": stage > 0},
+                "zero_allow_untested_optimizer": True,
+                "optimizer": {"type": kind, "params": {**auto, **compiled}}}  # fmt: skip
+    (tmp_path / "ds.json").write_text(json.dumps(sections))
+    arguments = str(tmp_path / "ds.json"), str(tiny_shards), [f"optim.lr={lr}"], STEPS
+    result = ranks(2).run("tests.cases_engine:trained", *arguments)
+    assert result[0][0][-1] < result[0][0][0] - 0.05
 
 
 def test_compiling_under_zero3_is_refused(ranks, tiny_shards):

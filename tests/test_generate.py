@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from gpt1_ds import checkpoint, generate
+from gpt1_ds import checkpoint, generate, sampling
 from gpt1_ds.errors import ConfigError
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
@@ -137,7 +137,7 @@ def test_top_k_top_p_and_temperature_shape_the_distribution():
     generator = torch.Generator().manual_seed(0)
 
     def shares(temperature: float, top_k: int, top_p: float) -> dict[int, float]:
-        drawn = Counter(generate._choose(temperature, top_k, top_p, generator, logits_V) for _ in range(4000))
+        drawn = Counter(sampling._choose(temperature, top_k, top_p, generator, logits_V) for _ in range(4000))
         return {token: count / 4000 for token, count in drawn.items()}
 
     assert shares(1.0, 0, 1.0) == pytest.approx({0: 0.1, 1: 0.4, 2: 0.05, 3: 0.3, 4: 0.15}, abs=0.03)

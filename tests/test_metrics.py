@@ -1,10 +1,16 @@
 """metrics.jsonl and TensorBoard keep one point a step after a resume; a broken log never raises."""
 
+import csv
 import json
+import time
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt1_ds.metrics import RunLog, Throughput
+from gpt1_ds.config import PretrainConfig
+from gpt1_ds.deepspeed_config import resolve
+from gpt1_ds.metrics import RunLog, StepTimer, Throughput
+from tests.test_deepspeed_config import FOLDER
 
 
 def test_a_resume_drops_what_the_killed_start_logged_past_it(tmp_path):
@@ -12,6 +18,7 @@ def test_a_resume_drops_what_the_killed_start_logged_past_it(tmp_path):
     for step in (1, 2, 3, 4):
         log.log(step, "train", loss=float(step), tokens=step * 10)
     log.log(4, "valid", "books", loss=1.5, perplexity=4.5)
+    log.log(2, "checkpoint", seconds=77.0, bytes=5)
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "spl')  # a kill in mid-line
@@ -20,11 +27,17 @@ def test_a_resume_drops_what_the_killed_start_logged_past_it(tmp_path):
         log.log(step, "train", loss=10.0 * step, tokens=0)
     log.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["step"], r["loss"]) for r in records] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    starts = [(r["step"], r["world_size"]) for r in records if r["split"] == "start"]
+    assert starts == [(0, 1), (2, 1)], "each start stays in the log"
+    logged = [(r["step"], r["loss"]) for r in records if r["split"] == "train"]
+    assert logged == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    seconds = [r["elapsed_seconds"] for r in records]
+    assert next(r["seconds"] for r in records if r["split"] == "checkpoint") == 77.0, "of the save"
+    assert seconds == sorted(seconds), "the time of all starts, which a resume goes on counting"
     board = EventAccumulator(str(tmp_path))
     board.Reload()
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
-    assert not board.Tags()["scalars"] or "train/tokens" not in board.Tags()["scalars"]
+    assert {"train/loss", "train/tokens", "train/host_bytes"} <= set(board.Tags()["scalars"])
 
 
 def test_status_is_replaced_whole(tmp_path):
@@ -48,3 +61,65 @@ def test_throughput_counts_tokens_a_second():
     throughput = Throughput(1000, "fp32")
     reading = throughput.read(10_000)
     assert reading["tokens_per_second"] > 0 and reading["mfu"] >= 0
+
+
+def test_a_run_that_is_done_is_not_started_by_looking_at_it(tmp_path):
+    for state, steps in (("running", [0]), ("done", [0]), ("done", [0, 5])):
+        log = RunLog(tmp_path, 5 if (tmp_path / "status.json").exists() else 0)
+        if len(steps) > 1:
+            log.log(6, "train", loss=1.0)  # its steps were raised
+        log.status(state, 5)
+        log.close()
+        records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in records if r["split"] == "start"] == ([0, 5] if len(steps) > 1 else [0])
+        (tmp_path / "status.json").write_text('{"state": "done"}')
+
+
+def test_samples_and_configuration_are_text(tmp_path):
+    (tmp_path / "config.yaml").write_text("run:\n  seed: 7\n")
+    log = RunLog(tmp_path, 0)
+    log.sample(5, "He said <b>so</b>")
+    log.close()
+    assert (tmp_path / "samples" / "step-00000005.txt").read_text() == "He said <b>so</b>\n"
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert {"sample/text_summary", "config.yaml/text_summary"} <= set(board.Tags()["tensors"])
+    assert b"seed: 7" in board.Tensors("config.yaml/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_the_parts_of_a_step_are_timed():
+    timer = StepTimer()
+    for _ in timer.waiting(range(2)):
+        with timer.part("forward"):
+            time.sleep(0.02)
+        with timer.part("backward"):
+            pass
+    seconds = timer.read(2)
+    assert set(seconds) == {"data_seconds", "forward_seconds", "backward_seconds"}
+    assert seconds["forward_seconds"] >= 0.02 and seconds["backward_seconds"] < seconds["forward_seconds"]
+    assert timer.read(2) == {}, "a reading begins anew"
+
+
+@pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16", "zero3_bf16"])
+def test_norms_of_layers_and_samples_come_from_every_stage(ranks, tiny_shards, name):
+    results = ranks(2).run("tests.cases_metrics:watched", str(FOLDER / f"{name}.json"), str(tiny_shards),
+                           str(tiny_shards / "tokenizer"))  # fmt: skip
+    assert results[0] == results[1]
+    norms, whole, texts, same, training = results[0]
+    groups = {"wte", "wpe", "block-00", "block-01"}
+    assert set(norms) == {f"{kind}_norm/{group}" for kind in ("weight", "grad") for group in groups}
+    if whole is not None:  # plain float32 has none
+        assert sum(v**2 for k, v in norms.items() if "grad" in k) ** 0.5 == pytest.approx(whole, rel=0.02)
+    assert texts[0] == texts[1] and texts[0].lower().startswith("he said") and same and training
+
+
+def test_the_monitor_of_the_json_gets_every_record(tmp_path, ranks, tiny_shards):
+    ds = json.loads((FOLDER / "zero2_bf16.json").read_text())
+    ds["csv_monitor"] = {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "run"}
+    (tmp_path / "ds.json").write_text(json.dumps(ds))
+    assert resolve(tmp_path / "ds.json", PretrainConfig(), 2)["csv_monitor"] == ds["csv_monitor"]
+    ranks(2).run("tests.cases_metrics:monitored", str(tmp_path / "ds.json"), str(tiny_shards), str(tmp_path))
+    with (tmp_path / "csv" / "run" / "train_loss.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["step", "loss"] and [int(step) for step, _ in rows[1:]] == [1, 2, 3]
+    assert (tmp_path / "csv" / "run" / "Train_Samples_lr.csv").exists(), "and what DeepSpeed itself has to say"

@@ -56,6 +56,13 @@ def test_the_papers_schedule():
     assert all(a > b for a, b in zip(rates[2000:], rates[2001:], strict=False))
 
 
+def test_warm_up_stable_decay():
+    wsd = ScheduleConfig(kind="wsd", warmup_steps=10, decay_fraction=0.2)
+    rates = [optim.lr_at(step, 100, 3.0, wsd) for step in range(100)]
+    assert rates == pytest.approx([3.0 * min((s + 1) / 10, 1, (100 - s) / 20) for s in range(100)])
+    assert optim.lr_at(99, 100, 1.0, ScheduleConfig(kind="wsd", decay_fraction=0.0, warmup_steps=0)) == 1.0
+
+
 def test_linear_and_constant_schedules():
     linear = ScheduleConfig(kind="linear", warmup_steps=None, warmup_fraction=0.1)
     assert optim.warmup_steps(linear, 100) == 10

@@ -1,0 +1,37 @@
+"""What the ranks of the pool do for test_metrics.py."""
+
+from pathlib import Path
+
+import torch
+
+from gpt1_ds import metrics, sampling
+from gpt1_ds.tokenizer import load_tokenizer
+from tests.cases_engine import Trainer
+
+
+def watched(ds_path: str, shards: str, tokenizer: str) -> tuple[dict[str, float], float, list[str], bool, bool]:
+    """Norms before a step and the engine's own; two samples of text, and whether they left all as it was."""
+    trainer = Trainer(ds_path, shards, ["train.grad_clip=1000", "train.micro_batch=4"])
+    trainer.run(0, 1)
+    engine, ids_BT = trainer.engine, torch.arange(4 * 33).view(4, 33)
+    engine.set_gradient_accumulation_boundary(True)
+    engine.backward(engine(ids_BT[:, :-1], ids_BT[:, 1:])[1].mean())
+    norms = metrics.layer_norms(engine)
+    engine.step()
+    whole = engine.get_global_grad_norm()
+    before = torch.get_rng_state()
+    texts = [sampling.sample_text(engine, load_tokenizer(tokenizer), "He said", 12) for _ in range(2)]
+    same = torch.equal(before, torch.get_rng_state())
+    trainer.close()
+    return norms, whole and float(whole), texts, same, engine.module.training
+
+
+def monitored(ds_path: str, shards: str, folder: str) -> None:
+    """A record of each of three steps, with the engine's monitor."""
+    trainer = Trainer(ds_path, shards, [])
+    log = metrics.RunLog(Path(folder), 0)
+    log.monitor = trainer.engine.monitor
+    for step in range(3):
+        log.log(step + 1, "train", loss=trainer.run(step, step + 1)[0])
+    log.close()
+    trainer.close()

@@ -1,0 +1,172 @@
+"""The report page: whole with or without each file of a run, escaped, and drawn by a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from gpt1_ds import report
+from gpt1_ds.errors import DataError
+from tests.conftest import need, succeed
+
+SAMPLE = 'He said <b>"&"</b>\n<script>alert(1)</script> @@BODY@@'
+
+
+def lines(*records: dict) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run of 20 steps, started twice, with a file of each kind; one loss is NaN and the last line is torn."""
+    folder = tmp_path / "<run>"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "checkpoints" / "step-00000020").mkdir(parents=True)
+    train = [
+        {
+            "step": step,
+            "split": "train",
+            "loss": 5 - step / 10 if step != 4 else float("nan"),
+            "lr": 1e-3,
+            "tokens": 100 * step,
+            "tokens_per_second": 50.0,
+            "elapsed_seconds": 3600.0 * step,
+        }
+        for step in range(2, 21, 2)
+    ]
+    valid = [{"step": step, "split": "valid", "corpus": "bo<ks", "loss": 6 - step / 10, "perplexity": 2.0,
+              "elapsed_seconds": 3600.0 * step} for step in (0, 10, 20)]  # fmt: skip
+    starts = [{"step": step, "split": "start", "time": 1e9, "world_size": ranks, "elapsed_seconds": 3600.0 * step}
+              for step, ranks in ((0, 1), (10, 2))]  # fmt: skip
+    saved = {"step": 20, "split": "checkpoint", "seconds": 1.5, "elapsed_seconds": 72000.0, "bytes": 2_000_000}
+    (folder / "metrics.jsonl").write_text(lines(*starts, *train, *valid, saved) + '{"step": 22, "spl')
+    (folder / "skipped.jsonl").write_text(lines({"to_step": 6, "from_step": 8, "loss": 9.5, "last": {"epoch": 0}}))
+    (folder / "status.json").write_text('{"state": "done", "step": 20, "exit_code": 0}')
+    (folder / "config.yaml").write_text("run: {seed: 7}\noptim: {lr: 0.001}\ndata: {shards: s}\n")
+    (folder / "deepspeed.json").write_text('{"zero_optimization": {"stage": 2}}')
+    (folder / "samples" / "step-00000020.txt").write_text(SAMPLE)
+    model = {"vocab_size": 512, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_ctx": 32}
+    (folder / "checkpoints" / "step-00000020" / "state.json").write_text(
+        json.dumps({"model": model, "data": {"train/bo<ks": "123456 tokens, sha256 abc"}})
+    )
+    return folder
+
+
+def page(*runs: Path, out: Path) -> str:
+    report.main([*map(str, runs), "--out", str(out)])
+    return out.read_text(encoding="utf-8")
+
+
+def text_of(html: str) -> str:
+    body = re.sub(r"(?s)<style>.*?</style>|<script.*?</script>", "", html)
+    return " ".join(unescape(re.sub("<[^>]*>", " ", body)).split())
+
+
+def test_what_the_files_say_is_in_the_tables(run, tmp_path):
+    shown = text_of(page(run, out=tmp_path / "page.html"))
+    for words in ("parameters 42,816", "steps 20", "tokens 2,000", "training loss 3.0000", "wall time 20 h 00 min",
+                  "validation loss, bo<ks 4.0000 (perplexity 54.6)", "tokens a second, median 50", "starts 2",
+                  "checkpoints 1; 2.0 MB in 1.5 s", "train/bo<ks 123,456 abc", "optim.lr 0.001", "seed 7",
+                  "zero_optimization.stage 2", "2001-09-09 01:46:40 UTC 2 10 h 00 min", "6 8 9.5", "20 2,000,000 1.50",
+                  'He said <b>"&"</b> <script>alert(1)</script> @@BODY@@'):  # fmt: skip
+        assert words in shown, (words, shown)
+
+
+def test_nothing_from_files_is_markup_and_nothing_is_loaded(run, tmp_path):
+    html = page(run, out=tmp_path / "page.html")
+    for word in ("<run>", "bo<ks", "<b>", "<script>alert"):
+        assert word not in html
+    assert html.count("</script>") == 2 and "NaN" not in html and "@@TITLE" not in html
+    assert not re.search(r"""(src|href)\s*=|url\(|@import|fetch\(""", html) and "default-src 'none'" in html
+
+
+def test_runs_side_by_side_show_where_they_differ(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "elsewhere" / run.name)
+    (other / "config.yaml").write_text("run: {seed: 7}\noptim: {lr: 0.002}\n")
+    html = page(run, other, out=tmp_path / "page.html")
+    differing = [text_of(row) for row in re.findall("<tr class=.differs.*?</tr>", html)]
+    assert differing == ["optim.lr 0.001 0.002", "data.shards s"]
+    assert f"elsewhere/{run.name}" in text_of(html), "two runs of one name are told apart by their folders"
+
+
+def test_a_task_run_shows_its_scores_and_confusion(tmp_path):
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(lines({"step": 5, "split": "task", "accuracy": 0.75}))
+    confusion = {"classes": ["bad", "good"], "counts": [[3, 1], [0, 4]]}
+    result = {"task": "sst2", "score": 0.75, "metrics": {"accuracy": 0.75}, "majority": 0.5, "init": "none",
+              "examples": {"train": 8, "dev": 8}, "splits": {"test": {"accuracy": 0.5}},
+              "confusion": confusion}  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "predictions-dev.tsv").write_text("index\tgold\tprediction\n0\tgood\tgood\n1\tbad\tgood\n")
+    shown = text_of(page(folder, out=tmp_path / "page.html"))
+    for words in ("dev accuracy 0.7500", "test accuracy 0.5000", "majority 0.5000", "bad 3 1", "good 0 4",
+                  "predictions-dev.tsv: the first errors index gold prediction 1 bad good"):  # fmt: skip
+        assert words in shown, shown
+
+
+@pytest.mark.parametrize("damage", ["alone", "old", "garbled"])
+def test_files_that_are_missing_old_or_damaged_are_left_out(run, tmp_path, damage):
+    for path in [path for path in run.rglob("*") if path.is_file() and path.name != "metrics.jsonl"]:
+        path.write_bytes(b"\xff{[") if damage == "garbled" else path.unlink()
+    if damage == "old":  # from before records had their seconds
+        text = re.sub(r', "elapsed_seconds": [\d.]+', "", (run / "metrics.jsonl").read_text())
+        (run / "metrics.jsonl").write_text("\n".join(t for t in text.splitlines() if "start" not in t))
+    assert "training loss 3.0000" in text_of(page(run, out=tmp_path / "page.html"))
+    place = report.Run(run).place({"step": 10})
+    assert place == [10, 1000.0, pytest.approx(1000 / 50 / 3600 if damage == "old" else 10)]
+
+
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
+    with pytest.raises(DataError, match="no metrics.jsonl"):
+        report.main([str(tmp_path)])
+    (run / "metrics.jsonl").write_text(lines({"step": 0, "split": "start", "seconds": 0}) + '{"ste')
+    with pytest.raises(DataError, match="nothing is logged yet"):
+        report.main([str(run)])
+    (run / "metrics.jsonl").write_text(lines({"step": 1, "split": "train", "loss": 1.0}))
+    with pytest.raises(DataError, match="--out .*: No such file"):
+        report.main([str(run), "--out", str(tmp_path / "absent" / "page.html")])
+
+
+def test_the_command_writes_into_the_run(run):
+    assert succeed("python", "-m", "gpt1_ds.report", run).stdout.strip() == str(run / "report.html")
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+
+
+def dom(address: str, profile: Path) -> str:
+    """The page after its script has run in headless Chromium; no error may reach the console."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        need("chromium", "no chromium on PATH: apt-get install chromium")
+    done = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--enable-logging=stderr", f"--user-data-dir={profile}", "--window-size=1200,1600", "--dump-dom", address],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("axis", ["steps", "tokens", "hours"])
+def test_a_browser_draws_the_curves(run, tmp_path, axis):
+    page(run, out=tmp_path / "page.html")
+    shown = dom(f"{(tmp_path / 'page.html').as_uri()}#{axis}", tmp_path / "profile")
+    assert 'data-drawn="yes"' in shown and f'aria-label="Loss, nats a token against {axis}"' in shown
+    curves = dict(re.findall(r'data-points="(\d+)" data-label="([^"]*)"', shown)[i][::-1] for i in range(2))
+    assert curves == {"train": "9", "validation bo<ks": "3"} or curves == {"train": "9", "validation bo&lt;ks": "3"}
+    paths = re.findall(r'class="curve" d="([^"]*)"', shown)
+    assert paths[0].count("L") == 8 and "NaN" not in "".join(paths)
+    assert shown.count('class="mark"') == 2, "the second start, and the batches skipped"
+
+
+def test_the_control_switches_the_axis(run, tmp_path):
+    html = page(run, out=tmp_path / "page.html")
+    click = '<script>document.querySelectorAll(".choice button")[2].click()</script></body>'
+    (tmp_path / "page.html").write_text(html.replace("</body>", click))
+    shown = dom((tmp_path / "page.html").as_uri(), tmp_path / "profile")
+    assert 'against hours"' in shown and 'against steps"' not in shown
+    assert '<button aria-pressed="true">hours</button>' in shown

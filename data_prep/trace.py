@@ -3,18 +3,20 @@
     python -m data_prep.trace runs/gpt1 --step 1000
 
 One line for each document in a window: window (its place in the step), corpus, first and last token in the document,
-document, shard and sample. The order is a pure function of the run's configuration and its shards: nothing was logged.
-Steps are counted as in metrics.jsonl, from 1, and train.global_batch must have been the same from the start.
+document, shard and sample. The order is a pure function of the run's configuration, its shards, and the batches that
+loss spikes made it skip (skipped.jsonl). Steps are counted as in metrics.jsonl, from 1; the batch settings must have
+been the same from the start.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.inspect_shards import parts
 from gpt1_ds.config import PretrainConfig, load
-from gpt1_ds.dataloader import WindowOrder, local_shards, open_streams, sound_manifest
+from gpt1_ds.dataloader import BatchSizes, WindowOrder, local_shards, open_streams, sound_manifest
 from gpt1_ds.errors import ConfigError, guard
 from gpt1_ds.shards import read_manifest
 
@@ -34,8 +36,9 @@ def main(argv: list[str]) -> None:
     streams = open_streams(config.data, manifest, "train")
     order = WindowOrder({name: stream.tokens for name, stream in streams.items()}, config.model.n_ctx,
                         config.run.seed, config.data.weights)  # fmt: skip
-    batch = config.train.global_batch
-    corpora, starts = order.locate((args.step - 1) * batch + np.arange(batch))
+    sizes = BatchSizes.of(config.train)
+    first = first_window(args.run / "skipped.jsonl", args.step, sizes, order)
+    corpora, starts = order.locate(first + np.arange(sizes.at(args.step - 1)))
     print("window\tcorpus\tfirst\tlast\tdocument\tshard\tsample")
     for window, (corpus, start) in enumerate(zip(corpora.tolist(), starts.tolist(), strict=True)):
         stream = streams[order.corpora[corpus]]
@@ -47,6 +50,16 @@ def main(argv: list[str]) -> None:
                     offset = part.offset - part.first
                     print(f"{window}\t{order.corpora[corpus]}\t{offset + begin}\t{offset + end - 1}\t{part.document}\t"
                           f"{shard.file}\t{sample}")  # fmt: skip
+
+
+def first_window(ledger: Path, step: int, sizes: BatchSizes, order: WindowOrder) -> int:
+    """Windows in front of `step`, counted from 1, in the order: trained, or skipped by the last rollback before it."""
+    events = map(json.loads, ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else ())
+    before = [event for event in events if event["to_step"] < step]
+    if not before:
+        return sizes.before(step - 1)
+    cursor, to_step = before[-1]["last"], before[-1]["to_step"]
+    return cursor["epoch"] * order.epoch_windows + cursor["index"] + sizes.before(step - 1) - sizes.before(to_step)
 
 
 def cli() -> None:

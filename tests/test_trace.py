@@ -1,5 +1,6 @@
 """Reading back: documents out of shards, and which of them were in a step. Also the statistics of `verify_shards`."""
 
+import json
 from pathlib import Path
 
 import matplotlib.image
@@ -11,7 +12,7 @@ from data_prep import inspect_shards, trace, verify_shards
 from data_prep.inspect_shards import documents, parts
 from gpt1_ds import config as run_config
 from gpt1_ds.config import DataConfig, PretrainConfig
-from gpt1_ds.dataloader import Batches, Cursor, WindowOrder, open_streams
+from gpt1_ds.dataloader import Batches, BatchSizes, Cursor, WindowOrder, open_streams
 from gpt1_ds.errors import ConfigError, DataError
 from gpt1_ds.shards import CorpusEntry, Manifest, ShardWriter, TokenStream, read_manifest, write_manifest
 from gpt1_ds.tokenizer import SPECIAL_NAMES, load_tokenizer
@@ -114,6 +115,25 @@ def test_a_trace_names_the_tokens_that_the_step_was_trained_on(shards, run, caps
         windows[int(window)] += ids[name][int(first) : int(last) + 1]
         assert (shards / file).is_file()
     assert windows == trained.tolist()
+
+
+def test_a_trace_knows_of_growing_batches_and_of_batches_skipped(shards, run, capsys):
+    """Steps of 2, 2, 4, 4, 6, .. windows; after step 4 the run went back to step 3, past the windows up to 40."""
+    folder, config = run
+    order = WindowOrder({"tales": read_manifest(shards).splits["train"]["tales"].tokens}, 700, 11, {})
+    sizes = BatchSizes(6, 2, 4)
+    event = {
+        "to_step": 3,
+        "from_step": 4,
+        "last": dict(zip(("epoch", "index"), divmod(40, order.epoch_windows), strict=True)),
+    }
+    (folder / "skipped.jsonl").write_text(json.dumps(event) + "\n")
+    firsts = [trace.first_window(folder / "skipped.jsonl", step, sizes, order) for step in (1, 2, 3, 4, 5, 6)]
+    assert firsts == [0, *np.cumsum([sizes.at(0), sizes.at(1)]), 40, 40 + sizes.at(3), 46 + sizes.at(3)]
+    config.train.batch_start, config.train.batch_warmup_steps = 2, 4
+    (folder / "config.yaml").write_text(yaml.safe_dump(run_config.to_dict(config)))
+    trace.main([str(folder), "--step", "1"])
+    assert {row[0] for row in lines(capsys)[1:]} == {"0", "1"}
 
 
 def test_a_trace_follows_moved_shards_and_refuses_step_0(shards, run, capsys, tmp_path):

@@ -55,10 +55,10 @@ def ranks_of(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-def disturb(shards: Path, runs: Path, at_step: int, number: int, whom) -> int:
-    """Start the run, send signal `number` to `whom(ranks)` once `at_step` is logged, and wait for its end."""
+def disturb(shards: Path, runs: Path, at_step: int, number: int, whom, *overrides: str) -> int:
+    """Start the run, send signal `number` to `whom(launcher, ranks)` once `at_step` is logged, and wait for its end."""
     log = open(runs / "log", "w+")
-    process = subprocess.Popen(command(shards, runs), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
+    process = subprocess.Popen(command(shards, runs, *overrides), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
                                stderr=subprocess.STDOUT, preexec_fn=die_with_parent)  # fmt: skip
     deadline = time.monotonic() + 120
     while not (steps := steps_logged(runs)) or steps[-1] < at_step:
@@ -66,7 +66,7 @@ def disturb(shards: Path, runs: Path, at_step: int, number: int, whom) -> int:
         time.sleep(0.02)
     ranks = ranks_of(process.pid)
     assert len(ranks) == 2
-    for pid in whom(ranks):
+    for pid in whom(process.pid, ranks):
         os.kill(pid, number)
     process.wait(timeout=90)
     deadline = time.monotonic() + 60
@@ -108,12 +108,12 @@ def flatten(value, name=""):
 
 def test_a_killed_and_a_stopped_run_end_with_the_weights_of_the_undisturbed_one(tiny_shards, undisturbed, tmp_path):
     checkpoint._allow_known_classes()
-    assert disturb(tiny_shards, tmp_path, 11, signal.SIGKILL, lambda ranks: ranks[1:]) != 0
+    assert disturb(tiny_shards, tmp_path, 11, signal.SIGKILL, lambda launcher, ranks: ranks[1:]) != 0
     assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("failed", 5)
     committed = json.loads((checkpoint.find(tmp_path / "run") / "state.json").read_text())["step"]
     assert committed % 8 == 0 and committed >= 8
 
-    assert disturb(tiny_shards, tmp_path, committed + 5, signal.SIGTERM, lambda ranks: ranks) != 0
+    assert disturb(tiny_shards, tmp_path, committed + 5, signal.SIGTERM, lambda launcher, ranks: ranks) != 0
     assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("stopped", 75)
     stopped = status(tmp_path)["step"]
     assert checkpoint.find(tmp_path / "run").name == f"step-{stopped:08d}" and committed < stopped < STEPS
@@ -130,6 +130,23 @@ def test_a_killed_and_a_stopped_run_end_with_the_weights_of_the_undisturbed_one(
         for runs in (tmp_path, undisturbed)
     )
     assert [loss for loss in ours] == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_to_the_launcher_commits_and_stops(tiny_shards, tmp_path, number):
+    """SIGTERM is passed on to the ranks; SIGUSR1 kills the launcher, which the ranks notice by themselves."""
+    assert disturb(tiny_shards, tmp_path, 3, number, lambda launcher, ranks: [launcher], "train.max_steps=4000") != 0
+    stopped = status(tmp_path)
+    assert (stopped["state"], stopped["exit_code"]) == ("stopped", 75) and stopped["step"] >= 3
+    assert checkpoint.find(tmp_path / "run").name == f"step-{stopped['step']:08d}"
+
+
+def test_a_rank_that_hangs_ends_the_run_within_the_timeout(tiny_shards, tmp_path):
+    code = disturb(tiny_shards, tmp_path, 9, signal.SIGSTOP, lambda launcher, ranks: ranks[1:],
+                   "distributed.timeout_seconds=8")  # fmt: skip
+    assert code != 0 and (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("failed", 5)
+    assert "rank 0 lost a peer" in (tmp_path / "log").read_text()
+    assert int(checkpoint.find(tmp_path / "run").name.removeprefix("step-")) % 8 == 0
 
 
 def test_the_run_folder_holds_what_the_design_says(undisturbed):

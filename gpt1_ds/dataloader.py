@@ -28,6 +28,7 @@ from gpt1_ds.shards import MANIFEST, Manifest, TokenStream, damage, read_manifes
 TABLE_WINDOWS = 2_048  # read at a time: NumPy's overhead is that of a single step
 GROUP_WINDOWS = 65_536  # shuffled together: neighbours in the stream, so that shards far ahead need not be at hand
 BLOCK_WINDOWS = 8_192  # stretch of the mixture in which each corpus has its exact share
+JOIN_SECONDS = 5.0
 BATCHES_AHEAD = 2
 
 
@@ -345,7 +346,8 @@ class Batches:
             except BaseException as error:  # handed to the training loop, which owns the exit code
                 ahead.put(error)
 
-        threading.Thread(target=produce, daemon=True, name="batches").start()
+        producer = threading.Thread(target=produce, daemon=True, name="batches")
+        producer.start()
         try:
             while True:
                 try:
@@ -359,6 +361,7 @@ class Batches:
                 yield item
         finally:
             stop.set()
+            producer.join(JOIN_SECONDS)  # inside torch at the interpreter's end it would abort the process
 
 
 def total_steps(order: WindowOrder, train: TrainConfig) -> int:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from gpt1_ds import checkpoint, huggingface
 from gpt1_ds.errors import ConfigError, DataError, guard
+from gpt1_ds.evaluation import METRICS
 from gpt1_ds.files import write_atomically
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.tokenizer import load_tokenizer
@@ -42,7 +43,7 @@ PROBES = (
 """Texts of which both sides must make the same ids."""
 SEQUENCES = {"classification": 1, "entailment": 1, "multiple_choice": 1, "similarity": 2}
 """Kinds whose logits OpenAIGPTForSequenceClassification can give, and over how many sequences they are summed."""
-NO_SCORE = ("step", "lr", "epoch", "grad_norm", "tokens_per_second", "mfu", "skipped_steps")
+LOSSES = ("loss", "task_loss", "lm_loss", "perplexity")
 CARD = """---
 library_name: transformers
 pipeline_tag: {pipeline}
@@ -225,8 +226,9 @@ def model_card(folder: Path, state: dict[str, Any], config: GPTConfig, labels: l
             "weights from": state["init"],
         }
     for name, point in last.items():
-        scores = {key: value for key, value in point.items() if not isinstance(value, str) and key not in NO_SCORE}
-        rows[f"{name}, step {point['step']}"] = ", ".join(f"{key} {value:.6g}" for key, value in scores.items())
+        told = LOSSES if point["split"] in ("train", "valid") else METRICS if point["split"] == "task" else ()
+        if scores := ", ".join(f"{key} {point[key]:.6g}" for key in told if point.get(key) is not None):
+            rows[f"{name}, step {point['step']}"] = scores
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     pipeline = f"text-{'classification' if labels else 'generation'}"
     card = CARD.format(pipeline=pipeline, name=run.name, parameters=config.parameters, command=command, rows=table)

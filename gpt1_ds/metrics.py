@@ -4,6 +4,7 @@ Rank 0 writes. A full or read-only disk costs the log, never the training.
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -118,7 +119,8 @@ class RunLog:
         now = time.monotonic()
         if now - self.status_written > STATUS_SECONDS:
             eta = round((now - self.started) * (total_steps - step) / max(1, step - self.resume_step))
-            self.status("running", step, total_steps=total_steps, loss=round(loss, 4), eta_seconds=eta)
+            shown = round(loss, 4) if math.isfinite(loss) else None
+            self.status("running", step, total_steps=total_steps, loss=shown, eta_seconds=eta)
 
     @contextmanager
     def outcome(self, steps: Callable[[], int]) -> Iterator[None]:

@@ -35,6 +35,8 @@ class Ranks:
         self._comm = None
         self.rank, self.size = 0, 1
         if max(launched.values(), default=1) > 1:
+            # Open MPI looks a second for RDMA hardware, at every start; the few words the ranks change need none.
+            os.environ.setdefault("OMPI_MCA_btl", "^ofi")
             try:
                 from mpi4py import MPI
             except (ImportError, RuntimeError) as error:

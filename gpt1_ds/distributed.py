@@ -9,6 +9,8 @@ import errno
 import json
 import os
 import socket
+import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +22,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gpt1_ds import heartbeat
 from gpt1_ds.errors import ConfigError, DataError, PeerError, UserError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
+PATIENCE_SECONDS = 20.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -90,13 +94,17 @@ def start(timeout_seconds: float) -> RankEnv:
     backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_seconds)
     try:
         if not dist.is_initialized():
-            dist.init_process_group(backend, store=_private_store(env, timeout), rank=env.rank,
-                                    world_size=env.world_size, timeout=timeout)  # fmt: skip
+            with _patience(env):
+                store = _private_store(env, timeout)
+            _take_rank(store, env)
+            dist.init_process_group(backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout)
+            if env.world_size > 1:
+                heartbeat.begin(store, env.rank, env.world_size)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     except (RuntimeError, ValueError, OSError) as error:
         raise PeerError(f"rank {env.rank} of {env.world_size} found no process group at MASTER_ADDR={env.master_addr} "
                         f"MASTER_PORT={env.master_port}: {error}; see that every rank is up, "
-                        "or give the launcher another --master_port") from error  # fmt: skip
+                        "or give the launcher another --master_port", of_this_rank=True) from error  # fmt: skip
     return env
 
 
@@ -118,6 +126,31 @@ def _private_store(env: RankEnv, timeout: timedelta) -> dist.Store:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
     return dist.TCPStore(env.master_addr, env.master_port, env.world_size, ours, timeout, master_listen_fd=server)
+
+
+@contextmanager
+def _patience(env: RankEnv) -> Iterator[None]:
+    """Say every `PATIENCE_SECONDS` for whom a rank waits: a wrong address looks like a peer that is late."""
+    met, whom = threading.Event(), "all other ranks" if env.rank == 0 else "rank 0"
+
+    def tell() -> None:
+        while not met.wait(PATIENCE_SECONDS):
+            print(f"rank {env.rank} of {env.world_size} still waits for {whom} at MASTER_ADDR={env.master_addr} "
+                  f"MASTER_PORT={env.master_port}; are both right, and is every rank up?",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
+
+
+def _take_rank(store: dist.Store, env: RankEnv) -> None:
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a start
+    if store.add(f"gpt1_ds/{start}/rank/{env.rank}", 1) > 1:
+        raise ConfigError(f"RANK={env.rank} is taken by another process of this run; give each its own, from 0 to "
+                          f"{env.world_size - 1}", of_this_rank=True)  # fmt: skip
 
 
 def _own_gpu(local_rank: int, visible: int) -> int:
@@ -223,8 +256,9 @@ def peer_faults() -> Iterator[None]:
         text = str(error)
         if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "NCCL", "peer")):
             raise
-        raise PeerError(f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); see which rank died, then start "
-                        "the run again to resume") from error  # fmt: skip
+        culprit = heartbeat.culprit() or "see which rank died"
+        raise PeerError(f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); {culprit}; start the run again to "
+                        "resume", of_this_rank=culprit.startswith("rank 0 ")) from error  # fmt: skip
 
 
 def free_port() -> int:

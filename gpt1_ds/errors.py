@@ -19,9 +19,16 @@ DONE = 0
 
 
 class UserError(Exception):
-    """An error a user can mend. The message is one line: file or option, value, fix."""
+    """An error a user can mend. The message is one line: file or option, value, fix.
+
+    `of_this_rank`: the other ranks, rank 0 among them, do not raise it too, so that this one has to tell.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str = "", of_this_rank: bool = False):
+        super().__init__(text)
+        self.of_this_rank = of_this_rank
 
 
 class ConfigError(UserError):
@@ -52,7 +59,7 @@ def near(word: str, choices: Iterable[str]) -> str:
 
 
 def guard(main: Callable[[list[str]], int | None]) -> None:
-    """Run `main(argv)` and exit with its code; a `UserError` becomes one line on rank 0's stderr.
+    """Run `main(argv)` and exit with its code; a `UserError` becomes one line on stderr, rank 0's if all share it.
 
     `--traceback`, anywhere on the command line, adds the Python traceback.
     """
@@ -66,7 +73,7 @@ def guard(main: Callable[[list[str]], int | None]) -> None:
         if show_traceback:
             traceback.print_exc()
         ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"))
-        if next((rank for rank in ranks if rank), "0") == "0":
+        if error.of_this_rank or next((rank for rank in ranks if rank), "0") == "0":
             line = " ".join(str(error).split())
             print(f"{'stopped' if code == StopRequested.exit_code else 'error'}: {line}", file=sys.stderr, flush=True)
     except BrokenPipeError:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from gpt1_ds import distributed
+from gpt1_ds import distributed, heartbeat
 from gpt1_ds.errors import StopRequested, UserError
 from gpt1_ds.files import write_atomically
 
@@ -191,8 +191,9 @@ class StepTimer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        before = self._now(name)
+        heartbeat.place, before = name, self._now(name)
         yield
+        heartbeat.place = f"after {name}"
         self.marks.append((name, before, self._now(name)))
 
     def waiting(self, items: Iterable[Any]) -> Iterator[Any]:

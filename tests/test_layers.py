@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # `gpt1_ds` by layer; a module imports from lower layers only. `tasks` is a subpackage whose members may see each other.
 LAYERS = {
-    0: "errors files kernels config distributed openai_bpe tokenizer shards remote",
+    0: "errors files heartbeat kernels config distributed openai_bpe tokenizer shards remote",
     1: "command_line deepspeed_config model optim dataloader metrics preemption resize run_directory tasks",
     2: "heads engine checkpoint ledger huggingface evaluation sampling zero_shot suite_report",
     3: "train finetune eval generate export plan report suite",
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
 # Imported everywhere, their own layer included: a user's error may arise, and a file be written, anywhere. And the
-# second half of `tokenizer`.
-SHARED_WITHIN_LAYER_0 = {"errors", "files", "openai_bpe"}
+# second halves of `tokenizer` and `distributed`.
+SHARED_WITHIN_LAYER_0 = {"errors", "files", "openai_bpe", "heartbeat"}
 DATA_PREP_MAY_IMPORT = {module for module, layer in LAYER_OF.items() if layer == 0}
 DATA_PREP_EXTRA = {"trace": {"dataloader"}}
 SECOND_HALVES = {"zero_shot": {"evaluation"}}  # in one layer, but only this way round

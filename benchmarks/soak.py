@@ -1,0 +1,206 @@
+"""A run under a random killer, beside the same run undisturbed: do they end with the same weights?
+
+    python benchmarks/soak.py OUT -- --deepspeed_config ds_configs/cpu.json \\
+        --config gpt1_ds/configs/pretrain_small.yaml data.shards=shards checkpoint.every=50
+
+Both runs train at once, two ranks each, so that they take about twice a run's time. At random moments, one of the
+deeds below befalls OUT/disturbed; where that ends it, the same command starts it again. The killer's ledger is
+OUT/killer.jsonl. Exit code 0: every weight and moment of the last checkpoints is the same, bit for bit.
+
+Disks fill up only for root, who may mount a small file system for the disturbed run.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from gpt1_ds import checkpoint, resize  # noqa: E402
+
+SIGNALS = {
+    "SIGKILL a rank": ("rank", signal.SIGKILL),
+    "SIGTERM a rank": ("rank", signal.SIGTERM),
+    "SIGSTOP a rank": ("rank", signal.SIGSTOP),
+    "SIGTERM the launcher": ("launcher", signal.SIGTERM),
+    "SIGKILL the launcher": ("launcher", signal.SIGKILL),
+}
+DISK_FULL = "disk full"
+GONE_SECONDS = 180.0
+"""A run that still has a process so long after its launcher ended has broken its promise."""
+
+
+class Job:
+    """One pre-training run of two ranks under the deepspeed launcher, all processes known."""
+
+    def __init__(self, folder: Path, arguments: list[str], ranks: int):
+        self.folder, self.log = folder, folder.parent / f"{folder.name}.log"
+        self.command = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", "{port}",
+                        str(ROOT / "gpt1_ds" / "train.py"), *arguments, f"run.dir={folder}",
+                        "run.name=soak", "distributed.timeout_seconds=60"]  # fmt: skip
+        self.seen: dict[int, psutil.Process] = {}
+
+    def start(self) -> None:
+        command = [word.format(port=free_port()) if word == "{port}" else word for word in self.command]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
+                                            start_new_session=True)  # fmt: skip
+        self.seen = {self.process.pid: psutil.Process(self.process.pid)}
+
+    def look(self) -> list[psutil.Process]:
+        """The ranks that live; every process that was ever seen of this start is remembered."""
+        for known in list(self.seen.values()):
+            try:
+                self.seen |= {child.pid: child for child in known.children(recursive=True)}
+            except psutil.NoSuchProcess:
+                pass
+        return [process for process in self.alive() if any("--local_rank" in word for word in command(process))]
+
+    def alive(self) -> list[psutil.Process]:
+        return [p for p in self.seen.values() if p.is_running() and command(p)]
+
+    def step(self) -> int:
+        try:
+            lines = (self.folder / "soak" / "metrics.jsonl").read_text().splitlines()
+            return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+        except (OSError, ValueError):
+            return 0
+
+    def done(self) -> bool:
+        status = self.folder / "soak" / "status.json"
+        return status.exists() and json.loads(status.read_text())["state"] == "done"
+
+    def wait_until_gone(self) -> float:
+        began = time.monotonic()
+        while self.process.poll() is None or self.alive():
+            self.look()
+            if time.monotonic() - began > GONE_SECONDS:
+                raise SystemExit(f"error: {self.folder}: {[command(p) for p in self.alive()]} live on; see {self.log}")
+            time.sleep(0.5)
+        return round(time.monotonic() - began, 1)
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def free_port() -> int:
+    from gpt1_ds.distributed import free_port
+
+    return free_port()
+
+
+def mount(folder: Path) -> bool:
+    """A file system of a gigabyte at `folder`; False where this user may not."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], capture_output=True)
+    return done.returncode == 0
+
+
+def fill_disk(job: Job, seconds: float) -> None:
+    ballast = job.folder / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(job.folder).free)
+    time.sleep(seconds)
+    ballast.unlink()
+
+
+def punish(job: Job, deed: str, chance: random.Random) -> dict:
+    """Do `deed` to the run and see it through: what ended, with which code, how long it took."""
+    ranks = job.look()
+    step = job.step()
+    if deed == DISK_FULL:
+        fill_disk(job, seconds := chance.uniform(30, 90))
+        return {"deed": deed, "step": step, "seconds": round(seconds, 1), "ended": job.process.poll()}
+    whom, number = SIGNALS[deed]
+    pool = ranks if whom == "rank" else [p for p in job.alive() if p not in ranks]
+    if not pool:
+        return {"deed": deed, "step": step, "ended": None}
+    chance.choice(sorted(pool, key=lambda p: p.pid)).send_signal(number)
+    seconds = job.wait_until_gone()
+    return {"deed": deed, "step": step, "seconds": seconds, "ended": job.process.returncode}
+
+
+def bits(folder: Path) -> dict[str, torch.Tensor]:
+    """Every parameter's float32 weight and moments in the newest checkpoint, by name."""
+    newest = checkpoint.find(folder)
+    checkpoint._allow_known_classes()
+    shards, found = resize.Shards(newest, checkpoint._read_manifest(newest)), {}
+    for name, weight in shards.weights():
+        found[f"{newest.name}: {name}"] = weight
+        found |= {f"{newest.name}: {name} {key}": torch.as_tensor(v) for key, v in shards.state(name).items()}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of both runs; must not exist")
+    parser.add_argument("--every", type=float, default=240.0, help="seconds from deed to deed, on average")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the killer")
+    parser.add_argument("arguments", nargs="+", help="of gpt1_ds/train.py, after --")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True)
+    chance, deeds = random.Random(args.seed), [*SIGNALS]
+    undisturbed = Job(args.out / "undisturbed", args.arguments, args.ranks)
+    disturbed = Job(args.out / "disturbed", args.arguments, args.ranks)
+    if mounted := mount(disturbed.folder):
+        deeds.append(DISK_FULL)
+    began, done = time.monotonic(), Counter()
+    undisturbed.start()
+    disturbed.start()
+    due = began + chance.expovariate(1 / args.every)
+    order: list[str] = []
+    while True:
+        time.sleep(1.0)
+        disturbed.look()
+        undisturbed.look()
+        if disturbed.process.poll() is not None:
+            disturbed.wait_until_gone()
+            if disturbed.done():  # DeepSpeed's runner exits 0 as well where its child was killed
+                break
+            disturbed.start()
+        if time.monotonic() > due:
+            order = order or chance.sample(deeds, len(deeds))  # each once before any comes again
+            entry = {"minute": round((time.monotonic() - began) / 60, 2), **punish(disturbed, order.pop(), chance)}
+            done[entry["deed"]] += 1
+            with (args.out / "killer.jsonl").open("a") as ledger:
+                print(json.dumps(entry), file=ledger)
+            print(f"{entry['minute']:7.2f} min  step {entry['step']:>6}  {entry['deed']:22} {entry.get('seconds')} s, "
+                  f"launcher's exit code {entry['ended']}", flush=True)  # fmt: skip
+            due = time.monotonic() + chance.expovariate(1 / args.every)
+    undisturbed.process.wait()
+    if not undisturbed.done():
+        raise SystemExit(f"error: the undisturbed run failed; see {undisturbed.log}")
+    ours, theirs = bits(disturbed.folder / "soak"), bits(undisturbed.folder / "soak")
+    differing = [name for name in ours.keys() | theirs.keys()
+                 if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])]  # fmt: skip
+    if mounted:
+        shutil.copytree(disturbed.folder, args.out / "kept")
+        subprocess.run(["umount", "-l", str(disturbed.folder)], check=True)
+        disturbed.folder.rmdir()
+        (args.out / "kept").rename(disturbed.folder)
+    print(f"{sum(done.values())} deeds in {(time.monotonic() - began) / 60:.1f} minutes: "
+          + ", ".join(f"{deed} {count}" for deed, count in sorted(done.items())))  # fmt: skip
+    same = f"all {len(ours)} tensors (weights and both moments) of the last checkpoints are the same, bit for bit"
+    print(f"{len(differing)} of {len(ours)} tensors differ: {differing[:5]}" if differing else same)
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

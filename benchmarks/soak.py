@@ -5,7 +5,8 @@
 
 Both runs train at once, two ranks each, so that they take about twice a run's time. At random moments, one of the
 deeds below befalls OUT/disturbed; where that ends it, the same command starts it again. The killer's ledger is
-OUT/killer.jsonl. Exit code 0: every weight and moment of the last checkpoints is the same, bit for bit.
+OUT/killer.jsonl; with an OUT that exists, the soak itself goes on where it was stopped. Exit code 0: every weight and
+moment of the last checkpoints is the same, bit for bit.
 
 Disks fill up only for root, who may mount a small file system for the disturbed run.
 """
@@ -107,7 +108,9 @@ def free_port() -> int:
 
 def mount(folder: Path) -> bool:
     """A file system of a gigabyte at `folder`; False where this user may not."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    if folder.is_mount():
+        return True
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], capture_output=True)
     return done.returncode == 0
 
@@ -149,22 +152,25 @@ def bits(folder: Path) -> dict[str, torch.Tensor]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of both runs; must not exist")
+    parser.add_argument("out", type=Path, help="folder of both runs")
     parser.add_argument("--every", type=float, default=240.0, help="seconds from deed to deed, on average")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the killer")
     parser.add_argument("arguments", nargs="+", help="of gpt1_ds/train.py, after --")
     args = parser.parse_args()
-    args.out.mkdir(parents=True)
-    chance, deeds = random.Random(args.seed), [*SIGNALS]
+    args.out.mkdir(parents=True, exist_ok=True)
+    ledger = args.out / "killer.jsonl"
+    past = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    chance, deeds = random.Random(args.seed + len(past)), [*SIGNALS]
     undisturbed = Job(args.out / "undisturbed", args.arguments, args.ranks)
     disturbed = Job(args.out / "disturbed", args.arguments, args.ranks)
     if mounted := mount(disturbed.folder):
         deeds.append(DISK_FULL)
-    began, done = time.monotonic(), Counter()
+    began = time.monotonic() - 60 * (past[-1]["minute"] if past else 0)
+    done = Counter(entry["deed"] for entry in past)
     undisturbed.start()
     disturbed.start()
-    due = began + chance.expovariate(1 / args.every)
+    due = time.monotonic() + chance.expovariate(1 / args.every)
     order: list[str] = []
     while True:
         time.sleep(1.0)
@@ -179,8 +185,8 @@ def main() -> int:
             order = order or chance.sample(deeds, len(deeds))  # each once before any comes again
             entry = {"minute": round((time.monotonic() - began) / 60, 2), **punish(disturbed, order.pop(), chance)}
             done[entry["deed"]] += 1
-            with (args.out / "killer.jsonl").open("a") as ledger:
-                print(json.dumps(entry), file=ledger)
+            with ledger.open("a") as file:
+                print(json.dumps(entry), file=file)
             print(f"{entry['minute']:7.2f} min  step {entry['step']:>6}  {entry['deed']:22} {entry.get('seconds')} s, "
                   f"launcher's exit code {entry['ended']}", flush=True)  # fmt: skip
             due = time.monotonic() + chance.expovariate(1 / args.every)

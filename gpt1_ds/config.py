@@ -167,6 +167,8 @@ class LogConfig:
     """Pre-training: steps between samples of generated text, taken with a validation; null: none."""
     prompt: str = ""
     """What the samples go on from; empty: the beginning of a document."""
+    profile: int | None = None
+    """Pre-training: step whose Chrome trace and table of operators go to the run's profile/; null: none."""
 
 
 @dataclass
@@ -268,7 +270,7 @@ POSITIVE = ("model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "tra
             "train.tokens", "train.global_batch", "train.batch_start", "train.micro_batch", "train.max_skipped",
             "train.spike_nats", "optim.lr", "optim.eps", "eval.every",
             "eval.batches", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "log.every",
-            "log.samples_every", "distributed.timeout_seconds", "data.cache_bytes", "task.max_examples",
+            "log.samples_every", "log.profile", "distributed.timeout_seconds", "data.cache_bytes", "task.max_examples",
             "task.patience")  # fmt: skip
 
 

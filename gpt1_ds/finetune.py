@@ -35,6 +35,7 @@ from gpt1_ds.files import write_atomically
 from gpt1_ds.heads import Counts, TaskModel, objective, predict, rebuild
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.preemption import StopFlag
+from gpt1_ds.profiling import Throughput
 from gpt1_ds.resize import place_weights
 from gpt1_ds.tasks import LABELLED, Encoded, Example, Task
 from gpt1_ds.tasks.batches import collate, epoch_batches, micro_batches, n_lm_targets, n_targets, subset
@@ -119,7 +120,7 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
     """The loop: read, step, log, score, commit; from `state` to the last step. Returns the best score's record."""
     config, step, start, best = run.config, state["step"], Cursor(**state["cursor"]), state["best"]
     losses, skipped, tokens, scored = [], 0, 0, True
-    throughput = metrics.Throughput(GPTConfig(**run.facts["model"]).flops_per_token, "fp32")
+    throughput = Throughput(GPTConfig(**run.facts["model"]).flops_per_token, "fp32")
     if step and score_due(run, step, start) and not log.has(step, "task"):
         best, scored = score(run, engine, log, step, start, best, stop)
     last = scored and (step == run.total_steps or given_up(run, best))

@@ -1,4 +1,4 @@
-"""What a run shows: metrics.jsonl, TensorBoard, samples, the progress line, status.json, throughput, MFU, memory, time.
+"""What a run shows: metrics.jsonl, TensorBoard, samples, the progress line, status.json, memory, norms.
 
 Rank 0 writes. A full or read-only disk costs the log, never the training.
 """
@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,13 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from gpt1_ds import distributed, heartbeat
+from gpt1_ds import distributed
 from gpt1_ds.errors import StopRequested, UserError
 from gpt1_ds.files import write_atomically
 
 STATUS_SECONDS = 2.0
 FAILURES = "GPT1_FAILURES"
 """Variable that names the file in which a batch script counts the starts since the last checkpoint."""
-# Dense bf16 tensor-core peaks from the vendor's data sheets, FLOP/s.
-GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
 
 
 class RunLog:
@@ -160,69 +158,14 @@ def note(text: str) -> None:
         tqdm.write(text)
 
 
-class Throughput:
-    """Tokens a second since the last reading, and their share of the machine's matrix-product peak."""
-
-    def __init__(self, flops_per_token: int, precision: str):
-        self.flops_per_token = flops_per_token
-        self.peak_flops = _peak_flops(precision) * distributed.world_size()
-        self.pause()
-
-    def pause(self) -> None:
-        """Start counting afresh: what came before (a validation, a save) is not training."""
-        self.since = time.perf_counter()
-
-    def read(self, tokens: int) -> dict[str, float | None]:
-        now = time.perf_counter()
-        rate = tokens / (now - self.since)
-        self.since = now
-        return {"tokens_per_second": round(rate, 1), "mfu": round(rate * self.flops_per_token / self.peak_flops, 4)}
-
-
-class StepTimer:
-    """Seconds a step in each part of it: `data`, `forward`, `backward`, `optimizer`.
-
-    On a GPU by events in its stream, which nobody waits for before `read`; reductions that overlap backward are in it.
-    """
-
-    def __init__(self):
-        self.marks: list[tuple[str, Any, Any]] = []
-        self.on_gpu = torch.cuda.is_available()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        heartbeat.place, before = name, self._now(name)
-        yield
-        heartbeat.place = f"after {name}"
-        self.marks.append((name, before, self._now(name)))
-
-    def waiting(self, items: Iterable[Any]) -> Iterator[Any]:
-        """`items`, with the wait for each of them counted as `data`."""
-        iterator, nothing = iter(items), object()
-        while True:
-            with self.part("data"):
-                item = next(iterator, nothing)
-            if item is nothing:
-                return
-            yield item
-
-    def read(self, steps: int) -> dict[str, float]:
-        """Mean of this rank over the `steps` since the last reading; waits for the device."""
-        totals: dict[str, float] = {}
-        for name, before, after in self.marks:
-            if not isinstance(after, float):
-                after.synchronize()
-            spent = after - before if isinstance(after, float) else before.elapsed_time(after) / 1000
-            totals[f"{name}_seconds"] = totals.get(f"{name}_seconds", 0.0) + spent
-        self.marks.clear()
-        return {name: round(total / steps, 6) for name, total in totals.items()}
-
-    def _now(self, name: str) -> Any:
-        if not self.on_gpu or name == "data":  # reading keeps the host, not the device
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+def duration(seconds: float) -> str:
+    """Such as `3 days 4 h`, `2 h 10 min`, `5 min`, `40 s`: two units at most."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
 def memory() -> dict[str, int]:
@@ -258,23 +201,6 @@ def layer_norms(engine) -> dict[str, float]:
                 key = f"{kind}_norm/{group}"
                 squares[key] = squares.get(key, 0.0) + tensor.detach().float().square().sum().item()
     return {key: round(value**0.5, 6) for key, value in squares.items()}
-
-
-def _peak_flops(precision: str) -> float:
-    """The GPU's data-sheet peak; where there is none, what a matrix product reaches in a tenth of a second."""
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        known = next((peak for key, peak in GPU_PEAK_FLOPS.items() if key in name), None)
-        if known is not None:
-            return known if precision != "fp32" else known / 2
-    size, dtype = 1024, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    a = torch.ones(size, size, dtype=dtype, device=distributed.device())
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def _drop_after(path: Path, step: int) -> float:

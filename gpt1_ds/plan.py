@@ -23,12 +23,11 @@ from gpt1_ds.command_line import field_docs
 from gpt1_ds.config import PRESETS, PretrainConfig, load
 from gpt1_ds.dataloader import WindowOrder, total_steps
 from gpt1_ds.errors import ConfigError, guard
-from gpt1_ds.kernels import HEAD_ROWS, QUERY_BLOCK
+from gpt1_ds.memory import activation_bytes, state_bytes
 from gpt1_ds.model import GPTConfig
 from gpt1_ds.shards import read_manifest
 
 GB = 1e9
-BUCKET_BYTES = 1e9  # DeepSpeed's default reduce bucket of 5e8 elements in two bytes
 FRAMEWORK_GB = 1.5  # context, kernels and communication buffers of a GPU process
 ALLOCATOR = 1.05  # fragmentation
 PCIE, HOST_MEMORY = 25 * GB, 100 * GB  # bytes/s a GPU for offload, bytes/s a node for the Adam on its CPUs
@@ -85,35 +84,6 @@ class Estimate:
     @property
     def step_seconds(self) -> float:
         return self.compute_seconds + self.exposed_seconds
-
-
-def state_bytes(parameters: float, way: str, precision: str, ranks: int) -> tuple[float, float]:
-    """Weights, gradients, masters and moments: bytes on a rank, and bytes on its host that offload moves there."""
-    stage, low = int(way[0]), 4 if precision == "fp32" else 2
-    # Beside masters and moments a step holds the rank's gradients flattened, twice, and in float32.
-    masters = parameters * (12 if precision == "fp32" else 12 + 8) / (ranks if stage >= 1 else 1)
-    gradients = parameters * low / (ranks if stage >= 2 else 1)
-    weights = parameters * low / (ranks if stage == 3 else 1)
-    buckets = min(BUCKET_BYTES, parameters * low) * (2 if stage == 3 else 1) if stage >= 1 and ranks > 1 else 0
-    if way.endswith("offload"):
-        moved = masters + gradients + (weights if stage == 3 else 0)
-        return (weights if stage == 2 else 0) + buckets, moved
-    return weights + gradients + masters + buckets, 0.0
-
-
-def activation_bytes(shape: GPTConfig, windows: int, precision: str, checkpointing: bool, flash: bool = True) -> float:
-    """Kept for backward by a micro-batch of `windows`: 34 values' worth of bytes a token, layer and channel in two-byte
-    precision (Korthikanti et al. 2022, section 4, with tanh GELU and one-byte masks), attention weights where no flash
-    kernel spares them, and the head's."""
-    low = 4 if precision == "fp32" else 2
-    C, T = shape.n_embd, shape.n_ctx
-    block = C * (16 * low + 2)
-    if not flash:
-        block += shape.n_head * (2 * low + 1) * (T + QUERY_BLOCK) / 2 + C * low
-    layers = shape.n_layer * low * C + block if checkpointing else shape.n_layer * block
-    head = C * low + (shape.padded_vocab_size * low if low == 2 else 0)
-    rows = min(HEAD_ROWS, windows * T)
-    return windows * T * (layers + head + C * (low + 1)) + 3 * rows * shape.padded_vocab_size * 4
 
 
 def estimate(shape: GPTConfig, cluster: Cluster, way: str, precision: str, global_batch: int, micro_batch: int,

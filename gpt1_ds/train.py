@@ -11,15 +11,16 @@ Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 a peer died, 75
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher put this file's own folder there
 
 import torch
 
-from gpt1_ds import checkpoint, deepspeed_config, distributed, evaluation, ledger, metrics, optim, run_directory
+from gpt1_ds import checkpoint, deepspeed_config, distributed, evaluation, ledger, memory, metrics, optim, run_directory
 from gpt1_ds import engine as engines
 from gpt1_ds.command_line import arguments
 from gpt1_ds.config import PretrainConfig, run_folder
@@ -38,11 +39,14 @@ from gpt1_ds.dataloader import (
 from gpt1_ds.errors import DataError, DivergedError, StopRequested, guard
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.preemption import StopFlag
+from gpt1_ds.profiling import StepTimer, Throughput, profiled
 from gpt1_ds.resize import place_weights
 from gpt1_ds.sampling import sample_text
 from gpt1_ds.shards import Manifest, TokenStream, read_manifest
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
+WARM_STEPS = 10
+"""Steps of a start after which its speed tells how long it will take."""
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "pretrain_gpt1.yaml")
 
 
@@ -57,7 +61,14 @@ class Run:
     sizes: BatchSizes
     total_steps: int
     facts: dict
-    """Model shape and tokenizer hash, saved in every checkpoint."""
+    """Model shape, tokenizer hash and shards, saved in every checkpoint."""
+    stop: StopFlag
+    throughput: Throughput
+    log: metrics.RunLog
+    bar: Any
+    timer: StepTimer = field(default_factory=StepTimer)
+    told: bool = False
+    """Whether this start has said how long it will take."""
 
 
 def main(argv: list[str]) -> int | None:
@@ -86,7 +97,6 @@ def main(argv: list[str]) -> int | None:
         fresh = args.from_scratch or not checkpoint.committed(run_folder(config))
         weights = load_initial_weights(module, config, facts) if config.init.checkpoint and fresh else {}
         folder = run_directory.claim(config, ds, tokenizer, args.from_scratch)
-        run = Run(config, folder, valid, order, BatchSizes.of(config.train), steps, facts)
         trainer = engines.initialize(module, config, ds)
         if weights:
             place_weights(trainer, weights.items(), config.init.checkpoint)
@@ -95,79 +105,82 @@ def main(argv: list[str]) -> int | None:
         state = checkpoint.resume(trainer, folder) or {"step": 0, "cursor": Cursor().to_dict(), **facts}
         check_state(state, facts, folder)
         check_data(state, facts, folder)
-        announce(run, ds, env.world_size, state)
-        log = metrics.RunLog(folder, state["step"])
-        throughput = metrics.Throughput(model_config.flops_per_token, deepspeed_config.precision(ds))
         bar = metrics.progress_bar(steps, state["step"], "step", "pre-training")
-        with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults():
+        run = Run(config, folder, valid, order, BatchSizes.of(config.train), steps, facts, stop,
+                  Throughput(model_config.flops_per_token, deepspeed_config.precision(ds)),
+                  metrics.RunLog(folder, state["step"]), bar)  # fmt: skip
+        announce(run, ds, env.world_size, state["step"])
+        with run.log.outcome(lambda: trainer.global_steps), bar, run.timer.communication(), distributed.peer_faults():
             while True:
                 batches = Batches(streams, order, Cursor(**state["cursor"]), run.sizes,
                                   trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size,
                                   state["step"])  # fmt: skip
                 losses = ledger.Losses(config.train, state.get("losses", {}))
                 try:
-                    return train(run, trainer, batches, losses, log, bar, throughput, stop)
+                    return train(run, trainer, batches, losses)
                 except ledger.Spike as spike:
                     state = roll_back(run, trainer, losses, spike)
-                log.close()
-                log = metrics.RunLog(folder, state["step"], start=False)  # drops what the undone steps logged
+                run.log.close()
+                run.log = metrics.RunLog(folder, state["step"], start=False)  # drops what the undone steps logged
                 bar.update(state["step"] - bar.n)
 
 
-def train(run: Run, engine, batches: Batches, losses: ledger.Losses, log: metrics.RunLog, bar, throughput,
-          stop: StopFlag) -> None:  # fmt: skip
+def train(run: Run, engine, batches: Batches, losses: ledger.Losses) -> None:
     """The loop: read, step, log, validate, commit; from step `batches.step` to the last, a stop request or a spike."""
     config, step, cursor = run.config, batches.step, batches.cursor
-    validated, last, timer = True, step == run.total_steps, metrics.StepTimer()
-    log.monitor = engine.monitor
-    if (step % config.eval.every == 0 or last) and not log.has(step, "valid"):
-        validated = validate(run, engine, log, step, stop)
-    throughput.pause()
-    for micro_batches, after in timer.waiting(batches.until(stop.requested)) if validated and not last else ():
-        if stop.agreed():
+    validated, last = True, step == run.total_steps
+    if (step % config.eval.every == 0 or last) and not run.log.has(step, "valid"):
+        validated = validate(run, engine, step)
+    run.throughput.pause()
+    for micro_batches, after in run.timer.waiting(batches.until(run.stop.requested)) if validated and not last else ():
+        if run.stop.agreed():
             break
         lr = optim.set_lr(engine, config, step, run.total_steps)
         engines.set_batch(engine, run.sizes.at(step))
         skipped_before = engine.skipped_steps
         norms = {} if config.log.layer_norms and (step + 1) % config.log.every == 0 else None
-        loss = train_step(engine, micro_batches, batches.dropout_keys(after, step), timer, norms)
+        with profiled(run.folder, step + 1, config.log.profile):
+            loss = train_step(engine, micro_batches, batches.dropout_keys(after, step), run.timer, norms)
         cursor, step = after, step + 1
         losses.add(loss, step, engine.skipped_steps > skipped_before)
-        bar.update()
+        run.bar.update()
         last = step == run.total_steps
         if step % config.log.every == 0 or last:
-            tell(run, engine, losses, log, bar, throughput, step, cursor, lr, timer, norms or {})
+            tell(run, engine, losses, step, cursor, lr, norms or {})
         if step % config.eval.every == 0 or last:
-            validated = validate(run, engine, log, step, stop)
-            throughput.pause()
+            validated = validate(run, engine, step)
+            run.throughput.pause()
         if not validated:
             break
         if step % config.checkpoint.every == 0 or last:
-            commit(run, engine, losses, log, step, cursor, must=last)
-            throughput.pause()
+            commit(run, engine, losses, step, cursor, must=last)
+            run.throughput.pause()
         if last:
             break
     if not (last and validated):
         if step:
-            commit(run, engine, losses, log, step, cursor, must=True)
+            commit(run, engine, losses, step, cursor, must=True)
         done = f"is committed in {run.folder}/checkpoints" if step else "was the first: nothing is trained yet"
         raise StopRequested(f"step {step} of {run.total_steps} {done}; the same command continues")
 
 
-def tell(run: Run, engine, losses: ledger.Losses, log: metrics.RunLog, bar, throughput, step: int, cursor: Cursor,
-         lr: float, timer: metrics.StepTimer, norms: dict[str, float]) -> None:  # fmt: skip
+def tell(run: Run, engine, losses: ledger.Losses, step: int, cursor: Cursor, lr: float, norms: dict) -> None:
     """A line of the log on the steps since the last one; raises Spike or DivergedError where they went wrong."""
-    n_ctx, since = run.config.model.n_ctx, max(step - len(losses.steps), log.resume_step)
+    n_ctx, since = run.config.model.n_ctx, max(step - len(losses.steps), run.log.resume_step)
     loss, norm = losses.check(step, cursor), engine.get_global_grad_norm()  # norm: None in plain float32
     tokens = run.sizes.before(step) * n_ctx
-    speed = throughput.read(tokens - run.sizes.before(since) * n_ctx)
-    log.log(step, "train", loss=loss if math.isfinite(loss) else None, lr=lr,
-            grad_norm=None if norm is None else float(norm), **speed, tokens=tokens,
-            skipped_steps=engine.skipped_steps, **metrics.loss_scale(engine), **norms,
-            **timer.read(max(1, step - since)),
-            epoch=round(cursor.epoch + cursor.index / run.order.epoch_windows, 6))  # fmt: skip
-    log.progress(step, run.total_steps, loss)
-    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed['tokens_per_second']:.0f}")
+    speed = run.throughput.read(tokens - run.sizes.before(since) * n_ctx)
+    run.log.log(step, "train", loss=loss if math.isfinite(loss) else None, lr=lr,
+                grad_norm=None if norm is None else float(norm), **speed, tokens=tokens,
+                skipped_steps=engine.skipped_steps, **metrics.loss_scale(engine), **norms,
+                **run.timer.read(max(1, step - since)),
+                epoch=round(cursor.epoch + cursor.index / run.order.epoch_windows, 6))  # fmt: skip
+    run.log.progress(step, run.total_steps, loss)
+    rate = speed["tokens_per_second"]
+    run.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{rate:.0f}")
+    if not run.told and step - run.log.resume_step >= WARM_STEPS:
+        run.told, left = True, run.sizes.before(run.total_steps) * n_ctx - tokens
+        metrics.note(f"about {metrics.duration(left / rate)} to go, at {rate:,.0f} tokens/s ({speed['mfu']:.0%} MFU)")
     losses.line(loss)
 
 
@@ -191,25 +204,25 @@ def roll_back(run: Run, engine, losses: ledger.Losses, spike: ledger.Spike) -> d
     return {**state, "cursor": spike.cursor.to_dict(), "losses": {**saved, "rollbacks": losses.rollbacks + 1}}
 
 
-def commit(run: Run, engine, losses: ledger.Losses, log: metrics.RunLog, step: int, cursor: Cursor, must: bool) -> None:
+def commit(run: Run, engine, losses: ledger.Losses, step: int, cursor: Cursor, must: bool) -> None:
     """A checkpoint of `step`, with the place in the data after it; never of a step whose loss spiked."""
     losses.check(step, cursor)
     state = {"step": step, "cursor": cursor.to_dict(), "losses": losses.to_dict(), **run.facts}
     saved = checkpoint.save(engine, run.folder, step, state, run.config.checkpoint.keep,
                             run.config.checkpoint.keep_every, must)  # fmt: skip
     if saved:
-        log.log(step, "checkpoint", **saved)
+        run.log.log(step, "checkpoint", **saved)
 
 
 def train_step(
     engine,
     micro_batches: list[torch.Tensor],
     keys_B2: torch.Tensor,
-    timer: metrics.StepTimer | None = None,
+    timer: StepTimer | None = None,
     norms: dict[str, float] | None = None,
 ) -> torch.Tensor:
     """One optimizer step over this rank's micro-batches (micro_batch, n_ctx + 1); their mean loss, on the device."""
-    losses, timer = [], timer or metrics.StepTimer()
+    losses, timer = [], timer or StepTimer()
     for ids_BT, keys_b2 in zip(micro_batches, keys_B2.split(len(micro_batches[0])), strict=True):
         ids_BT, keys_b2 = (tensor.to(engine.device, non_blocking=True) for tensor in (ids_BT, keys_b2))
         with timer.part("forward"):
@@ -225,20 +238,20 @@ def train_step(
     return torch.stack(losses).mean()
 
 
-def validate(run: Run, engine, log: metrics.RunLog, step: int, stop: StopFlag) -> bool:
+def validate(run: Run, engine, step: int) -> bool:
     """Log the loss on each corpus; False, and no record, where a stop request cut it short: the next start does."""
     config, losses = run.config, {}
     for corpus, stream in run.valid.items():
         losses[corpus] = evaluation.validation_loss(
-            engine, stream, config.model.n_ctx, config.train.global_batch, config.eval.batches, stop.agreed
+            engine, stream, config.model.n_ctx, config.train.global_batch, config.eval.batches, run.stop.agreed
         )
         if losses[corpus] is None:
             return False
     if config.log.samples_every and step % config.log.samples_every == 0:
-        log.sample(step, sample_text(engine, load_tokenizer(run.folder / "tokenizer"), config.log.prompt))
+        run.log.sample(step, sample_text(engine, load_tokenizer(run.folder / "tokenizer"), config.log.prompt))
     for corpus, loss in losses.items():
         perplexity = math.exp(min(loss, 100.0))
-        log.log(step, "valid", corpus, loss=round(loss, 6), perplexity=round(perplexity, 4))
+        run.log.log(step, "valid", corpus, loss=round(loss, 6), perplexity=round(perplexity, 4))
         metrics.note(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.2f} on {corpus}")
     return True
 
@@ -278,19 +291,25 @@ def check_data(state: dict, facts: dict, folder: Path) -> None:
                             "choose another run.name")  # fmt: skip
 
 
-def announce(run: Run, ds: dict, world_size: int, state: dict) -> None:
+def announce(run: Run, ds: dict, world_size: int, step: int) -> None:
     config, shape = run.config, GPTConfig(**run.facts["model"])
     corpora = ", ".join(f"{name} {count:,}" for name, count in zip(run.order.corpora, run.order.tokens, strict=True))
     epochs = run.sizes.before(run.total_steps) / run.order.epoch_windows
     ramp = f"{run.sizes.start} to " if run.sizes.ramp else ""
-    mechanics = f"ZeRO-{deepspeed_config.zero_stage(ds)}, {deepspeed_config.precision(ds)}"
+    precision, micro_batch, way = deepspeed_config.precision(ds), ds["train_micro_batch_size_per_gpu"], memory.way(ds)
+    states, moved = memory.state_bytes(shape.parameters, way, precision, world_size)
+    activations = memory.activation_bytes(shape, micro_batch, precision, config.train.activation_checkpointing,
+                                          flash=torch.cuda.is_available())  # fmt: skip
+    host = f", and {moved / 1e9:.1f} GB on the host" if moved else ""
     distributed.say(
         f"run      {run.folder}\n"
         f"model    {shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, {shape.parameters:,} parameters\n"
         f"data     {corpora} tokens; {epochs:.2f} epochs\n"
         f"batch    {ramp}{config.train.global_batch} windows a step on {world_size} ranks, micro-batch "
-        f"{ds['train_micro_batch_size_per_gpu']}, {mechanics}\n"
-        f"steps    {state['step']} of {run.total_steps} done"
+        f"{micro_batch}, ZeRO-{way}, {precision}\n"
+        f"memory   about {states / 1e9:.1f} GB a rank for weights, gradients and moments{host}, and "
+        f"{activations / 1e9:.1f} GB for activations\n"
+        f"steps    {step} of {run.total_steps} done"
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds import metrics, sampling
+from gpt1_ds import metrics, profiling, sampling, train
 from gpt1_ds.tokenizer import load_tokenizer
 from tests.cases_engine import Trainer
 
@@ -35,3 +35,17 @@ def monitored(ds_path: str, shards: str, folder: str) -> None:
         log.log(step + 1, "train", loss=trainer.run(step, step + 1)[0])
     log.close()
     trainer.close()
+
+
+def timed(ds_path: str, shards: str, folder: str) -> tuple[dict[str, float], bool]:
+    """Seconds of the parts of two steps, the second under the profiler; whether the collectives are unwrapped again."""
+    from deepspeed.comm import comm
+
+    trainer, timer = Trainer(ds_path, shards, ["train.micro_batch=4"]), profiling.StepTimer()
+    ids_BT = torch.arange(4 * 33).view(4, 33)
+    with timer.communication():
+        for step in (1, 2):
+            with profiling.profiled(Path(folder), step, 2):
+                train.train_step(trainer.engine, [ids_BT], torch.ones(4, 2, dtype=torch.int32), timer)
+    trainer.close()
+    return timer.read(2), not set(profiling.COLLECTIVES) & set(vars(comm.cdb))

@@ -121,7 +121,10 @@ def test_kills_at_random_moments_change_no_byte(options, alone: Path, tmp_path: 
         job = subprocess.Popen(
             mpirun(ranks, *options, "--out", str(out)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(rng.uniform(1.0, 2.0 + attempt / 2))
+        deadline = time.monotonic() + 60
+        while not (out / ".work").exists() and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, attempt / 4))  # the first at once: however fast the machine, one kill comes in time
         if victims := processes_of(out):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(victims), signal.SIGKILL)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # `gpt1_ds` by layer; a module imports from lower layers only. `tasks` is a subpackage whose members may see each other.
 LAYERS = {
     0: "errors files heartbeat kernels config distributed openai_bpe tokenizer shards remote",
-    1: "command_line deepspeed_config model optim dataloader metrics preemption resize run_directory tasks",
-    2: "heads engine checkpoint ledger huggingface evaluation sampling zero_shot suite_report",
+    1: "command_line deepspeed_config model optim dataloader metrics preemption profiling resize run_directory tasks",
+    2: "heads memory engine checkpoint ledger huggingface evaluation sampling zero_shot suite_report",
     3: "train finetune eval generate export plan report suite",
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

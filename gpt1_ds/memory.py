@@ -6,7 +6,7 @@ Sources: Rajbhandari et al. 2020 (ZeRO), section 5; Korthikanti et al. 2022, sec
 
 from typing import Any
 
-from gpt1_ds.kernels import HEAD_ROWS, QUERY_BLOCK
+from gpt1_ds.kernels import CACHED_ROWS, HEAD_ROWS, QUERY_BLOCK
 from gpt1_ds.model import GPTConfig
 
 BUCKET_BYTES = 1e9  # DeepSpeed's default reduce bucket of 5e8 elements in two bytes
@@ -35,14 +35,14 @@ def state_bytes(parameters: float, way: str, precision: str, ranks: int) -> tupl
 
 def activation_bytes(shape: GPTConfig, windows: int, precision: str, checkpointing: bool, flash: bool = True) -> float:
     """Kept for backward by a micro-batch of `windows`: 34 values' worth of bytes a token, layer and channel in two-byte
-    precision (Korthikanti et al. 2022, section 4, with tanh GELU and one-byte masks), attention weights where no flash
-    kernel spares them, and the head's."""
-    low = 4 if precision == "fp32" else 2
+    precision (Korthikanti et al. 2022, section 4, with tanh GELU and one-byte masks; two-byte ones on a CPU), attention
+    weights where no flash kernel spares them, and the head's."""
+    low, mask, rows = 4 if precision == "fp32" else 2, *((1, HEAD_ROWS) if flash else (2, CACHED_ROWS))
     C, T = shape.n_embd, shape.n_ctx
-    block = C * (16 * low + 2)
+    block = C * (16 * low + 2 * mask)
     if not flash:
-        block += shape.n_head * (2 * low + 1) * (T + QUERY_BLOCK) / 2 + C * low
+        block += shape.n_head * (low + mask) * (T + QUERY_BLOCK) / 2
     layers = shape.n_layer * low * C + block if checkpointing else shape.n_layer * block
-    head = C * low + (shape.padded_vocab_size * low if low == 2 else 0)
-    rows = min(HEAD_ROWS, windows * T)
-    return windows * T * (layers + head + C * (low + 1)) + 3 * rows * shape.padded_vocab_size * 4
+    head = (C + shape.padded_vocab_size) * low
+    rows = min(rows, windows * T)
+    return windows * T * (layers + head + C * (low + mask)) + 3 * rows * shape.padded_vocab_size * 4

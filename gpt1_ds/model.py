@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt1_ds.kernels import IGNORE, append, causal_attention, dropout, head_cross_entropy, linear, site_keys
+from gpt1_ds.kernels import IGNORE, append, causal_attention, dropout, gelu, head_cross_entropy, linear, site_keys
 
 __all__ = ["GPT", "GPTConfig", "IGNORE", "init_weights"]
 
@@ -94,7 +94,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x_BTC: Tensor, keys_B2: Tensor | None) -> Tensor:
-        out_BTC = self.c_proj(F.gelu(self.c_fc(x_BTC), approximate="tanh"))
+        out_BTC = self.c_proj(gelu(self.c_fc(x_BTC)))
         return dropout(out_BTC, self.resid_pdrop, keys_B2)
 
 

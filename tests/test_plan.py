@@ -7,6 +7,7 @@ import torch
 
 from gpt1_ds.config import PRESETS
 from gpt1_ds.errors import ConfigError
+from gpt1_ds.kernels import CACHED_ROWS
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.plan import WAYS, Cluster, activation_bytes, best, estimate, main, state_bytes
 from tests.cases_plan import MICRO_BATCH, VOCAB_SIZE
@@ -38,7 +39,7 @@ def test_activations_are_what_autograd_keeps(layers, heads, width, context, prec
     shape = GPTConfig(2000, layers, heads, width, context)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     # The plan's peak adds the float32 logits of the head's rows, which are freed within the forward.
-    passing = 3 * min(512, 4 * context) * shape.padded_vocab_size * 4
+    passing = 3 * min(CACHED_ROWS, 4 * context) * shape.padded_vocab_size * 4
     planned = activation_bytes(shape, 4, precision, False, flash=False) - passing
     assert planned == pytest.approx(kept_bytes(shape, 4, dtype, False), rel=0.08)
 

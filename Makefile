@@ -1,6 +1,6 @@
 # The whole project in one command each; all of them make .venv first and reuse it.
 #   make quickstart   from nothing to a fine-tuned GPT-1 in minutes        make test    lint and the whole test suite
-#   make bench        figures beside the alternatives, on SHARDS and CORPUS   make soak    the long fault matrices
+#   make bench        figures beside the alternatives, on SHARDS (see benchmarks/README.md)   make soak   fault matrices
 #   make TORCH=keep ..          keep the machine's own torch (a GPU build, say) instead of installing one
 #   make PYTHON=python3.12 ..   choose the interpreter
 
@@ -34,10 +34,7 @@ lint: $(INSTALLED)
 	@xargs -d '\n' $(BIN)/ruff format --quiet --diff < .venv/ruff-options
 
 bench: $(INSTALLED)
-	@test -e $(SHARDS)/manifest.json || { echo "error: no shards in $(SHARDS): make quickstart first, or name others with \
-	make SHARDS=DIR CORPUS=NAME bench"; exit 3; }
-	@$(BIN)/python benchmarks/ngram.py $(SHARDS) --valid-corpus $(CORPUS)
-	@$(BIN)/python benchmarks/tokenize_text.py $(SHARDS)/tokenizer
+	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv quickstart build *.egg-info .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ WebDataset reads its samples in order and cuts them into such windows. Nothing i
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import json
 import resource
@@ -98,6 +99,12 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
     with webdataset.TarWriter(single[0]) as writer:
         for number, tokens in enumerate(stream.read(np.arange(20_000) * N_CTX, N_CTX + 1).astype(manifest.dtype)):
             writer.write({"__key__": f"{number:06d}", "tokens.npy": tokens})
+    rivals = {}
+    if importlib.util.find_spec("streaming"):
+        mosaic = iterate_streaming(scratch / "streaming", stream)
+        rivals["mosaicml streaming, shuffled"] = lambda: next(mosaic)
+    else:
+        print("mosaicml streaming is left out: pip install mosaicml-streaming")
     urls = [str(root / shard.file) for shard in entry.shards]
     plain, alone, shuffled = web(urls, 0), web(single, 0), web(single, 1000)
     contenders = {
@@ -111,6 +118,7 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
         "WebDataset, these shards, in order": lambda: next(plain),
         "WebDataset, a sample a window": lambda: next(alone),
         "the same, shuffle(1000)": lambda: next(shuffled),
+        **rivals,
     }
     times = per_batch(contenders)
     print(f"{stream.tokens:,} tokens of {corpus} in {len(entry.shards)} shards; {BATCH} x {N_CTX + 1} a batch")
@@ -118,6 +126,20 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
     best = times["ours, as training reads"]
     for name, milliseconds in times.items():
         print(f"{name:34s}{milliseconds:12.3f}{BATCH / milliseconds * 1000:12,.0f}{milliseconds / best:19.1f}x")
+
+
+def iterate_streaming(folder: Path, stream: TokenStream) -> Iterator[np.ndarray]:
+    """A sample a window, in an order of its own, by mosaicml's StreamingDataset."""
+    from streaming import MDSWriter, StreamingDataset
+
+    rows = stream.read(np.arange(20_000) * N_CTX, N_CTX + 1).astype(np.uint16)
+    with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{N_CTX + 1}"}) as writer:
+        for tokens in rows:
+            writer.write({"tokens": tokens})
+    dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
+    samples = itertools.chain.from_iterable(itertools.repeat(dataset))
+    while True:
+        yield np.stack([sample["tokens"] for sample in itertools.islice(samples, BATCH)]).astype(np.int64)
 
 
 TABLE: list[np.ndarray] = []

@@ -33,12 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[torch.Tensor], None]
 
 
-def ours(layers: int, windows: int, *overrides: str) -> Step:
+def ours(layers: int, windows: int, *overrides: str, ds: str = "zero1_bf16.json") -> Step:
     options = [f"model.n_layer={layers}", f"train.global_batch={windows}", f"train.micro_batch={windows}", *overrides]
     config = load(PretrainConfig, None, options)
     distributed.start(600.0)
     trainer = engine.initialize(GPT(GPTConfig(VOCAB_SIZE, n_layer=layers)), config, resolve(
-        ROOT / "ds_configs" / "zero1_bf16.json", config, 1))  # fmt: skip
+        ROOT / "ds_configs" / ds, config, 1))  # fmt: skip
 
     def step(ids_BT: torch.Tensor) -> None:
         trainer.backward(trainer(ids_BT[:, :-1], ids_BT[:, 1:])[1].mean())
@@ -77,7 +77,7 @@ def transformers_deepspeed(layers: int, windows: int) -> Step:
 
 def plain_loop(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor]) -> Step:
     """bf16 weights, float32 masters, clipping, fused AdamW, by hand."""
-    weights = [p for p in model.bfloat16().parameters() if p.requires_grad]
+    weights = [p for p in model.bfloat16().to(distributed.device()).parameters() if p.requires_grad]
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=LR, fused=True)
 
@@ -108,7 +108,7 @@ def nanogpt(layers: int, windows: int) -> Step:
     shape = nano.GPTConfig(block_size=N_CTX, vocab_size=VOCAB_SIZE, n_layer=layers, n_head=12, n_embd=768, dropout=0.1)
     model = nano.GPT(shape).train()
     forward = torch.compile(model)
-    return plain_loop(model, lambda ids_BT: forward(ids_BT[:, :-1], ids_BT[:, 1:])[1])
+    return plain_loop(model, lambda ids_BT: forward(ids_BT[:, :-1], ids_BT[:, 1:].contiguous())[1])
 
 
 def limit(layers: int, windows: int) -> Step:

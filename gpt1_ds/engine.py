@@ -1,7 +1,10 @@
 """The only `deepspeed.initialize`."""
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import nn
 
 from gpt1_ds import deepspeed_config, distributed, optim
@@ -24,6 +27,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
         elif isinstance(part, Block) and config.train.compile:
             part.compile()
     deepspeed = distributed.import_deepspeed()
+    _spare_the_compiler(ds)
     client = None if "optimizer" in ds else optim.build(module, config.optim)
     parameters = optim.parameter_groups(module, config.optim.weight_decay) if client is None else None
     engine, *_ = deepspeed.initialize(
@@ -48,3 +52,14 @@ def set_batch(engine, windows: int) -> None:
         if hasattr(engine.optimizer, "gradient_accumulation_steps"):  # ZeRO 1 to 3 keep their own
             engine.optimizer.gradient_accumulation_steps = engine.gradient_accumulation_steps()
     engine.micro_steps = 0  # counted over all steps it would misplace the boundary once their sizes differ
+
+
+def _spare_the_compiler(ds: dict[str, Any]) -> None:
+    """Every start would import torch's compiler, a second: torch's optimizers, to keep plain functions out of graphs
+    that no one makes of them, and DeepSpeed, to ask whether the optimizer is Muon, whose kernels compile at a look."""
+    for function in vars(torch.optim.Optimizer).values():
+        if plain := getattr(function, "__wrapped__", None):
+            plain.__dynamo_disable = plain
+    if ds.get("optimizer", {}).get("type", "").lower() != "muon":
+        no_muon = SimpleNamespace(MuonWithAuxAdam=type("NoMuon", (), {}), adam_update=None, muon_update=None)
+        sys.modules.setdefault("deepspeed.runtime.zero.muon.original_muon", no_muon)

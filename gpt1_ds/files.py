@@ -1,8 +1,10 @@
 """Files that are whole or not there: atomic writes, flushing, hashes (layer 0)."""
 
 import hashlib
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 BLOCK_BYTES = 1 << 22
 
@@ -33,3 +35,29 @@ def file_sha256(path: Path | str) -> str:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+class HashedFile(io.FileIO):
+    """A new file that is hashed as its bytes reach the system; `buffered` is what to write to, `seal` ends it."""
+
+    def __init__(self, path: Path | str):
+        super().__init__(path, "xb")
+        self.digest, self.size, self.fault = hashlib.sha256(), 0, None
+        self.buffered = io.BufferedWriter(self, BLOCK_BYTES)
+
+    def write(self, data) -> int:
+        try:
+            count = super().write(data)
+        except OSError as error:
+            self.fault = error  # a caller in C++ may tell of its own position alone
+            raise
+        self.digest.update(memoryview(data)[:count])
+        self.size += count
+        return count
+
+    def seal(self) -> dict[str, Any]:
+        """Flush to the disk and close; size and sha256."""
+        self.buffered.flush()
+        os.fsync(self.fileno())
+        self.buffered.close()
+        return {"bytes": self.size, "sha256": self.digest.hexdigest()}

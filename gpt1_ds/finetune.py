@@ -110,13 +110,15 @@ def main(argv: list[str]) -> int | None:
         announce(run, ds, state["step"])
         log = metrics.RunLog(run.folder, state["step"])
         bar = metrics.progress_bar(run.total_steps, state["step"], "step", config.task.name)
-        with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults():
-            best = train(run, trainer, log, bar, stop, state)
+        saves = checkpoint.Saves(run.folder, config.checkpoint.keep, config.checkpoint.keep_every,
+                                 lambda step, **saved: log.log(step, "checkpoint", **saved))  # fmt: skip
+        with log.outcome(lambda: trainer.global_steps), bar, distributed.peer_faults(), saves:
+            best = train(run, trainer, log, saves, bar, stop, state)
             splits = finish(run, trainer, stop)
             distributed.on_main(lambda: write_result(run, best, trainer.global_steps, splits))
 
 
-def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dict) -> dict:
+def train(run: Run, engine, log: metrics.RunLog, saves: checkpoint.Saves, bar, stop: StopFlag, state: dict) -> dict:
     """The loop: read, step, log, score, commit; from `state` to the last step. Returns the best score's record."""
     config, step, start, best = run.config, state["step"], Cursor(**state["cursor"]), state["best"]
     losses, skipped, tokens, scored = [], 0, 0, True
@@ -145,16 +147,14 @@ def train(run: Run, engine, log: metrics.RunLog, bar, stop: StopFlag, state: dic
             bar.set_postfix(loss=f"{loss:.3f}", task=f"{task_loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed:.0f}")
             losses, tokens = [], 0
         if score_due(run, step, cursor):
-            best, scored = score(run, engine, log, step, cursor, best, stop)
+            with throughput.paused():
+                best, scored = score(run, engine, log, step, cursor, best, stop)
             stopping, last = stopping or not scored, scored and (last or given_up(run, best))
-            throughput.pause()
         if step % config.checkpoint.every == 0 or last or stopping:
             state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
-            saved = checkpoint.save(engine, run.folder, step, state, config.checkpoint.keep,
-                                    config.checkpoint.keep_every, must=last or stopping)  # fmt: skip
-            if saved:
-                log.log(step, "checkpoint", **saved)
-            throughput.pause()
+            with throughput.paused():
+                saves.save(engine, step, state, must=last or stopping)
+        saves.poll()
         if last or stopping:
             break
     if not last:

@@ -1,5 +1,6 @@
 """Parameter groups, the two Adams, and the learning-rate schedule as a pure function of the step."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +28,7 @@ def build(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     settings = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
     if config.kind == "openai_adam":
         return OpenAIAdam(groups, **settings)
-    return torch.optim.AdamW(groups, fused=True, **settings)
+    return AdamW(groups, fused=True, **settings)
 
 
 def skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
@@ -40,6 +41,12 @@ def skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
         return None if optimizer.overflow else step(closure)
 
     optimizer.step = guarded
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, whose own `step` would first import torch's compiler, a second, to say that no graph may hold it."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 class OpenAIAdam(torch.optim.Optimizer):

@@ -25,11 +25,18 @@ class Throughput:
     def __init__(self, flops_per_token: int, precision: str):
         self.flops_per_token = flops_per_token
         self.peak_flops = _peak_flops(precision) * distributed.world_size()
-        self.pause()
+        self.restart()
 
-    def pause(self) -> None:
-        """Start counting afresh: what came before (a validation, a save) is not training."""
+    def restart(self) -> None:
+        """Start counting afresh."""
         self.since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count: a validation, a save."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
 
     def read(self, tokens: int) -> dict[str, float | None]:
         now = time.perf_counter()

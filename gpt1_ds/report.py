@@ -128,8 +128,8 @@ class Run:
         facts["skipped steps"] = str(last.get("skipped_steps", 0)) + (
             f"; {len(self.skipped)} rolled back" if self.skipped else "")  # fmt: skip
         if self.saves:
-            middle = [median(r.get(key, 0) for r in self.saves) for key in ("bytes", "seconds")]
-            facts["checkpoints"] = f"{len(self.saves)}; {middle[0] / 1e6:,.1f} MB in {middle[1]:.1f} s (medians)"
+            size, stood = (median(r.get(key, 0) for r in self.saves) for key in ("bytes", "seconds"))
+            facts["checkpoints"] = f"{len(self.saves)}; {size / 1e6:,.1f} MB, training stood {stood:.1f} s (medians)"
         if "score" in self.result:
             result = self.result
             facts |= {"task": f"{result.get('task')}", "examples": ", ".join(

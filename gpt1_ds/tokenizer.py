@@ -12,11 +12,11 @@ import itertools
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from gpt1_ds.errors import ConfigError, DataError
 from gpt1_ds.files import write_atomically
@@ -197,7 +197,10 @@ class SentencePieceTokenizer(Tokenizer):
             )
         self.special_ids = dict(zip(SPECIAL_NAMES, range(len(CONTROL_PIECES)), strict=True))
         self.fallback_ids = frozenset(i for i in range(self.vocab_size) if self._model.is_byte(i))
-        self._by_words = words_are_independent(self._contents[MODEL_FILE])
+
+    @cached_property
+    def _by_words(self) -> bool:
+        return words_are_independent(self._contents[MODEL_FILE])
 
     def encode_ragged(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if self._by_words:
@@ -220,6 +223,8 @@ def words_are_independent(model: bytes) -> bool:
     True of a SentencePiece BPE whose normaliser puts "\u2581" before every word and has no rule that reads across a
     space; whose pieces hold "\u2581" at most in front; and that spells the unknown in bytes, since <unk>s would fuse.
     """
+    from sentencepiece import sentencepiece_model_pb2  # slow, and only encoding comes here
+
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     trainer, rules = proto.trainer_spec, proto.normalizer_spec
     # The rules are a Darts trie: its size, then units of 4 bytes, each with the character of its edge in the low byte.

@@ -65,6 +65,7 @@ class Run:
     stop: StopFlag
     throughput: Throughput
     log: metrics.RunLog
+    saves: checkpoint.Saves
     bar: Any
     timer: StepTimer = field(default_factory=StepTimer)
     told: bool = False
@@ -106,11 +107,14 @@ def main(argv: list[str]) -> int | None:
         check_state(state, facts, folder)
         check_data(state, facts, folder)
         bar = metrics.progress_bar(steps, state["step"], "step", "pre-training")
+        saves = checkpoint.Saves(folder, config.checkpoint.keep, config.checkpoint.keep_every,
+                                 lambda step, **saved: run.log.log(step, "checkpoint", **saved))  # fmt: skip
         run = Run(config, folder, valid, order, BatchSizes.of(config.train), steps, facts, stop,
                   Throughput(model_config.flops_per_token, deepspeed_config.precision(ds)),
-                  metrics.RunLog(folder, state["step"]), bar)  # fmt: skip
+                  metrics.RunLog(folder, state["step"]), saves, bar)  # fmt: skip
         announce(run, ds, env.world_size, state["step"])
-        with run.log.outcome(lambda: trainer.global_steps), bar, run.timer.communication(), distributed.peer_faults():
+        outcome = run.log.outcome(lambda: trainer.global_steps)
+        with outcome, bar, run.timer.communication(), distributed.peer_faults(), saves:
             while True:
                 batches = Batches(streams, order, Cursor(**state["cursor"]), run.sizes,
                                   trainer.train_micro_batch_size_per_gpu(), env.rank, env.world_size,
@@ -119,6 +123,7 @@ def main(argv: list[str]) -> int | None:
                 try:
                     return train(run, trainer, batches, losses)
                 except ledger.Spike as spike:
+                    saves.settle()
                     state = roll_back(run, trainer, losses, spike)
                 run.log.close()
                 run.log = metrics.RunLog(folder, state["step"], start=False)  # drops what the undone steps logged
@@ -131,7 +136,7 @@ def train(run: Run, engine, batches: Batches, losses: ledger.Losses) -> None:
     validated, last = True, step == run.total_steps
     if (step % config.eval.every == 0 or last) and not run.log.has(step, "valid"):
         validated = validate(run, engine, step)
-    run.throughput.pause()
+    run.throughput.restart()
     for micro_batches, after in run.timer.waiting(batches.until(run.stop.requested)) if validated and not last else ():
         if run.stop.agreed():
             break
@@ -148,13 +153,13 @@ def train(run: Run, engine, batches: Batches, losses: ledger.Losses) -> None:
         if step % config.log.every == 0 or last:
             tell(run, engine, losses, step, cursor, lr, norms or {})
         if step % config.eval.every == 0 or last:
-            validated = validate(run, engine, step)
-            run.throughput.pause()
+            with run.throughput.paused():
+                validated = validate(run, engine, step)
         if not validated:
             break
         if step % config.checkpoint.every == 0 or last:
             commit(run, engine, losses, step, cursor, must=last)
-            run.throughput.pause()
+        run.saves.poll()
         if last:
             break
     if not (last and validated):
@@ -208,10 +213,8 @@ def commit(run: Run, engine, losses: ledger.Losses, step: int, cursor: Cursor, m
     """A checkpoint of `step`, with the place in the data after it; never of a step whose loss spiked."""
     losses.check(step, cursor)
     state = {"step": step, "cursor": cursor.to_dict(), "losses": losses.to_dict(), **run.facts}
-    saved = checkpoint.save(engine, run.folder, step, state, run.config.checkpoint.keep,
-                            run.config.checkpoint.keep_every, must)  # fmt: skip
-    if saved:
-        run.log.log(step, "checkpoint", **saved)
+    with run.throughput.paused():
+        run.saves.save(engine, step, state, must)
 
 
 def train_step(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds import checkpoint, distributed, resize, run_directory, train
+from gpt1_ds import checkpoint, distributed, resize, run_directory, saving, train
 from gpt1_ds.errors import StopRequested
+from gpt1_ds.files import HashedFile
 from tests.cases_engine import Trainer
 
 NO_DROPOUT = ["model.embd_pdrop=0", "model.attn_pdrop=0", "model.resid_pdrop=0"]
@@ -67,7 +68,7 @@ def resume_layout(ds_path: str, shards: str, folder: str, out: str, more: int) -
 def committed(folder: str) -> list[str]:
     """Checkpoints that verify, newest first."""
     root = Path(folder) / "checkpoints"
-    return [path.name for path in checkpoint._steps(root) if not checkpoint._faults(path, 1, 1)]
+    return [path.name for path in checkpoint.steps(root) if not checkpoint._faults(path, 1, 1)]
 
 
 def save(trainer: Trainer, folder: str, step: int, **options) -> dict | None:
@@ -107,11 +108,65 @@ def slow_peer(ds_path: str, shards: str, folder: str) -> tuple[float, dict[str, 
     return shard.stat().st_mtime, distributed.gather_json(seen)[0]
 
 
+def behind(ds_path: str, shards: str, folder: str) -> tuple:
+    """Save step 1 while steps 2 and 3 go on, rank 1 half a second late with its last file: what was committed before
+    it had written, what was told, whether the right tensors were, and losses: with it, without, and resumed from it."""
+    plain = Trainer(ds_path, shards, NO_DROPOUT)
+    undisturbed = plain.run(0, 1)
+    checkpoint.save(plain.engine, Path(folder) / "plain", 1, {"step": 1}, 1)
+    undisturbed += plain.run(1, 3)
+    plain.close()
+    trainer, told, may_end = Trainer(ds_path, shards, NO_DROPOUT), [], threading.Event()
+    saves = checkpoint.Saves(Path(folder), 2, None, lambda step, **saved: told.append((step, saved)))
+    seal, slow = HashedFile.seal, distributed.rank() == 1
+
+    def late(file) -> dict:
+        assert may_end.wait(60)
+        time.sleep(0.5)
+        return seal(file)
+
+    losses = trainer.run(0, 1)
+    HashedFile.seal = late if slow else seal
+    saves.save(trainer.engine, 1, {"step": 1}, must=False)
+    for step in (1, 2):
+        losses += trainer.run(step, step + 1)
+        saves.poll()
+    early = [path.name for path in Path(folder).rglob("*") if path.name in ("MANIFEST.json", "latest")
+             and "plain" not in str(path)]  # fmt: skip
+    distributed.barrier()
+    may_end.set()
+    while saves.pending:
+        saves.poll()
+        time.sleep(0.01)
+    HashedFile.seal = seal
+    trainer.close()
+    last = "checkpoints/step-00000001"
+    exact = same(read(Path(folder) / last), read(Path(folder) / "plain" / last))
+    again = Trainer(ds_path, shards, NO_DROPOUT, seed=9)
+    resumed = again.run(checkpoint.resume(again.engine, Path(folder))["step"], 3)
+    again.close()
+    return early, told, exact, losses, undisturbed, resumed
+
+
+def no_room(ds_path: str, shards: str, folder: str) -> tuple[list[bool], list[str]]:
+    """Whether each of two saves is on its way once begun, the second where memory is short; what is committed."""
+    trainer, room, pending = Trainer(ds_path, shards, []), saving.memory_left, []
+    saves = checkpoint.Saves(Path(folder), 2, None, lambda step, **saved: None)
+    for step, left in ((1, room), (2, lambda: 1000.0)):
+        trainer.run(step - 1, step)
+        saving.memory_left = left
+        saves.save(trainer.engine, step, {"step": step}, must=False)
+        pending.append(saves.pending is not None)
+    saving.memory_left = room
+    trainer.close()
+    return pending, committed(folder)
+
+
 def attempt(action) -> str:
     """The one line of the error that `action` raises on this rank."""
     try:
         action()
-    except checkpoint.SaveError as error:
+    except saving.SaveError as error:
         return str(error)
     return ""
 

@@ -1,18 +1,19 @@
 """Kill one rank in a save after its k-th write, flush or rename, for every k; every start resumes what was left.
 
-    python -m tests.kill_at_every_write DEEPSPEED.json SHARDS RUNS RANKS
+    python -m tests.kill_at_every_write DEEPSPEED.json SHARDS RUNS RANKS [must]
 
 One warm process, torch and DeepSpeed imported and no thread started, forks the ranks of every start. A start resumes
-the run, trains one step and saves it; the victim counts the calls of `CALLS` that the save makes and takes SIGKILL
-after its k-th. The undisturbed run follows at one go. Every line is JSON: victim, k, whether the victim outlived its
-save (which ends its turn), and of each rank the step it resumed, that checkpoint's fingerprint, the next step's loss.
+the run, trains one step and saves it, by a thread or, if it `must`, at once; the victim counts the calls of `CALLS`
+that the save makes, in either thread, and takes SIGKILL after its k-th. The undisturbed run follows at one go. Every
+line is JSON: victim, k, whether the victim outlived its save (which ends its turn), and of each rank the step it
+resumed, that checkpoint's fingerprint, the next step's loss.
 """
 
-import importlib
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ def kill_after(k: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(count)
+    threading.setprofile(count)  # of the threads to come
 
 
 def fingerprint(folder: Path) -> int:
@@ -48,16 +50,19 @@ def fingerprint(folder: Path) -> int:
     return sum(int((b * torch.arange(1, len(b) + 1)).sum()) for b in bits) % 2**61
 
 
-def one_rank(ds_path: str, shards: str, run_dir: Path, steps: int, victim: int, k: int, report) -> None:
+def one_rank(ds_path: str, shards: str, run_dir: Path, must: bool, steps: int, victim: int, k: int, report) -> None:
     distributed.start(30)
     trainer = Trainer(ds_path, shards, ONE_BLOCK)
     first = (checkpoint.resume(trainer.engine, run_dir) or {"step": 0})["step"]
+    saves = checkpoint.Saves(run_dir, 1, None, lambda step, **_: None)
     for step in range(first, first + steps):
         bits = fingerprint(run_dir / "checkpoints" / f"step-{step:08d}") if step else 0
         print(json.dumps([step, bits, trainer.run(step, step + 1)[0]]), file=report, flush=True)
         if distributed.rank() == victim:
             kill_after(k)
-        checkpoint.save(trainer.engine, run_dir, step + 1, {"step": step + 1}, keep=1)
+        saves.save(trainer.engine, step + 1, {"step": step + 1}, must)
+        assert (saves.pending is None) == must
+        saves.settle()
         sys.setprofile(None)
     print("null", file=report, flush=True)
 
@@ -86,13 +91,12 @@ def start(ranks: int, *arguments) -> list[list]:
     return reports
 
 
-def main(ds_path: str, shards: str, runs: str, ranks: str) -> None:
+def main(ds_path: str, shards: str, runs: str, ranks: str, must: str = "") -> None:
     torch.set_num_threads(1)
     distributed.import_deepspeed()
-    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")  # with torch's compiler: seconds, once
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose the other threads"
     os.environ["MASTER_ADDR"] = "127.0.0.1"
-    ranks, fixed, reports = int(ranks), (ds_path, shards, Path(runs) / "killed"), []
+    ranks, fixed, reports = int(ranks), (ds_path, shards, Path(runs) / "killed", bool(must)), []
     start(ranks, *fixed, 1, -1, 0)  # something to fall back to
     for victim in range(ranks):
         k, outlived = 0, False
@@ -102,7 +106,7 @@ def main(ds_path: str, shards: str, runs: str, ranks: str) -> None:
             outlived = reports[victim][-1] is None
             print(json.dumps([victim, k, outlived, *(report[0] for report in reports)]), flush=True)
     steps = reports[0][0][0] + 1
-    for line in start(ranks, ds_path, shards, Path(runs) / "undisturbed", steps, -1, 0)[0][:-1]:
+    for line in start(ranks, ds_path, shards, Path(runs) / "undisturbed", True, steps, -1, 0)[0][:-1]:
         print(json.dumps([-1, 0, True, line]), flush=True)
 
 

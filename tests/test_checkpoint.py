@@ -147,7 +147,7 @@ def plant(path, canary) -> None:
     manifest = json.loads(manifest_path.read_text())
     del manifest["sha256"]
     manifest["files"][path.name] = checkpoint._seal(path)
-    manifest_path.write_text(json.dumps(manifest | {"sha256": checkpoint._digest(manifest)}))
+    manifest_path.write_text(json.dumps(manifest | {"sha256": checkpoint.digest(manifest)}))
 
 
 @pytest.mark.parametrize("name", FILES[1:])

@@ -16,8 +16,8 @@ from tests.test_deepspeed_config import FOLDER
 CPU = str(FOLDER / "cpu.json")
 
 
-def kill_at_every_write(ds: str, shards: Path, runs: Path, ranks: int) -> None:
-    words = [sys.executable, "-m", "tests.kill_at_every_write", ds, shards, runs, ranks]
+def kill_at_every_write(ds: str, shards: Path, runs: Path, ranks: int, *must: str) -> None:
+    words = [sys.executable, "-m", "tests.kill_at_every_write", ds, shards, runs, ranks, *must]
     done = subprocess.run([str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
                           text=True, timeout=280)  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -39,10 +39,11 @@ def test_a_rank_killed_at_every_write_of_a_save(tiny_shards, tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("must", [[], ["must"]])
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero2_offload"])
-def test_a_rank_killed_at_every_write_of_every_stage(tiny_shards, tmp_path, name, ranks):
-    kill_at_every_write(str(FOLDER / f"{name}.json"), tiny_shards, tmp_path, ranks)
+def test_a_rank_killed_at_every_write_of_every_stage(tiny_shards, tmp_path, name, ranks, must):
+    kill_at_every_write(str(FOLDER / f"{name}.json"), tiny_shards, tmp_path, ranks, *must)
 
 
 @pytest.mark.parametrize("name", ["zero1_bf16", "zero3_bf16"])
@@ -51,6 +52,22 @@ def test_no_commit_before_a_slow_peer_has_written(ranks, tiny_shards, tmp_path, 
     for written, seen in ranks(2).run("tests.cases_checkpoint:slow_peer", *arguments):
         assert {"MANIFEST.json", "step-00000001", "latest"} == seen.keys()
         assert all(moment > written for moment in seen.values())
+
+
+@pytest.mark.parametrize("name", ["zero0_fp32", "zero2_bf16", "zero3_bf16"])
+def test_training_goes_on_while_a_checkpoint_is_written_and_it_is_committed_later(ranks, tiny_shards, tmp_path, name):
+    arguments = str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path)
+    for early, told, exact, losses, undisturbed, resumed in ranks(2).run("tests.cases_checkpoint:behind", *arguments):
+        assert early == [], "two steps and two polls long, nothing is committed while rank 1 still writes"
+        [(step, saved)] = told
+        assert step == 1 and saved["write_seconds"] >= 0.5 and saved["seconds"] < saved["write_seconds"]
+        assert exact, "it holds the tensors of the moment of the save, bit for bit"
+        assert losses == undisturbed and resumed == undisturbed[1:]
+
+
+def test_without_room_for_a_copy_in_memory_a_save_is_written_at_once(ranks, tiny_shards, tmp_path):
+    for pending, valid in ranks(1).run("tests.cases_checkpoint:no_room", CPU, str(tiny_shards), str(tmp_path)):
+        assert pending == [True, False] and valid == ["step-00000002", "step-00000001"]
 
 
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero2_bf16", "zero3_bf16"])
@@ -150,7 +167,7 @@ def test_a_manifest_cannot_name_files_elsewhere(ranks, tiny_shards, tmp_path, na
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     del manifest["sha256"]
     manifest["files"][name] = checkpoint._seal(folder.parent / "outside")
-    (folder / "MANIFEST.json").write_text(json.dumps({**manifest, "sha256": checkpoint._digest(manifest)}))
+    (folder / "MANIFEST.json").write_text(json.dumps({**manifest, "sha256": checkpoint.digest(manifest)}))
     with pytest.raises(DataError, match="no valid checkpoint"):
         checkpoint.find(run)
 

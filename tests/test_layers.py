@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # `gpt1_ds` by layer; a module imports from lower layers only. `tasks` is a subpackage whose members may see each other.
 LAYERS = {
     0: "errors files heartbeat kernels config distributed openai_bpe tokenizer shards remote",
-    1: "command_line deepspeed_config model optim dataloader metrics preemption profiling resize run_directory tasks",
-    2: "heads memory engine checkpoint ledger huggingface evaluation sampling zero_shot suite_report",
+    1: "background command_line deepspeed_config model optim dataloader metrics preemption profiling resize "
+    "run_directory tasks",
+    2: "heads memory engine checkpoint saving ledger huggingface evaluation sampling zero_shot suite_report",
     3: "train finetune eval generate export plan report suite",
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
@@ -24,7 +25,7 @@ LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in mod
 SHARED_WITHIN_LAYER_0 = {"errors", "files", "openai_bpe", "heartbeat"}
 DATA_PREP_MAY_IMPORT = {module for module, layer in LAYER_OF.items() if layer == 0}
 DATA_PREP_EXTRA = {"trace": {"dataloader"}}
-SECOND_HALVES = {"zero_shot": {"evaluation"}}  # in one layer, but only this way round
+SECOND_HALVES = {"zero_shot": {"evaluation"}, "checkpoint": {"saving"}}  # in one layer, but only this way round
 
 SOURCES = sorted(path for folder in ("gpt1_ds", "data_prep") for path in (ROOT / folder).rglob("*.py"))
 ALL_SOURCES = sorted(

@@ -70,7 +70,7 @@ def test_what_the_files_say_is_in_the_tables(run, tmp_path):
     shown = text_of(page(run, out=tmp_path / "page.html"))
     for words in ("parameters 42,816", "steps 20", "tokens 2,000", "training loss 3.0000", "wall time 20 h 00 min",
                   "validation loss, bo<ks 4.0000 (perplexity 54.6)", "tokens a second, median 50", "starts 2",
-                  "checkpoints 1; 2.0 MB in 1.5 s", "train/bo<ks 123,456 abc", "optim.lr 0.001", "seed 7",
+                  "checkpoints 1; 2.0 MB, training stood 1.5 s", "train/bo<ks 123,456 abc", "optim.lr 0.001", "seed 7",
                   "zero_optimization.stage 2", "2001-09-09 01:46:40 UTC 2 10 h 00 min", "6 8 9.5", "20 2,000,000 1.50",
                   'He said <b>"&"</b> <script>alert(1)</script> @@BODY@@'):  # fmt: skip
         assert words in shown, (words, shown)

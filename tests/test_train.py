@@ -56,12 +56,14 @@ def ranks_of(launcher: int) -> list[int]:
 
 
 def disturb(shards: Path, runs: Path, at_step: int, number: int, whom, *overrides: str) -> int:
-    """Start the run, send signal `number` to `whom(launcher, ranks)` once `at_step` is logged, and wait for its end."""
+    """Start the run, send signal `number` to `whom(launcher, ranks)` once `at_step` is logged and the checkpoint before
+    it committed, and wait for its end."""
     log = open(runs / "log", "w+")
     process = subprocess.Popen(command(shards, runs, *overrides), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
                                stderr=subprocess.STDOUT, preexec_fn=die_with_parent)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (steps := steps_logged(runs)) or steps[-1] < at_step:
+    due = at_step // 8 * 8
+    while max(steps_logged(runs), default=-1) < at_step or max(steps_logged(runs, "checkpoint"), default=0) < due:
         assert process.poll() is None and time.monotonic() < deadline, log.seek(0) or log.read()
         time.sleep(0.02)
     ranks = ranks_of(process.pid)

@@ -1,0 +1,118 @@
+"""Files that are written while training goes on.
+
+A file is first made in memory, byte for byte, while the tensors in it stand still; one thread then writes, hashes and
+flushes them all. What fails is remembered and told at the end, since the peers of this rank may wait for it meanwhile.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpt1_ds.files import HashedFile
+
+
+class Files:
+    """New files of `folder`: a thread writes them if they come `behind`, else they are written as they are added."""
+
+    def __init__(self, folder: Path, behind: bool):
+        self.folder, self.behind, self.seconds = folder, behind, 0.0
+        self.fault: str | None = None
+        self._sealed: dict[str, dict[str, Any]] = {}
+        self._copies: deque[tuple[str, Copy]] = deque()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="checkpoint-writer")
+
+    def add(self, name: str, make: Callable[[Any], Any]) -> None:
+        """The file `name`: what `make` writes to the file object that it is given."""
+        if not self.behind:
+            self._write(name, make)
+            return
+        try:
+            copy = Copy()
+            make(copy)
+            self._copies.append((name, copy))
+        except (MemoryError, RuntimeError, OSError) as error:
+            self.fault = self.fault or f"{name}: {error or 'no memory for a copy of it'}"
+
+    def start(self) -> None:
+        """All files are added."""
+        if self.behind:
+            self._thread.start()
+
+    def busy(self) -> bool:
+        return self._thread.is_alive()
+
+    def sealed(self) -> dict[str, dict[str, Any]]:
+        """Size and sha256 of every file once all are on the disk, for which it waits; OSError where one is not."""
+        if self.behind:
+            self._thread.join()
+        if self.fault:
+            raise OSError(self.fault)
+        return self._sealed
+
+    def _run(self) -> None:
+        try:
+            while self._copies and not self.fault:
+                name, copy = self._copies.popleft()
+                self._write(name, copy.pour)
+        except BaseException as error:  # or what is missing would be taken for complete
+            self.fault = repr(error)
+        self._copies.clear()
+
+    def _write(self, name: str, make: Callable[[Any], Any]) -> None:
+        started, file = time.perf_counter(), None
+        try:
+            file = HashedFile(self.folder / name)
+            make(file.buffered)
+            self._sealed[name] = file.seal()
+        except (OSError, RuntimeError) as error:
+            self.fault = self.fault or f"{name}: {(file and file.fault) or error}"
+        self.seconds += time.perf_counter() - started
+
+
+class Copy:
+    """A file in memory. Its pieces keep their sizes: one growing buffer would be copied again and again."""
+
+    def __init__(self):
+        self.pieces: deque[bytes] = deque()
+
+    def write(self, data) -> int:
+        self.pieces.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def pour(self, file) -> None:
+        """Write it all to `file`, giving up the memory on the way."""
+        file.writelines(self.pieces.popleft() for _ in range(len(self.pieces)))
+
+
+def memory_left() -> float:
+    """Bytes that processes of this machine can still take, within the limits on this one's control groups."""
+    try:
+        left = float(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except (OSError, IndexError):
+        return 0.0
+    for _, controllers, own in groups:
+        if controllers in ("", "memory"):  # version 2, version 1
+            top = Path("/sys/fs/cgroup", controllers)
+            names = ("max", "current", "inactive_file") if not controllers else (
+                "limit_in_bytes", "usage_in_bytes", "total_inactive_file")  # fmt: skip
+            folder = top / own.strip("/")
+            for group in (folder, *folder.parents):
+                left = min(left, _group_left(group, *names))
+    return left
+
+
+def _group_left(group: Path, limit: str, used: str, cache: str) -> float:
+    """What a control group has left, the file cache that can go counted in; infinite where it has no limit."""
+    try:
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        taken = int((group / f"memory.{used}").read_text()) - int(stat[cache])
+        return float(int((group / f"memory.{limit}").read_text()) - taken)
+    except (OSError, ValueError, KeyError):
+        return float("inf")

@@ -126,7 +126,7 @@ class Progress:
         self._sent: list[Any] = []
         self._running = ranks.size
         # tqdm's own test (None) is whether stderr is a terminal.
-        quiet = True if ranks.rank else False if os.environ.get("GPT1_PROGRESS") == "1" else None
+        quiet = True if ranks.rank else None
         self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc=description, disable=quiet)
 
     def __enter__(self) -> "Progress":

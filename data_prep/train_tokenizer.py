@@ -16,7 +16,6 @@ unknown. Beyond `--sample-bytes`, a seeded share of the lines is learned from: m
 import argparse
 import io
 import json
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -96,7 +95,7 @@ class _Sample:
 
     def __iter__(self) -> Iterator[str]:
         total = sum(source.bytes for source in self._sources)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=_quiet()) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
             for source in self._sources:
                 reader = SourceReader(source, self._cleaning)
                 for piece in reader.pieces():
@@ -152,10 +151,6 @@ def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
             raise
         raise ConfigError(f"--vocab-size {vocab_size}: {fix}") from error
     return model.getvalue()
-
-
-def _quiet() -> bool | None:
-    return False if os.environ.get("GPT1_PROGRESS") == "1" else None
 
 
 def cli() -> None:

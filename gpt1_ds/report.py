@@ -223,9 +223,9 @@ def _scores(run: Run) -> str:
         parts.append('<p class="dim">Dev set at the best step: label by row, prediction by column.</p>')
         parts.append(_table(["", *names], rows))
     for path in sorted(run.folder.glob("predictions-*.tsv")):
-        head, *rows = (row.split("\t") for row in path.read_text(encoding="utf-8", errors="replace").splitlines())
-        if wrong := [row for row in rows if len(row) == 3 and row[1] and row[1] != row[2]]:
-            parts.append(_fold(f"{path.name}: the first errors", _table(head, wrong[:EXAMPLES]), is_open=False))
+        lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        if wrong := [line for line in lines[1:] if len(line) == 3 and line[1] and line[1] != line[2]]:
+            parts.append(_fold(f"{path.name}: the first errors", _table(lines[0], wrong[:EXAMPLES]), is_open=False))
     return _section(f"Task scores of {run.name}", *parts) if parts else ""
 
 

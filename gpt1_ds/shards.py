@@ -18,7 +18,7 @@ import re
 import tarfile
 from array import array
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Manifest:
     """`kind files sha256 vocab_size special_ids`"""
     preparation: dict[str, Any]
     """Normalisation, sources with hashes, split rule, and what was dropped and why."""
-    splits: dict[str, dict[str, CorpusEntry]] = field(default_factory=dict)
+    splits: dict[str, dict[str, CorpusEntry]]
     version: int = VERSION
 
     @property
@@ -101,19 +101,7 @@ def read_manifest(root: Path | str) -> Manifest:
     """The manifest of a shard directory; DataError where it is missing, malformed or points outside the directory."""
     path = Path(root) / MANIFEST
     try:
-        raw = json.loads(path.read_text(), object_hook=_compact)
-        manifest = Manifest(
-            version=raw["version"],
-            tokenizer=raw["tokenizer"],
-            preparation=raw["preparation"],
-            splits={
-                split: {
-                    corpus: CorpusEntry(entry["documents"], entry["tokens"], [Shard(**s) for s in entry["shards"]])
-                    for corpus, entry in corpora.items()
-                }
-                for split, corpora in raw["splits"].items()
-            },
-        )
+        manifest = Manifest(**json.loads(path.read_text(), object_hook=_record))
         _check_manifest(manifest)
     except FileNotFoundError:
         raise DataError(f"{path}: no such shard manifest; {_BUILD_HINT}") from None
@@ -124,11 +112,12 @@ def read_manifest(root: Path | str) -> Manifest:
     return manifest
 
 
-def _compact(raw: dict[str, Any]) -> dict[str, Any]:
-    """Numbers by the million as 8 bytes each: 10^5 shards have 2.5 * 10^7 samples."""
-    if "sample_offsets" in raw:
-        raw.update({name: array("q", raw[name]) for name in ("sample_offsets", "sample_tokens")})
-    return raw
+def _record(raw: dict[str, Any]) -> Any:
+    """A `Shard`, a `CorpusEntry`, or `raw` itself."""
+    if {"sample_offsets", "sample_tokens"} <= raw.keys():
+        # Numbers by the million as 8 bytes each: 10^5 shards have 2.5 * 10^7 samples.
+        return Shard(**raw | {name: array("q", raw[name]) for name in ("sample_offsets", "sample_tokens")})
+    return CorpusEntry(**raw) if raw.keys() == {"documents", "tokens", "shards"} else raw
 
 
 def _check_manifest(manifest: Manifest) -> None:

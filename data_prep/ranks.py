@@ -193,7 +193,5 @@ class Progress:
             os._exit(PeerError.exit_code)
         notes = [self._folder / f"{_DOING}{rank}" for rank in range(self._ranks.size)]
         where = "; ".join(f"rank {rank}: {note.read_text()}" for rank, note in enumerate(notes) if note.exists())
-        message = (
-            f"stopped by a signal, a rank having died or the job being cancelled; at work on {where}; run it again"
-        )
-        self._ranks.fail(PeerError(message), self.doing)
+        cause = "stopped by a signal, a rank having died or the job being cancelled"
+        self._ranks.fail(PeerError(f"{cause}; at work on {where}; run it again"), self.doing)

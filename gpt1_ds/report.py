@@ -60,7 +60,8 @@ class Run:
             _object(folder / f"{name}.json", json.loads) for name in ("status", "result", "deepspeed")
         )
         self.config = _object(folder / "config.yaml", yaml.safe_load)
-        self.state = next(map(_state, sorted((folder / "checkpoints").glob("step-*"), reverse=True)), {})
+        states = sorted((folder / "checkpoints").glob("step-*/state.json"))
+        self.state = _object(states[-1], json.loads) if states else {}
         self.corpora = list(dict.fromkeys(record["corpus"] for record in self.valid if "corpus" in record))
         self.axes = [
             np.array([(0, 0), *((r["step"], r[key] / unit) for r in self.train if key in r)], float).T
@@ -78,6 +79,21 @@ class Run:
             records = [records[i] for i in np.linspace(0, len(records) - 1, MOST_POINTS, dtype=int)]
         return [[*self.place(record["step"]), record[key]] for record in records]
 
+    def lines(self) -> dict[str, list[tuple[str, Records, str]]]:
+        """Title of each chart -> (label, records, key) of each curve in it."""
+        losses = [("train", self.train, "loss"), *((f"validation {c}", self.valid_of(c), "loss") for c in self.corpora)]
+        scores = [key for key in _keys(self.scores) if key not in ("step", "split", "elapsed_seconds")]
+        lines = {"Loss, nats": losses} | {title: [("", self.train, key)] for key, title in CHARTS.items()}
+        lines["Seconds a step"] = [(part, self.train, f"{part}_seconds") for part in STEP_PARTS]
+        lines["Task scores"] = [(key, self.scores, key) for key in scores]
+        for kind in ("grad", "weight"):
+            norms = [key for key in _keys(self.train) if key.startswith(f"{kind}_norm/")]
+            lines[f"{kind}_norm of each group"] = [(key.partition("/")[2], self.train, key) for key in norms]
+        return lines
+
+    def valid_of(self, corpus: str) -> Records:
+        return [record for record in self.valid if record.get("corpus") == corpus]
+
     def facts(self) -> dict[str, str]:
         """The final numbers, by name."""
         status, result, last = self.status, self.result, self.train[-1] if self.train else {}
@@ -90,8 +106,7 @@ class Run:
             if _with_number([last], key):
                 facts[name] = text.format(last[key])
         for corpus in self.corpora:
-            if logged := _with_number([r for r in self.valid if r.get("corpus") == corpus], "loss"):
-                losses = [record["loss"] for record in logged]
+            if losses := [record["loss"] for record in _with_number(self.valid_of(corpus), "loss")]:
                 lowest = f"; lowest {min(losses):.4f}" if min(losses) < losses[-1] else ""
                 perplexity = math.exp(min(losses[-1], 100))
                 facts[f"validation loss, {corpus}"] = f"{losses[-1]:.4f} (perplexity {perplexity:,.1f}{lowest})"
@@ -159,40 +174,21 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Loss of training and of each validation corpus; then what was logged beside it, a chart each."""
-
-    def chart(title: str, lines: Iterable[tuple[int, str, Records, str]], zero: bool = False) -> dict[str, Any]:
-        """Of lines (number of the run, label, records, key): those of one run differ by colour, runs by theirs."""
-        series, seen = [], [0] * len(runs)
-        for number, label, records, key in lines:
-            index, seen[number] = seen[number], seen[number] + 1
-            if points := runs[number].curve(records, key):
-                color, dash, name = (number, index, runs[number].name) if len(runs) > 1 else (index, 0, "")
-                series.append({"label": f"{name} {label}".strip(), "points": points, "color": color, "dash": dash,
-                               "faint": label == "train" and bool(runs[number].valid)})  # fmt: skip
-        return {"title": title, "series": series, "zero": zero, "legend": max(seen) > 1}
-
-    numbered = list(enumerate(runs))
-    losses = []
-    for number, run in numbered:
-        losses.append((number, "train", run.train, "loss"))
-        for corpus in run.corpora:
-            records = [record for record in run.valid if record.get("corpus") == corpus]
-            losses.append((number, f"validation {corpus}", records, "loss"))
-    charts = [chart("Loss" if any(run.scores for run in runs) else "Loss, nats a token", losses)]
-    for key, title in CHARTS.items():
-        lines = [(number, "" if len(runs) > 1 else title, run.train, key) for number, run in numbered]
-        charts.append(chart(title, lines, zero=title.endswith(("second", "bytes"))))
-    parts = [(number, part, run.train, f"{part}_seconds") for number, run in numbered for part in STEP_PARTS]
-    charts.append(chart("Seconds a step", parts, zero=True))
-    scores = _keys(record for run in runs for record in run.scores)
-    lines = [(number, key, run.scores, key) for number, run in numbered for key in scores if key != "step"]
-    charts.append(chart("Task scores", [line for line in lines if line[1] not in ("split", "elapsed_seconds")]))
-    for kind, title in (("grad", "Gradient"), ("weight", "Weight")):
-        norms = [key for key in _keys(r for run in runs for r in run.train) if key.startswith(f"{kind}_norm/")]
-        lines = [(number, key.partition("/")[2], run.train, key) for number, run in numbered for key in norms]
-        charts.append(chart(f"{title} norm of each group", lines))
-    return [charts[0], *(found for found in charts[1:] if found["series"])]
+    """The charts that have a curve; curves of one run differ by colour, those of several by it and by their dashes."""
+    charts, lines = [], [run.lines() for run in runs]
+    for title in lines[0]:
+        series = []
+        for number, run in enumerate(runs):
+            for index, (label, records, key) in enumerate(lines[number][title]):
+                if points := run.curve(records, key):
+                    look = {"color": number, "dash": index} if len(runs) > 1 else {"color": index, "dash": 0}
+                    name = f"{run.name} {label}".strip() if len(runs) > 1 else label or title
+                    faint = label == "train" and bool(run.valid)
+                    series.append({"label": name, "points": points, "faint": faint, **look})
+        if series:
+            zero, many = title.endswith(("second", "step", "bytes")), max(len(of_run[title]) for of_run in lines) > 1
+            charts.append({"title": title, "series": series, "zero": zero, "legend": many})
+    return charts
 
 
 def _marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -316,10 +312,6 @@ def _object(path: Path, parse: Any) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _state(checkpoint: Path) -> dict[str, Any]:
-    return _object(checkpoint / "state.json", json.loads)
 
 
 def _with_number(records: Records, key: str) -> Records:

@@ -151,7 +151,7 @@ def dom(address: str, profile: Path) -> str:
 def test_a_browser_draws_the_curves(run, tmp_path, axis):
     page(run, out=tmp_path / "page.html")
     shown = dom(f"{(tmp_path / 'page.html').as_uri()}#{axis}", tmp_path / "profile")
-    assert 'data-drawn="yes"' in shown and f'aria-label="Loss, nats a token against {axis}"' in shown
+    assert 'data-drawn="yes"' in shown and f'aria-label="Loss, nats against {axis}"' in shown
     curves = dict(re.findall(r'data-points="(\d+)" data-label="([^"]*)"', shown)[i][::-1] for i in range(2))
     assert curves == {"train": "9", "validation bo<ks": "3"} or curves == {"train": "9", "validation bo&lt;ks": "3"}
     paths = re.findall(r'class="curve" d="([^"]*)"', shown)

@@ -229,12 +229,12 @@ def _history(run: Run) -> str:
     keys = _keys(run.skipped)
     tables = {
         "Starts": (["from step", "at", "ranks", "after running"], [
-            [f"{r['step']:,}", f"{datetime.fromtimestamp(r['time'], UTC):%Y-%m-%d %H:%M:%S UTC}",
-             str(r["world_size"]), duration(r["elapsed_seconds"])] for r in run.starts]),
+            [f"{r['step']:,}", f"{datetime.fromtimestamp(r.get('time', 0), UTC):%Y-%m-%d %H:%M:%S UTC}",
+             str(r.get("world_size", "")), duration(r.get("elapsed_seconds", 0))] for r in run.starts]),
         "Loss spikes undone and batches skipped": (keys, [
             [json.dumps(event.get(key, "")).strip('"') for key in keys] for event in run.skipped]),
         "Checkpoints": (["step", "bytes", "seconds"], [
-            [f"{r['step']:,}", f"{r.get('bytes', 0):,}", f"{r['seconds']:.2f}"] for r in run.saves]),
+            [f"{r['step']:,}", f"{r.get('bytes', 0):,}", f"{r.get('seconds', 0):.2f}"] for r in run.saves]),
     }  # fmt: skip
     folds = [_fold(f"{title} ({len(rows)})", _table(head, rows), is_open=len(rows) <= 12)
              for title, (head, rows) in tables.items() if rows]  # fmt: skip

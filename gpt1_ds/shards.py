@@ -8,7 +8,6 @@ began in an earlier sample). The manifest gives every sample's byte offset and t
 
 import dataclasses
 import functools
-import hashlib
 import io
 import itertools
 import json
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gpt1_ds.errors import DataError
-from gpt1_ds.files import file_sha256, write_atomically
+from gpt1_ds.files import file_sha256, flush, write_atomically
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -158,21 +157,6 @@ def write_manifest(root: Path | str, manifest: Manifest) -> None:
     write_atomically(Path(root) / MANIFEST, text)
 
 
-class _HashingFile:
-    """A write-only file that hashes what passes."""
-
-    def __init__(self, file):
-        self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-    def tell(self) -> int:
-        return self.bytes
-
-
 class ShardWriter:
     """Writes `root/file`, a tar whose bytes depend on its samples alone, under a temporary name until `close`.
 
@@ -183,9 +167,7 @@ class ShardWriter:
         self.path = Path(root) / file
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self._file = open(self._temporary, "wb")
-        self._hashing = _HashingFile(self._file)
-        self._tar = tarfile.open(fileobj=self._hashing, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)
         self._corpus = corpus
         self._dtype = token_dtype(vocab_size)
         self._shard = Shard(file, 0, "", 0, 0, 0, [], [])
@@ -216,19 +198,17 @@ class ShardWriter:
     def close(self) -> Shard:
         """Flush to disk and give the shard its final name."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        flush(self._temporary)
+        size, sha256 = self._temporary.stat().st_size, file_sha256(self._temporary)
         os.replace(self._temporary, self.path)
-        return dataclasses.replace(self._shard, bytes=self._hashing.bytes, sha256=self._hashing.sha256.hexdigest())
+        return dataclasses.replace(self._shard, bytes=size, sha256=sha256)
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind, value, trace) -> None:
-        if not self._file.closed:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
+        self._tar.fileobj.close()
 
 
 class _Mapped:

@@ -62,7 +62,7 @@ def portrait(dice: Dice, cast: list[Person], person: Person) -> Iterator[str]:
 def adventure(dice: Dice, hero: Person, friend: Person) -> Iterator[str]:
     """An event, and what it came to: told, and asked."""
     good = dice.coin()
-    after = dice.sample([world.outcome(dice, hero, good), world.ending(dice, hero, good)], 2)
+    after = dice.sample([world.outcome(dice, hero, good), world.ending(dice, hero, good), world.opinion(dice, good)], 3)
     yield " ".join([f"{dice.pick(world.TIMES)} this happened.", *world.event(dice, hero, friend, good), *after])
     for result in (world.outcome, world.ending):
         claimed = dice.coin()
@@ -81,7 +81,8 @@ def chapter(dice: Dice, cast: list[Person]) -> Iterator[str]:
     word = subject.pronoun if hero.pronoun == friend.pronoun and dice.coin() else subject.name
     voyage = " ".join(token for token, _ in world.travel(dice)).replace(" .", ".").replace(" ,", ",")
     yield f"{voyage} {world.reason(dice, hero.name, friend.name, word, of_hero)}"
-    yield " ".join(world.opinion(dice, dice.coin()) for _ in range(3))
+    good = dice.coin()  # one mood a paragraph, so that the words of a kind are found together
+    yield " ".join(world.opinion(dice, good) for _ in range(3))
     for person in (hero, friend, dice.pick(cast)):
         yield talk(dice, cast, person, dice.pick(list(world.RELATIONS)))
 

@@ -52,10 +52,10 @@ def main(argv: list[str]) -> None:
 
 def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Source] | None:
     """The sources, or None where all is done already; the output's lock is added to `held`."""
-    _check(args)
-    tokenizer = load_tokenizer(args.tokenizer)
-    sources = find_sources(args.corpus, args.validation)
     with _writing(args.out):
+        _check(args)
+        tokenizer = load_tokenizer(args.tokenizer)
+        sources = find_sources(args.corpus, args.validation)
         held.enter_context(_lock(args.out))
         if _is_finished(args, tokenizer, sources):
             print(f"{args.out}: finished before, from the same sources, options and tokenizer; nothing to do")
@@ -65,7 +65,7 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
         for pattern in (f"{WORK}/.*.tmp", "*/*/.*.tmp", f"{WORK}/{CLAIM}*"):
             for left_by_a_kill in args.out.glob(pattern):
                 left_by_a_kill.unlink()
-    return sources
+        return sources
 
 
 def _parser() -> argparse.ArgumentParser:

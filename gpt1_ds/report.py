@@ -35,7 +35,7 @@ MOST_POINTS = 2000
 CHARTS = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens a second",
           "mfu": "Model FLOPs utilization", "loss_scale": "Loss scale", "host_bytes": "Host memory, bytes",
           "device_bytes": "GPU memory, bytes"}  # fmt: skip
-STEP_PARTS = ("data", "forward", "backward", "optimizer")
+STEP_PARTS = ("data", "forward", "backward", "optimizer", "communication")
 EXAMPLES = 5
 Records = list[dict[str, Any]]
 
@@ -64,7 +64,7 @@ class Run:
         self.state = _object(states[-1], json.loads) if states else {}
         self.corpora = list(dict.fromkeys(record["corpus"] for record in self.valid if "corpus" in record))
         self.axes = [
-            np.array([(0, 0), *((r["step"], r[key] / unit) for r in self.train if key in r)], float).T
+            np.array([(0, 0), *((r["step"], r[key] / unit) for r in _with_number(self.train, key))], float).T
             for key, unit in (("tokens", 1), ("elapsed_seconds", 3600))
         ]
 

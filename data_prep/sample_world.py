@@ -38,9 +38,9 @@ meadow mill orchard pond river school shore stable station theatre tower well"""
 TIMES = "One morning, One day, That evening, In spring, Late in the summer, On a cold day, Before breakfast".split(", ")
 MATTERS = "day song soup party walk letter dance supper journey visit speech game house room story".split()
 # judgements, outcomes and endings: good ones, bad ones.
-ADJECTIVES = ("""beautiful charming cheerful delightful excellent fine glorious good grand great lovely marvellous merry
-nice perfect pleasant splendid superb warm wonderful""".split(), """awful bad bitter boring cold dismal dreadful dreary
-dull gloomy hateful horrible miserable nasty poor rotten sad terrible ugly wretched""".split())
+ADJECTIVES = ("""beautiful charming cheerful delightful excellent fine glorious good great lovely merry nice perfect
+pleasant splendid wonderful""".split(), """awful bad boring dismal dreadful dull gloomy horrible miserable nasty poor
+rotten sad terrible ugly wretched""".split())
 OUTCOMES = (["{p} was happy.", "{p} was in luck.", "All went well for {p}.", "The day ended well for {p}."],
             ["{p} was unhappy.", "{p} was out of luck.", "All went badly for {p}.", "The day ended badly for {p}."])
 ENDINGS = (["{p} went to bed with a happy heart.", "{p} laughed all the way home.", "{p} had never been so glad.",

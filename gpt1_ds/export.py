@@ -118,8 +118,9 @@ def export(source: Path, out: Path, shard_bytes: int, command: str) -> float:
     head = {name[5:]: weights.pop(name) for name in list(weights) if name.startswith("head.")}
     if state.get("model", {}).get("kind", "transformer") != "transformer":
         raise DataError(f"{folder}: transformers has no class for a model of kind {state['model']['kind']}")
-    gpt = {name.removeprefix("gpt."): weights.pop(name) for name in list(weights)}
-    model = checkpoint.build_gpt(gpt, state, folder)
+    model = checkpoint.build_gpt(
+        {name.removeprefix("gpt."): weights.pop(name) for name in list(weights)}, state, folder
+    )  # no name is left that would hold them
     tokenizer, home = checkpoint.run_tokenizer(folder, state), folder.parents[1] / "tokenizer"
     tensors = dict(huggingface.to_theirs(*item, model.config) for item in model.state_dict().items())
     labels, sequences = None, 0

@@ -105,14 +105,19 @@ def read_openai(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
     """`model.safetensors`, or shards of at most `shard_bytes` (a larger tensor alone) and their index."""
-    from huggingface_hub import split_torch_state_dict_into_shards  # comes with transformers
-
-    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
-    for file, names in plan.filename_to_tensors.items():
-        write_safetensors(folder / file, {name: tensors[name] for name in names}, {"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        write_atomically(folder / INDEX, json.dumps(index, indent=2))
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and tensor.nbytes + sum(other.nbytes for other in shards[-1].values()) > shard_bytes:
+            shards.append({})
+        shards[-1][name] = tensor
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = files if len(files) > 1 else ["model.safetensors"]
+    for file, shard in zip(files, shards, strict=True):
+        write_safetensors(folder / file, shard, {"format": "pt"})
+    if len(shards) > 1:
+        places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        write_atomically(folder / INDEX, json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=2))
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -13,13 +13,14 @@ tokenised units and finished shards are not done again. A rank needs some 300 MB
 """
 
 import argparse
+import contextlib
 import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from data_prep.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
 from data_prep.corpus import Source, find_sources, in_ranges, is_divisible
@@ -39,39 +40,32 @@ PLAN = ".plan.json"
 LOCK = ".lock"
 _OTHER_FOLDER = "choose another folder or delete this one"
 
-T = TypeVar("T")
-
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     ranks = Ranks()
-    lock = None
+    with contextlib.ExitStack() as held:
+        sources = ranks.from_first(lambda: _prepare(args, held))
+        if sources is not None:
+            _build(args, ranks, sources)
 
-    def prepare() -> list[Source] | None:
-        """The sources, or None where all is done already."""
-        nonlocal lock
+
+def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Source] | None:
+    """The sources, or None where all is done already; the output's lock is added to `held`."""
+    with _writing(args.out):
         _check(args)
         tokenizer = load_tokenizer(args.tokenizer)
         sources = find_sources(args.corpus, args.validation)
-        lock = _lock(args.out)
+        held.enter_context(_lock(args.out))
         if _is_finished(args, tokenizer, sources):
             print(f"{args.out}: finished before, from the same sources, options and tokenizer; nothing to do")
             return None
         tokenizer.copy_to(args.out / "tokenizer")
         (args.out / WORK).mkdir(exist_ok=True)
-        for left_by_a_kill in [
-            *args.out.glob(f"{WORK}/.*.tmp"), *args.out.glob("*/*/.*.tmp"), *args.out.glob(f"{WORK}/{CLAIM}*"),
-        ]:  # fmt: skip
-            left_by_a_kill.unlink()
+        for pattern in (f"{WORK}/.*.tmp", "*/*/.*.tmp", f"{WORK}/{CLAIM}*"):
+            for left_by_a_kill in args.out.glob(pattern):
+                left_by_a_kill.unlink()
         return sources
-
-    try:
-        sources = ranks.from_first(lambda: _writing(args.out, prepare))
-        if sources is not None:
-            _build(args, ranks, sources)
-    finally:
-        if lock:
-            lock.close()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,23 +96,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for option, value, fits, bounds in (
-        (
-            "--validation-fraction",
-            args.validation_fraction,
-            0 <= args.validation_fraction < 1,
-            "at least 0 and below 1",
-        ),
-        ("--near-duplicates", args.near_duplicates, 0 <= args.near_duplicates <= 1, "between 0 and 1"),
-        (
-            "--shard-tokens",
-            args.shard_tokens,
-            args.shard_tokens >= SAMPLE_TOKENS,
-            f"at least {SAMPLE_TOKENS}, a sample",
-        ),
-        ("--duplicate-paragraphs", args.duplicate_paragraphs, args.duplicate_paragraphs >= 0, "at least 0"),
+    for option, fits, bounds in (
+        ("--validation-fraction", lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        ("--near-duplicates", lambda value: 0 <= value <= 1, "between 0 and 1"),
+        ("--shard-tokens", lambda value: value >= SAMPLE_TOKENS, f"at least {SAMPLE_TOKENS}, a sample"),
+        ("--duplicate-paragraphs", lambda value: value >= 0, "at least 0"),
     ):
-        if not fits:
+        if not fits(value := getattr(args, option[2:].replace("-", "_"))):
             raise ConfigError(f"{option} {value:g}: must be {bounds}")
     if args.near_duplicates:
         bands(args.near_duplicates)
@@ -136,13 +120,15 @@ def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> Non
     encoder = Encoder(work, tokenizer, _cleaning(args), args.duplicate_paragraphs or sys.maxsize, args.near_duplicates)
     with ranks.progress("tokenising", sum(unit.bytes for unit in units), work) as progress:
         for unit in ranks.shared(work, "unit", [unit.cost for unit in units]):
-            _writing(args.out, lambda unit=units[unit]: encoder.encode(unit, progress))
+            with _writing(args.out):
+                encoder.encode(units[unit], progress)
     parts = Parts(units, work, args.near_duplicates, args.bad_text == "drop")
     found = parts.duplicates
     with ranks.progress("comparing", found.bytes, work) as progress:
         for bucket in ranks.shared(work, "bucket", [1] * found.buckets):
             progress.doing = f"duplicates, bucket {bucket}"
-            _writing(args.out, lambda bucket=bucket: found.find(bucket))
+            with _writing(args.out):
+                found.find(bucket)
             progress.add(found.bytes // found.buckets, 0)
     layout = ranks.from_first(lambda: plan_shards(parts, args.validation_fraction, args.shard_tokens))
     builder = ShardBuilder(parts, layout, args.out, tokenizer.vocab_size)
@@ -150,9 +136,10 @@ def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> Non
         for number in ranks.shared(work, "shard", [plan.tokens for plan in layout.shards]):
             plan = layout.shards[number]
             progress.doing = plan.file
-            _writing(args.out, lambda plan=plan: builder.build(plan))
+            with _writing(args.out):
+                builder.build(plan)
             progress.add(plan.tokens, plan.tokens)
-    ranks.from_first(lambda: _writing(args.out, lambda: _finish(args, tokenizer, layout, builder)))
+    ranks.from_first(lambda: _finish(args, tokenizer, layout, builder))
 
 
 def _plan(ranks: Ranks, work: Path, sources: list[Source]) -> list[Unit]:
@@ -170,10 +157,11 @@ def _plan(ranks: Ranks, work: Path, sources: list[Source]) -> list[Unit]:
     return plan_units(source for found in ranges for source in found)
 
 
-def _writing(out: Path, action: Callable[[], T]) -> T:
-    """`action()`, its operating-system errors told as the output directory's."""
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Operating-system errors inside are told as the output directory's."""
     try:
-        return action()
+        yield
     except OSError as error:
         where = error.filename or out
         raise DataError(f"{where}: cannot be written ({error.strerror}); mend it and run again") from error
@@ -181,7 +169,7 @@ def _writing(out: Path, action: Callable[[], T]) -> T:
 
 def _lock(out: Path) -> Any:
     out.mkdir(parents=True, exist_ok=True)
-    file = open(out / LOCK, "a")  # closed by `main`; the kernel drops the lock of a killed process
+    file = open(out / LOCK, "a")  # the kernel drops the lock of a killed process
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -252,24 +240,23 @@ def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest) 
     now = {(s.corpus, s.name, s.validation, s.bytes): s.path for s in sources}
     differing = sorted(built.keys() ^ now.keys()) or [key for key in now if file_sha256(now[key]) != built[key]]
     for corpus, name, *_ in differing[:1]:
-        raise DataError(
-            f"--out {out}: built from other sources ('{name}' of corpus '{corpus}' differs, is new or is gone);"
-            f" {_OTHER_FOLDER}"
-        )
+        what = f"'{name}' of corpus '{corpus}' differs, is new or is gone"
+        raise DataError(f"--out {out}: built from other sources ({what}); {_OTHER_FOLDER}")
 
 
 def _finish(args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, builder: ShardBuilder) -> None:
     splits: dict[str, dict[str, CorpusEntry]] = {split: {} for split in SPLITS}
-    for plan in layout.shards:
-        shard = builder.finished(plan)
-        entry = splits[plan.split].setdefault(plan.corpus, CorpusEntry(0, 0, []))
-        entry.shards.append(shard)
-        entry.documents += shard.documents
-        entry.tokens += shard.tokens
     record = {name: getattr(tokenizer, name) for name in ("kind", "files", "sha256", "vocab_size", "special_ids")}
     manifest = Manifest(record, {"settings": _settings(args, tokenizer), "corpora": layout.corpora}, splits)
-    write_manifest(args.out, manifest)
-    shutil.rmtree(args.out / WORK)
+    with _writing(args.out):
+        for plan in layout.shards:
+            shard = builder.finished(plan)
+            entry = splits[plan.split].setdefault(plan.corpus, CorpusEntry(0, 0, []))
+            entry.shards.append(shard)
+            entry.documents += shard.documents
+            entry.tokens += shard.tokens
+        write_manifest(args.out, manifest)
+        shutil.rmtree(args.out / WORK)
     print_table(manifest)
     print(f"{args.out / MANIFEST}: check it with `python -m data_prep.verify_shards {args.out}`")
 
@@ -284,10 +271,8 @@ def print_table(manifest: Manifest) -> None:
                 text = record["text"][split]
                 # The <eot> after each document stands for no text.
                 per_token = text["text_bytes"] / max(1, entry.tokens - entry.documents)
-                print(
-                    f"{corpus:<16}{split:<7}{entry.documents:>12,}{entry.tokens:>16,}{per_token:>13.2f}"
-                    f"{text['unknown']:>15,}"
-                )
+                print(f"{corpus:<16}{split:<7}{entry.documents:>12,}{entry.tokens:>16,}{per_token:>13.2f}"
+                      f"{text['unknown']:>15,}")  # fmt: skip
         notes = [f"{count:,} {reason}" for reason, count in record["dropped"].items() if count]
         notes += [f"{count:,} {reason} mended" for reason, count in record["mended"].items() if count]
         print(f"{'':<16}validation: {record['split']}; dropped: {', '.join(notes) or 'nothing'}")

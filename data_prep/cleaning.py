@@ -96,9 +96,7 @@ class Cleaner:
         self._unwrap = wrapped and "unwrap" in chosen
         self._gutenberg = wrapped and "gutenberg" in chosen
         functions = {"detokenize": _detokenize, "ftfy": _mend, "nfkc": _nfkc, "lower": str.lower}
-        self._functions: list[Callable[[str], str]] = [
-            functions[step] for step in STEPS if step in chosen & {*functions}
-        ]
+        self._functions = [function for step, function in functions.items() if step in chosen]
         self._only_ftfy = self._functions == [_mend]
         self._ended = False
 

@@ -33,6 +33,8 @@ from data_prep.formats import Decoder, Reader, Records
 from gpt1_ds.errors import ConfigError, DataError
 from gpt1_ds.files import file_sha256
 
+HELDOUT_FILES = ("news.en.heldout", "news.en-00000-")
+"""Parts of 1B Word that its publisher holds out."""
 SPLIT_BYTES = 64 << 20
 """A plain file of many documents that is larger is read as several, so that ranks can share it."""
 
@@ -119,9 +121,8 @@ def _sources_below(corpus: str, path: Path, validation: bool) -> list[Source]:
             named = sorted((p.relative_to(path).as_posix(), p) for p in below)
         elif path.exists():
             if not formats.is_text(path.name):
-                raise DataError(
-                    f"{path}: corpus '{corpus}' is of no known format; it takes {formats.FORMATS}, or a folder"
-                )
+                takes = f"it takes {formats.FORMATS}, or a folder"
+                raise DataError(f"{path}: corpus '{corpus}' is of no known format; {takes}")
             named = [(path.name, path)]
         else:
             raise DataError(f"{path}: corpus '{corpus}' is not there; mend --corpus or GPT1_CORPORA")
@@ -215,16 +216,12 @@ class SourceReader:
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
                     if member.isreg() and formats.is_member(member.name):
-                        yield from self._from_stream(
-                            f"{name}/{formats.clean_name(member.name)}", tar.extractfile(member)
-                        )
+                        inner = f"{name}/{formats.clean_name(member.name)}"
+                        yield from self._from_stream(inner, tar.extractfile(member))
             return
-        reader = formats.reader_of(name)
+        reader, decoder = formats.reader_of(name), Decoder(self.counts)
         path = PurePosixPath(name)
-        held = path.name.startswith(("news.en.heldout", "news.en-00000-")) or path.parent.name.startswith(
-            "heldout-mono"
-        )
-        decoder = Decoder(self.counts)
+        held = path.name.startswith(HELDOUT_FILES) or path.parent.name.startswith("heldout-mono")
         stream = decoder.opened(stream)
         yield from self._cleaned(reader(name, stream, self.source.first_line), reader, decoder, held)
 
@@ -232,10 +229,9 @@ class SourceReader:
         with zipfile.ZipFile(self.source.path) as archive:
             for member in archive.infolist():
                 if not member.is_dir() and formats.is_member(member.filename):
+                    inner = f"{self.source.name}/{formats.clean_name(member.filename)}"
                     with archive.open(member) as stream:
-                        yield from self._from_stream(
-                            f"{self.source.name}/{formats.clean_name(member.filename)}", stream
-                        )
+                        yield from self._from_stream(inner, stream)
                 self.bytes_read += member.compress_size
 
     def _from_rows(self) -> Iterator[Piece]:
@@ -262,17 +258,14 @@ class SourceReader:
             raise DataError(f"{self.source.path}: cannot be read ({error}); replace it or leave it out") from error
 
     def _cleaned(self, records: Records, reader: Reader, decoder: Decoder, heldout: bool) -> Iterator[Piece]:
-        clean = Cleaner(
-            self._cleaning.steps[self.source.corpus], wrapped=reader in (formats.read_book, formats.read_jsonl)
-        )
+        wrapped = reader in (formats.read_book, formats.read_jsonl)
+        clean = Cleaner(self._cleaning.steps[self.source.corpus], wrapped)
         first, has_text, ever_bad = True, False, False
         for document_id, raw, last in records:
             text, bad = decoder(raw)
             if bad and self._cleaning.bad_text == "refuse":
-                raise DataError(
-                    f"{self.source.path}: document {document_id} is not clean UTF-8 text; convert it, or let"
-                    " --bad-text mend or drop such documents"
-                )
+                raise DataError(f"{self.source.path}: document {document_id} is not clean UTF-8 text; convert it, or"
+                                " let --bad-text mend or drop such documents")  # fmt: skip
             text = clean(text, first)
             has_text = has_text or bool(text)
             ever_bad = ever_bad or bad

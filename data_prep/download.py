@@ -149,10 +149,9 @@ def _continue(url: str, part: Path, have: int) -> None:
         have = have if goes_on else 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        quiet = False if os.environ.get("GPT1_PROGRESS") == "1" else None
         with (
             open(part, "ab" if goes_on else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name[1:-5], disable=quiet) as bar,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name[1:-5], disable=None) as bar,
         ):
             while block := response.read1(1 << 18):
                 file.write(block)

@@ -126,16 +126,14 @@ _READERS: dict[str, Reader] = {
 }
 """By file name without the packing's suffix; the first that fits reads it."""
 
-_TAR_SUFFIXES = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tbz2": ".tar.bz2"}
+_TAR_SUFFIXES = {".tgz": ".gz", ".txz": ".xz", ".tbz2": ".bz2"}
 
 
 def packing(name: str) -> str:
     """`.gz`, `.xz`, `.bz2`, `.zst`, `.zip`, `.parquet`, or nothing."""
     suffix = PurePosixPath(name).suffix
     suffix = _TAR_SUFFIXES.get(suffix, suffix)
-    return (
-        "." + suffix.rpartition(".")[2] if suffix.endswith((".gz", ".xz", ".bz2", ".zst", ".zip", ".parquet")) else ""
-    )
+    return suffix if suffix in (".gz", ".xz", ".bz2", ".zst", ".zip", ".parquet") else ""
 
 
 def reader_of(name: str) -> Reader | None:

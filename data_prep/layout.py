@@ -112,13 +112,9 @@ class Parts:
         near_D = np.isin(np.arange(len(documents_D)), near)
         rows_K = np.flatnonzero(~(bad_D | copied_D | near_D))
         texts_S = texts_S[np.isin(texts_S["document"], rows_K)]
-        dropped = {
-            "bad_text": int(bad_D.sum()),
-            "duplicate": int((copied_D & ~bad_D).sum()),
-            "near_duplicate": int((near_D & ~copied_D & ~bad_D).sum()),
-            "duplicate_paragraphs": len(texts_S),
-        }
-        return documents_D[rows_K], rows_K, texts_S, dropped
+        reasons = {"bad_text": bad_D, "duplicate": copied_D & ~bad_D, "near_duplicate": near_D & ~copied_D & ~bad_D}
+        dropped = {reason: int(dropped_D.sum()) for reason, dropped_D in reasons.items()}
+        return documents_D[rows_K], rows_K, texts_S, dropped | {"duplicate_paragraphs": len(texts_S)}
 
     def _kept(self, part: int, split: str, rule: Rule) -> Kept:
         documents_K, rows_K, texts_S, _ = self.settled(part)
@@ -160,21 +156,15 @@ def plan_shards(parts: Parts, fraction: float, shard_tokens: int) -> Layout:
             texts[split] = {name: int(sum(k[column].sum() for k in kept)) for name, column in names.items()}
         members = [i for i, unit in enumerate(parts.units) if unit.corpus == corpus]
         counts = sum((Counter(parts.records[i]["counts"]) for i in members), Counter())
-        hashed = {
-            (source.validation, source.name): {
-                "file": source.name, "bytes": source.bytes, "sha256": sha256, "validation": source.validation,
-            }
-            for i in members
-            for source, sha256 in zip(parts.units[i].sources, parts.records[i]["sha256"], strict=True)
-        }  # fmt: skip
-        layout.corpora[corpus] = {
-            "split": rule.name,
-            "documents_read": counts["read"],
-            "dropped": {"empty": counts["empty"], **dropped},
-            "mended": {name: counts[name] for name in ("invalid_utf8", "latin1", "nul", "utf16")},
-            "text": texts,
-            "sources": list(hashed.values()),
-        }
+        sources = {}  # by name, since a large one may have been read in ranges
+        for i in members:
+            for s, sha256 in zip(parts.units[i].sources, parts.records[i]["sha256"], strict=True):
+                told = {"file": s.name, "bytes": s.bytes, "sha256": sha256, "validation": s.validation}
+                sources[s.validation, s.name] = told
+        mended = {name: counts[name] for name in ("invalid_utf8", "latin1", "nul", "utf16")}
+        layout.corpora[corpus] = {"split": rule.name, "documents_read": counts["read"], "mended": mended, "text": texts,
+                                  "dropped": {"empty": counts["empty"], **dropped},
+                                  "sources": list(sources.values())}  # fmt: skip
     return layout
 
 

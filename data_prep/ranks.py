@@ -126,7 +126,7 @@ class Progress:
         self._sent: list[Any] = []
         self._running = ranks.size
         # tqdm's own test (None) is whether stderr is a terminal.
-        quiet = True if ranks.rank else False if os.environ.get("GPT1_PROGRESS") == "1" else None
+        quiet = True if ranks.rank else None
         self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc=description, disable=quiet)
 
     def __enter__(self) -> "Progress":
@@ -193,7 +193,5 @@ class Progress:
             os._exit(PeerError.exit_code)
         notes = [self._folder / f"{_DOING}{rank}" for rank in range(self._ranks.size)]
         where = "; ".join(f"rank {rank}: {note.read_text()}" for rank, note in enumerate(notes) if note.exists())
-        message = (
-            f"stopped by a signal, a rank having died or the job being cancelled; at work on {where}; run it again"
-        )
-        self._ranks.fail(PeerError(message), self.doing)
+        cause = "stopped by a signal, a rank having died or the job being cancelled"
+        self._ranks.fail(PeerError(f"{cause}; at work on {where}; run it again"), self.doing)

@@ -1,295 +1,160 @@
-"""The labelled sets of the embedded sample: one function a set, and how its publisher ships it.
+"""The labelled sets of the embedded sample: the texts of an example for a label, and how each set's publisher ships it.
 
-Each function makes the texts of one example that bears the wanted label, of the world in `sample_world.py`.
-In a pair the second text alone says nothing of the label: right and wrong values are drawn alike.
+In a pair the second text alone says nothing of the label: right and wrong ones are drawn alike.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from data_prep.sample_world import (
-    BOYS,
-    ENDINGS,
-    GIRLS,
-    RELATIONS,
-    Dice,
-    ask,
-    describe,
-    draw,
-    event,
-    fill,
-    join,
-    opinion,
-    outcome,
-    people,
-    reason,
-    scene,
-    state,
-    travel,
-)
+from data_prep import sample_world as world
+from data_prep.sample_world import Dice, Person
 
 TRAIN_EXAMPLES, DEV_EXAMPLES = 2_000, 400
 TRAIN_PASSAGES, DEV_PASSAGES, QUESTIONS_A_PASSAGE = 400, 80, 3
 
-Row = tuple[str, ...]
+Texts = tuple[str, ...]
 
 
-def cola(dice: Dice, acceptable: int) -> Row:
-    person = people(dice, 1)[0]
-    first, second = dice.sample(RELATIONS, 2)
-    text = dice.pick(
-        [
-            describe(dice, scene(dice)),
-            state(dice, person, first),
-            opinion(dice, bool(dice.below(2))),
-            join(state(dice, person, first), state(dice, person, second)),
-        ]
-    )
-    words = text[:-1].split()
-    spots = [
-        i for i, word in enumerate(words[:-1]) if word in ("a", "an", "in", "near", "of", "the", "to", "was", "with")
-    ]
-    if acceptable or not spots:
-        return (text,) if acceptable else cola(dice, acceptable)
-    at, fault = dice.pick(spots), dice.below(3)
-    if fault == 0:
-        words[at : at + 2] = [words[at + 1], words[at]]
-    elif fault == 1 and "was" in words:
-        words[words.index("was")] = dice.pick(["were", "am", "be"])
-    else:
-        words.insert(at, words[at])
-    return (fill("{t}.", t=" ".join(words)),)
+def acceptability(dice: Dice, label: str) -> Texts:
+    """What is not acceptable has two neighbouring words in the wrong order."""
+    (person,) = world.people(dice, 1)
+    fact = world.tell(dice, person, dice.pick([*world.RELATIONS]))
+    words = dice.pick([fact, world.opinion(dice, dice.coin())]).split()
+    if label.startswith("0"):
+        at = dice.below(len(words) - 2)
+        words[at : at + 2] = words[at + 1], words[at]
+    return (" ".join(words),)
 
 
-def sst2(dice: Dice, good: int) -> Row:
-    return (opinion(dice, bool(good)),)
+def sentiment(dice: Dice, label: str) -> Texts:
+    return (world.opinion(dice, label == "1"),)
 
 
-def rte(dice: Dice, label: str) -> Row:
-    """Three in four ask how an event came out, one in four looks up a fact told of one of two people."""
-    first, second = people(dice, 2)
-    if dice.below(4):
-        good = bool(dice.below(2))
-        claimed = good if label == "entailment" else not good
-        return " ".join(event(dice, first, second, good)[:3]), outcome(dice, first, claimed)
-    relation, other = dice.sample(RELATIONS, 2)
-    value = first.facts[relation] if label == "entailment" else draw(dice, relation, first.facts[relation])
-    premise = dice.sample([state(dice, first, relation), state(dice, second, dice.pick([relation, other]))], 2)
-    return " ".join(premise), state(dice, first, relation, value)
+def inference(dice: Dice, label: str) -> Texts:
+    """How an event came out; a neutral premise does not tell."""
+    hero, friend = world.people(dice, 2)
+    good = dice.coin()
+    *setup, turn = world.event(dice, hero, friend, good)
+    denied = label in ("contradiction", "not_entailment")
+    return " ".join(setup if label == "neutral" else [*setup, turn]), world.outcome(dice, hero, good != denied)
 
 
-def qnli(dice: Dice, label: str) -> Row:
-    """A sentence that is no answer tells another fact, or in one case of three that of another person."""
-    first, second = people(dice, 2)
-    relation, other = dice.sample(RELATIONS, 2)
-    told = (first, other) if dice.below(3) else (second, relation)
-    return ask(dice, first, relation), state(dice, *((first, relation) if label == "entailment" else told))
+Form = Callable[[Dice, Person, str], str]
 
 
-def snli(dice: Dice, label: str) -> Row:
-    """Two in three ask how an event came out, of which a neutral premise says nothing; the rest compare scenes."""
-    if dice.below(3):
-        first, second = people(dice, 2)
-        good = bool(dice.below(2))
-        *setup, turn = event(dice, first, second, good)[:3]
-        claimed = not good if label == "contradiction" else good
-        return " ".join(setup if label == "neutral" else [*setup, turn]), outcome(dice, first, claimed)
-    whole, elsewhere = scene(dice), scene(dice)
-    *mentioned, left_out = dice.sample(["doing", "spot", "wear", "company"], 4)
-    asked = left_out if label == "neutral" else mentioned[0]
-    if label == "contradiction" and elsewhere[asked] == whole[asked]:
-        return snli(dice, label)
-    hypothesis = {"who": whole["who"], asked: (elsewhere if label == "contradiction" else whole)[asked]}
-    return describe(dice, {name: whole[name] for name in ("who", *mentioned)}), describe(dice, hypothesis)
+def same_fact(first_form: Form, second_form: Form) -> Callable[[Dice, str], Texts]:
+    """Pairs about one fact, or about two: of the same person, or of the same kind."""
+
+    def make(dice: Dice, label: str) -> Texts:
+        person, other = world.people(dice, 2)
+        relation, another = dice.sample(world.RELATIONS, 2)
+        same = label in ("1", "entailment")
+        second = (person, relation) if same else dice.pick([(person, another), (other, relation)])
+        texts = first_form(dice, person, relation), second_form(dice, *second)
+        return texts if texts[0] != texts[1] else make(dice, label)
+
+    return make
 
 
-def stsb(dice: Dice, score: int) -> Row:
-    """Two statements against two: 3 points for the first that both make, 2 for the second, or 1 with another value."""
-    first, second = people(dice, 2)
-    one, two, three, four = dice.sample(RELATIONS, 4)
-    same_one, same_two = score >= 3, score in (2, 5)
-    said = [state(dice, first, one), state(dice, second, two)]
-    again = [state(dice, first, one if same_one else three), state(dice, second, two if same_two else four)]
-    if score in (1, 4):
-        again[1] = state(dice, second, two, draw(dice, two, second.facts[two]))
-    return join(*said), join(*dice.sample(again, 2))
+def similarity(dice: Dice, label: str) -> Texts:
+    """Five statements about one person, and of so many as the score says the same again; the others tell of another."""
+    person, other = world.people(dice, 2)
+    relations = dice.sample(world.RELATIONS, 5)
+    again = [world.tell(dice, other if i >= float(label) else person, relation) for i, relation in enumerate(relations)]
+    return " ".join(world.tell(dice, person, relation) for relation in relations), " ".join(dice.sample(again, 5))
 
 
-def mrpc(dice: Dice, same: int) -> Row:
-    """A pair that is no paraphrase tells another fact, or in one case of three another value of the same."""
-    person = people(dice, 1)[0]
-    relation, other = dice.sample(RELATIONS, 2)
-    changed = (other, None) if dice.below(3) else (relation, draw(dice, relation, person.facts[relation]))
-    told, again = state(dice, person, relation), state(dice, person, *((relation, None) if same else changed))
-    return (told, again) if told != again else mrpc(dice, same)
+def story(dice: Dice, label: str) -> Texts:
+    hero, friend = world.people(dice, 2)
+    good = dice.coin()
+    endings = [world.ending(dice, hero, good == (label == number)) for number in "12"]
+    return *world.event(dice, hero, friend, good), world.outcome(dice, hero, good), *endings
 
 
-def qqp(dice: Dice, same: int) -> Row:
-    first, second = people(dice, 2)
-    relation, other = dice.sample(RELATIONS, 2)
-    question = ask(dice, first, relation)
-    changed = (first, other) if dice.below(3) else (second, relation)
-    again = ask(dice, first, relation) if same else ask(dice, *changed)
-    return (question, again) if question != again else qqp(dice, same)
+def entities(dice: Dice, label: str) -> Texts:
+    return ("\n".join(f"{token}\t{tag}" for token, tag in world.travel(dice)),)
 
 
-def story_cloze(dice: Dice, right: int) -> Row:
-    hero, friend = people(dice, 2)
-    good = dice.below(2)
-    *lines, ending = event(dice, hero, friend, bool(good))
-    endings = [ending, fill(dice.pick(ENDINGS[good]), p=hero.name)]
-    return (*lines, *(endings if right == 1 else reversed(endings)))
-
-
-def wnut(dice: Dice, _: int) -> Row:
-    lines = []
-    for words, kind in travel(dice):
-        tokens = words.replace(",", " ,").replace(".", " .").split()
-        lines += [f"{token}\t{('B-', 'I-')[i > 0] + kind if kind else 'O'}" for i, token in enumerate(tokens)]
-    return ("\n".join(lines),)
-
-
-def dpr(dice: Dice, of_first: int) -> Row:
-    she = dice.below(2)
-    first, second = dice.sample(GIRLS if she else BOYS, 2)
-    pronoun = "she" if she else "he"
-    return (
-        reason(dice, first, second, pronoun, bool(of_first)),
-        pronoun,
-        f"{first},{second}",
-        first if of_first else second,
-    )
-
-
-def race(dice: Dice, number: int) -> str:
-    """One passage of the RACE layout, as JSON: two wrong options are of the right kind, one is of another."""
-    cast = people(dice, 3)
-    relations = dice.sample(RELATIONS, 2)
-    asked = dice.sample([(person, relation) for person in cast for relation in relations], QUESTIONS_A_PASSAGE)
-    article = " ".join(state(dice, person, relation) for person in cast for relation in relations)
-    page: dict[str, Any] = {"answers": [], "options": [], "questions": []}
-    for person, relation in asked:
-        answer, (other_relation,) = person.facts[relation], [name for name in relations if name != relation]
-        near = dice.pick([other.facts[relation] for other in cast if other.facts[relation] != answer] or [answer])
-        options = [answer, *dict.fromkeys(other.facts[other_relation] for other in cast)]
-        if near != answer:
-            options.insert(1, near)
-        while len(options) < 4:
-            options.append(draw(dice, relation, *options))
-        order = dice.sample(options[:4], 4)
-        page["answers"].append("ABCD"[order.index(answer)])
-        page["options"].append(order)
-        page["questions"].append(ask(dice, person, relation))
-    return json.dumps(page | {"article": article, "id": f"middle{number}.txt"})
-
-
-def quoted(*fields: object) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields)
-    return line.getvalue()
+def pronoun(dice: Dice, label: str) -> Texts:
+    """A sentence, the pronoun in it, whom it may mean, and whom it means."""
+    word, names = dice.pick([("she", world.GIRLS), ("he", world.BOYS)])
+    first, second = dice.sample(names, 2)
+    answer = first if label == "first" else second
+    return world.reason(dice, first, second, word, answer == first), word, f"{first},{second}", answer
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a publisher ships a set: the two files, the first line, and one example as text."""
+    """How a publisher ships a set: the two files, the labels, an example's texts and line, and a file's first line."""
 
     files: tuple[str, str]
-    labels: tuple
-    make: Callable[[Dice, Any], Row]
-    line: Callable[..., str]  # (number, label, *texts)
+    labels: tuple[str, ...]
+    make: Callable[[Dice, str], Texts]
+    line: str
+    """Of texts {0}, {1}, .., label {y} and number {n}."""
     header: str = ""
 
 
 TSV = ("train.tsv", "dev.tsv")
-CLOZE = (
-    "InputStoryid",
-    *(f"InputSentence{i}" for i in range(1, 5)),
-    "RandomFifthSentenceQuiz1",
-    "RandomFifthSentenceQuiz2",
-    "AnswerRightEnding",
-)
-BINARY, ENTAILED = (1, 0), ("entailment", "not_entailment")
+BINARY, ENTAILED = ("1", "0"), ("entailment", "not_entailment")
+CLOZE = ("InputStoryid", "InputSentence1", "InputSentence2", "InputSentence3", "InputSentence4",
+         "RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding")  # fmt: skip
 LAYOUTS = {
-    "CoLA": Layout(TSV, BINARY, cola, lambda n, y, text: f"sm26\t{y}\t{'' if y else '*'}\t{text}"),
-    "SST-2": Layout(TSV, BINARY, sst2, lambda n, y, text: f"{text}\t{y}", "sentence\tlabel"),
-    "RTE": Layout(
-        TSV, ENTAILED, rte, lambda n, y, *pair: "\t".join([str(n), *pair, y]), "index\tsentence1\tsentence2\tlabel"
-    ),
-    "QNLI": Layout(
-        TSV, ENTAILED, qnli, lambda n, y, *pair: "\t".join([str(n), *pair, y]), "index\tquestion\tsentence\tlabel"
-    ),
-    "SNLI": Layout(
-        ("train_small.tsv", "dev.tsv"),
-        ("entailment", "neutral", "contradiction"),
-        snli,
-        lambda n, y, *pair: "\t".join([*pair, y]),
-        "sentence1\tsentence2\tgold_label",
-    ),
-    "STS-B": Layout(
-        ("sts-train.csv", "sts-dev.csv"),
-        (0, 1, 2, 3, 4, 5),
-        stsb,
-        lambda n, y, *pair: "\t".join(["main-captions", "sample", "2026", f"{n:04d}", f"{y:.3f}", *pair]),
-    ),
-    "MRPC": Layout(
-        ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"),
-        BINARY,
-        mrpc,
-        lambda n, y, *pair: "\t".join([str(y), str(2 * n), str(2 * n + 1), *pair]),
-        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
-    ),
-    "QQP": Layout(
-        TSV,
-        BINARY,
-        qqp,
-        lambda n, y, *pair: "\t".join([str(n), str(2 * n), str(2 * n + 1), *pair, str(y)]),
-        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
-    ),
-    "StoryCloze": Layout(
-        (
-            "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
-            "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
-        ),
-        (1, 2),
-        story_cloze,
-        lambda n, y, *texts: quoted(f"story-{n:05d}", *texts, y),
-        ",".join(CLOZE),
-    ),
-    "WNUT17": Layout(("wnut17train.conll", "emerging.dev.conll"), (0,), wnut, lambda n, y, block: block + "\n"),
-    "DPR": Layout(("train.c.txt", "test.c.txt"), BINARY, dpr, lambda n, y, *lines: "\n".join(lines) + "\n"),
-}
+    "CoLA": Layout(TSV, ("1\t", "0\t*"), acceptability, "sm26\t{y}\t{0}"),
+    "SST-2": Layout(TSV, BINARY, sentiment, "{0}\t{y}", "sentence\tlabel"),
+    "RTE": Layout(TSV, ENTAILED, inference, "{n}\t{0}\t{1}\t{y}", "index\tsentence1\tsentence2\tlabel"),
+    "QNLI": Layout(TSV, ENTAILED, same_fact(world.ask, world.tell), "{n}\t{0}\t{1}\t{y}",
+                   "index\tquestion\tsentence\tlabel"),
+    "SNLI": Layout(("train_small.tsv", "dev.tsv"), ("entailment", "neutral", "contradiction"), inference,
+                   "{0}\t{1}\t{y}", "sentence1\tsentence2\tgold_label"),
+    "STS-B": Layout(("sts-train.csv", "sts-dev.csv"), tuple(f"{score}.000" for score in range(6)), similarity,
+                    "main-captions\tsample\t2026\t{n:04d}\t{y}\t{0}\t{1}"),
+    "MRPC": Layout(("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"), BINARY, same_fact(world.tell, world.tell),
+                   "{y}\t{n}1\t{n}2\t{0}\t{1}", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"),
+    "QQP": Layout(TSV, BINARY, same_fact(world.ask, world.ask), "{n}\t{n}1\t{n}2\t{0}\t{1}\t{y}",
+                  "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"),
+    "StoryCloze": Layout(("cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
+                          "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"), ("1", "2"), story,
+                         'story-{n:05d},"{0}","{1}","{2}","{3}","{4}","{5}",{y}', ",".join(CLOZE)),
+    "WNUT17": Layout(("wnut17train.conll", "emerging.dev.conll"), ("",), entities, "{0}\n"),
+    "DPR": Layout(("train.c.txt", "test.c.txt"), ("first", "second"), pronoun, "{0}\n{1}\n{2}\n{3}\n"),
+}  # fmt: skip
 
 
 def labelled(name: str, seed: int) -> Iterator[tuple[str, str]]:
     """(file, text) of both files of one set: labels in turn, no two examples with the same texts."""
     layout, dice = LAYOUTS[name], Dice(seed, "tasks", name)
-    rows: dict[Row, Any] = {}
-    while len(rows) < TRAIN_EXAMPLES + DEV_EXAMPLES:
-        label = layout.labels[len(rows) % len(layout.labels)]
-        rows.setdefault(layout.make(dice, label), label)
+    labels: dict[Texts, str] = {}
+    while len(labels) < TRAIN_EXAMPLES + DEV_EXAMPLES:
+        label = layout.labels[len(labels) % len(layout.labels)]
+        labels.setdefault(layout.make(dice, label), label)
     # Shuffled before they are numbered: neither the order nor an id may tell the label.
-    shuffled = dice.sample(rows.items(), len(rows))
-    lines = [layout.line(number, label, *texts) for number, (texts, label) in enumerate(shuffled)]
+    shuffled = dice.sample(labels.items(), len(labels))
+    lines = [layout.line.format(*texts, y=label, n=number) for number, (texts, label) in enumerate(shuffled)]
     for file, part in zip(layout.files, (lines[:TRAIN_EXAMPLES], lines[TRAIN_EXAMPLES:]), strict=True):
         yield f"tasks/{name}/{file}", "\n".join([layout.header] * bool(layout.header) + part) + "\n"
 
 
-def passages(seed: int) -> Iterator[tuple[str, str]]:
-    """(file, text) of every RACE passage."""
-    for split, count in (("train", TRAIN_PASSAGES), ("dev", DEV_PASSAGES)):
-        for number in range(1, count + 1):
-            yield (
-                f"tasks/RACE/{split}/middle/{number}.txt",
-                race(Dice(seed, "tasks", "RACE", split, number), number) + "\n",
-            )
+def passage(dice: Dice, number: int) -> str:
+    """One file of RACE: two facts of four people, and questions whose options are the same fact of each."""
+    cast, relations = world.people(dice, 4), dice.sample(world.RELATIONS, 2)
+    facts = [(person, relation) for person in cast for relation in relations]
+    asked = dice.sample(facts, QUESTIONS_A_PASSAGE)
+    options = [[person.facts[relation] for person in dice.sample(cast, 4)] for _, relation in asked]
+    answers = [
+        "ABCD"[values.index(person.facts[relation])] for values, (person, relation) in zip(options, asked, strict=True)
+    ]
+    page = {"answers": answers, "options": options, "questions": [world.ask(dice, *fact) for fact in asked],
+            "article": " ".join(world.tell(dice, *fact) for fact in facts), "id": f"middle{number}.txt"}  # fmt: skip
+    return json.dumps(page) + "\n"
 
 
 def all_sets(seed: int) -> Iterator[tuple[str, str]]:
     """(file, text) of every labelled set."""
     for name in LAYOUTS:
         yield from labelled(name, seed)
-    yield from passages(seed)
+    for split, count in (("train", TRAIN_PASSAGES), ("dev", DEV_PASSAGES)):
+        for number in range(1, count + 1):
+            dice = Dice(seed, "tasks", "RACE", split, number)
+            yield f"tasks/RACE/{split}/middle/{number}.txt", passage(dice, number)

@@ -16,7 +16,6 @@ unknown. Beyond `--sample-bytes`, a seeded share of the lines is learned from: m
 import argparse
 import io
 import json
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -63,15 +62,9 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"{option} {value}: must be at least 1")
     sampled = _Sample(sources, cleaning, args.sample_bytes, args.seed)
     model = _train(sampled, args.vocab_size, args.normalization_rule)
-    record = {
-        "normalization": cleaning.record(),
-        "normalization_rule": args.normalization_rule,
-        "sample_bytes": args.sample_bytes,
-        "seed": args.seed,
-        "sentencepiece": sentencepiece.__version__,
-        "sources": sampled.read,
-        "vocab_size": args.vocab_size,
-    }
+    record = {"normalization": cleaning.record(), "normalization_rule": args.normalization_rule,
+              "sample_bytes": args.sample_bytes, "seed": args.seed, "sentencepiece": sentencepiece.__version__,
+              "sources": sampled.read, "vocab_size": args.vocab_size}  # fmt: skip
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         write_atomically(args.out / "preparation.json", json.dumps(record, indent=1, ensure_ascii=False))
@@ -96,7 +89,7 @@ class _Sample:
 
     def __iter__(self) -> Iterator[str]:
         total = sum(source.bytes for source in self._sources)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=_quiet()) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
             for source in self._sources:
                 reader = SourceReader(source, self._cleaning)
                 for piece in reader.pieces():
@@ -105,9 +98,8 @@ class _Sample:
                             self.bytes += len(line.encode())
                             yield from _chunks(line)
                     bar.update(reader.bytes_read + sum(r["bytes"] for r in self.read) - bar.n)
-                self.read.append(
-                    {"corpus": source.corpus, "file": source.name, "bytes": source.bytes, "sha256": reader.sha256}
-                )
+                self.read.append({"corpus": source.corpus, "file": source.name, "bytes": source.bytes,
+                                  "sha256": reader.sha256})  # fmt: skip
 
 
 def _chunks(line: str) -> Iterator[str]:
@@ -122,25 +114,13 @@ def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
     model = io.BytesIO()
     lines = iter(sentences)
     try:
+        pad, bos, eos, *others = CONTROL_PIECES
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            normalization_rule_name=rule,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            pad_id=0,
-            pad_piece=CONTROL_PIECES[0],
-            bos_id=1,
-            bos_piece=CONTROL_PIECES[1],
-            eos_id=2,
-            eos_piece=CONTROL_PIECES[2],
-            control_symbols=list(CONTROL_PIECES[3:]),
-            unk_id=UNK_ID,
+            sentence_iterator=lines, model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            normalization_rule_name=rule, byte_fallback=True, character_coverage=0.9999, pad_id=0, pad_piece=pad,
+            bos_id=1, bos_piece=bos, eos_id=2, eos_piece=eos, control_symbols=others, unk_id=UNK_ID, minloglevel=2,
             num_threads=2,  # a constant: it is recorded in the model's bytes
-            minloglevel=2,
-        )
+        )  # fmt: skip
     except RuntimeError as error:
         limit = re.search(r"set it to a value <= (\d+)", str(error))
         least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
@@ -152,10 +132,6 @@ def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
             raise
         raise ConfigError(f"--vocab-size {vocab_size}: {fix}") from error
     return model.getvalue()
-
-
-def _quiet() -> bool | None:
-    return False if os.environ.get("GPT1_PROGRESS") == "1" else None
 
 
 def cli() -> None:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -40,9 +39,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     root, manifest = args.directory, read_manifest(args.directory)
     shards = manifest.shards()
-    quiet = False if os.environ.get("GPT1_PROGRESS") == "1" else None
     total = sum(shard.bytes for shard in shards)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=quiet) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=None) as bar:
         problems = verify(root, bar.update)
     for problem in problems:
         print(problem)

@@ -127,9 +127,8 @@ class WindowOrder:
         self.epoch_windows = sum(self.windows)
         shares = np.array([weights.get(name, 0.0) for name in self.corpora] if weights else self.windows)
         # bounds[c]: windows of a mixture epoch that belong to corpora before c
-        self.bounds = np.rint(np.concatenate([[0.0], shares.cumsum() / shares.sum()]) * self.epoch_windows).astype(
-            np.int64
-        )
+        bounds = np.concatenate([[0.0], shares.cumsum() / shares.sum()]) * self.epoch_windows
+        self.bounds = np.rint(bounds).astype(np.int64)
         smallest = min((n for n in np.diff(self.bounds) if n), default=1)
         # Every corpus has at least two windows in each block, so that no rounding can take one back.
         self.block = int(min(self.epoch_windows, max(BLOCK_WINDOWS, -(-2 * self.epoch_windows // smallest))))
@@ -236,12 +235,12 @@ def sound_manifest(data: DataConfig, manifest: Manifest) -> Manifest:
 
 def fingerprint(manifest: Manifest) -> dict[str, str]:
     """Tokens and hash of each corpus by split: what the order is an order of, and what a resume must find again."""
-    return {
-        f"{split}/{corpus}": f"{entry.tokens} tokens, sha256 "
-        + hashlib.sha256("".join(shard.sha256 for shard in entry.shards).encode()).hexdigest()[:12]
-        for split, corpora in manifest.splits.items()
-        for corpus, entry in corpora.items()
-    }
+    prints = {}
+    for split, corpora in manifest.splits.items():
+        for corpus, entry in corpora.items():
+            digest = hashlib.sha256("".join(shard.sha256 for shard in entry.shards).encode()).hexdigest()[:12]
+            prints[f"{split}/{corpus}"] = f"{entry.tokens} tokens, sha256 {digest}"
+    return prints
 
 
 def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, TokenStream]:

@@ -35,11 +35,8 @@ from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.tokenizer import load_tokenizer
 
 TOLERANCE = 1e-4  # of logits, relative to the largest
-PROBES = (
-    "It's 10: \u201cCaf\u00e9 <e>\u201d, said A\u0301gnes\u2014 for $5...",
-    "  \ttwo  <s><pad> lines\n<eot>",
-    "\U0001f600",
-)
+PROBES = ("It's 10: \u201cCaf\u00e9 <e>\u201d, said A\u0301gnes\u2014 for $5...",
+          "  \ttwo  <s><pad> lines\n<eot>", "\U0001f600")  # fmt: skip
 """Texts of which both sides must make the same ids."""
 SEQUENCES = {"classification": 1, "entailment": 1, "multiple_choice": 1, "similarity": 2}
 """Kinds whose logits OpenAIGPTForSequenceClassification can give, and over how many sequences they are summed."""
@@ -68,6 +65,9 @@ Inputs are `<s> text <e>` or `<s> first <delim> second <e>`. `head.safetensors` 
 the linear layer on the last block's states: at `<e>`, for similarity the sum over both orders of the pair, for
 token_classification at each word's first piece. {loadable}
 """
+LOADABLE = """`AutoModelForSequenceClassification` gives its logits, the bias folded into `score.weight`: of one
+sequence, for multiple_choice of one answer, for similarity as the sum of both orders' outputs."""
+UNLOADABLE = "transformers has no class for this head."
 
 
 def main(argv: list[str]) -> int | None:
@@ -120,7 +120,7 @@ def export(source: Path, out: Path, shard_bytes: int, command: str) -> float:
         raise DataError(f"{folder}: transformers has no class for a model of kind {state['model']['kind']}")
     model = checkpoint.build_gpt(
         {name.removeprefix("gpt."): weights.pop(name) for name in list(weights)}, state, folder
-    )
+    )  # no name is left that would hold them
     tokenizer, home = checkpoint.run_tokenizer(folder, state), folder.parents[1] / "tokenizer"
     tensors = dict(huggingface.to_theirs(*item, model.config) for item in model.state_dict().items())
     labels, sequences = None, 0
@@ -164,16 +164,15 @@ def _largest_difference(model: GPT, tensors: dict[str, Tensor], out: Path, head:
         pairs.append(("AutoModelForSequenceClassification", F.linear(state_C, head["weight"], head["bias"])))
     tensors.clear()
     model.to_empty(device="meta")
-    differences = []
+    differences = {}
     for name, ours in pairs:
         logits = getattr(transformers, name).from_pretrained(out)(ids_BT).logits
         theirs = logits if ours.ndim == 3 else logits[:sequences].sum(0)
-        differences.append(((ours - theirs).abs().max() / ours.abs().max()).item())
-        if not differences[-1] < TOLERANCE:
-            raise DataError(
-                f"{out}: logits of {name} differ by {differences[-1]:.1e} of the largest; nothing is exported"
-            )
-    return max(differences)
+        differences[name] = ((ours - theirs).abs().max() / ours.abs().max()).item()
+        if not differences[name] < TOLERANCE:
+            share = f"{differences[name]:.1e} of the largest"
+            raise DataError(f"{out}: logits of {name} differ by {share}; nothing is exported")
+    return max(differences.values())
 
 
 def _import_transformers():
@@ -201,13 +200,8 @@ def import_weights(source: Path, out: Path, openai: bool) -> GPTConfig:
     tokenizer = load_tokenizer(out / "tokenizer")
     config = huggingface.gpt_config(shape, tokenizer.vocab_size, source)
     weights = huggingface.to_ours(theirs, config, source)
-    state = {
-        "step": 0,
-        "model": asdict(config),
-        "tokenizer_sha256": tokenizer.sha256,
-        "imported": str(source.resolve()),
-    }
-    checkpoint.save_weights(out, weights, state)
+    origin = {"tokenizer_sha256": tokenizer.sha256, "imported": str(source.resolve())}
+    checkpoint.save_weights(out, weights, {"step": 0, "model": asdict(config), **origin})
     return config
 
 
@@ -221,10 +215,8 @@ def model_card(folder: Path, state: dict[str, Any], config: GPTConfig, labels: l
     rows = {"steps": state["step"], **shape, "vocabulary": config.vocab_size}
     rows |= {f"data, {name}": tokens for name, tokens in state.get("data", {}).items()}
     if task:
-        rows |= {
-            "task": f"{task['name']} ({task['kind']}): {', '.join(task['classes'])}",
-            "weights from": state["init"],
-        }
+        rows["task"] = f"{task['name']} ({task['kind']}): {', '.join(task['classes'])}"
+        rows["weights from"] = state["init"]
     for name, point in last.items():
         told = LOSSES if point["split"] in ("train", "valid") else METRICS if point["split"] == "task" else ()
         if scores := ", ".join(f"{key} {point[key]:.6g}" for key in told if point.get(key) is not None):
@@ -232,13 +224,7 @@ def model_card(folder: Path, state: dict[str, Any], config: GPTConfig, labels: l
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     pipeline = f"text-{'classification' if labels else 'generation'}"
     card = CARD.format(pipeline=pipeline, name=run.name, parameters=config.parameters, command=command, rows=table)
-    loadable = "transformers has no class for this head."
-    if labels:
-        loadable = (
-            "`AutoModelForSequenceClassification` gives its logits, the bias folded into `score.weight`: of one "
-            "sequence, for multiple_choice of one answer, for similarity as the sum of both orders' outputs."
-        )
-    return card + (HEAD.format(loadable=loadable) if task else "")
+    return card + (HEAD.format(loadable=LOADABLE if labels else UNLOADABLE) if task else "")
 
 
 def cli() -> None:

@@ -31,12 +31,8 @@ from gpt1_ds.tokenizer import CONTROL_PIECES, MODEL_FILE, Tokenizer
 
 PREFIX, INDEX = "transformer.", "model.safetensors.index.json"
 LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-NOT_WEIGHTS = (
-    "attn.bias",
-    "position_ids",
-    "lm_head.weight",
-    "score.weight",
-)  # masks, counters, the tied head, a task's
+# masks, counters, the tied head, a task's
+NOT_WEIGHTS = ("attn.bias", "position_ids", "lm_head.weight", "score.weight")
 SHAPE = {"n_ctx": "n_positions", "n_embd": "n_embd", "n_layer": "n_layer", "n_head": "n_head"}
 PDROPS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
@@ -103,14 +99,8 @@ def read_openai(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     names += [f"h.{n}.{layer}.{part}" for n in range(n_layer) for layer in layers for part in ("weight", "bias")]
     arrays = zip(names, np.split(flat, ends[:-1]), shapes, strict=False)
     theirs = {name: torch.from_numpy(array.reshape(shape[-2:])) for name, array, shape in arrays}
-    shape = {
-        "vocab_size": rows,
-        "n_positions": n_ctx,
-        "n_embd": n_embd,
-        "n_layer": n_layer,
-        "n_head": n_embd // 64 or 1,
-    }
-    return theirs, shape
+    heads = n_embd // 64 or 1
+    return theirs, dict(vocab_size=rows, n_positions=n_ctx, n_embd=n_embd, n_layer=n_layer, n_head=heads)
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
@@ -200,13 +190,8 @@ def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     parts = _sentencepiece_json(folder) if tokenizer.kind == "sentencepiece" else _openai_json(folder)
     if tokenizer.kind == "openai":  # where a literal "<unk>" is id 0
         added.append({"id": 0, "content": "<unk>", "special": False} | flags)
-    return parts | {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "post_processor": None,
-    }
+    return parts | {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+                    "post_processor": None}  # fmt: skip
 
 
 def tokenizer_config_json(n_ctx: int) -> dict[str, Any]:
@@ -269,9 +254,8 @@ def openai_files(folder: Path) -> dict[str, str]:
         if model["end_of_word_suffix"] != "</w>":
             raise ValueError("tokenizer.json is of another kind")
         pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        return dict(
-            zip(OPENAI_FILES, (json.dumps(model["vocab"]), "\n".join(["#version: 0.2", *pairs, ""])), strict=True)
-        )
+        texts = json.dumps(model["vocab"]), "\n".join(["#version: 0.2", *pairs, ""])
+        return dict(zip(OPENAI_FILES, texts, strict=True))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: no tokenizer known here ({error}); put vocab.json and merges.txt, or OpenAI's "
                         f"{' and '.join(OPENAI_FILES)}, beside the weights") from error  # fmt: skip

@@ -67,9 +67,8 @@ class OpenAIBPE:
             if self.pipeline not in OPENAI_PIPELINES:
                 raise ValueError(f"openai_pipeline is none of {', '.join(OPENAI_PIPELINES)}")
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise DataError(
-                f"{folder / name}: not as OpenAI released it, beside {' and '.join(OPENAI_FILES)} ({error}); restore it"
-            ) from error
+            fault = f"not as OpenAI released it, beside {' and '.join(OPENAI_FILES)} ({error})"
+            raise DataError(f"{folder / name}: {fault}; restore it") from error
         self.contents[PIPELINE_FILE] = json.dumps({"openai_pipeline": self.pipeline}).encode()
         self.size = len(pieces)
         self._text = [piece.replace("</w>", " ") for piece in pieces]

@@ -9,9 +9,9 @@ share of the peak, and the communication that they cannot hide. Sources: Rajbhan
 
 import argparse
 import dataclasses
+import itertools
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Estimate:
     host: float
     compute_seconds: float
     exposed_seconds: float
-    misfit: str
+    cluster: Cluster
 
     @property
     def gpu_bytes(self) -> float:
@@ -84,6 +84,17 @@ class Estimate:
     @property
     def step_seconds(self) -> float:
         return self.compute_seconds + self.exposed_seconds
+
+    @property
+    def misfit(self) -> str:
+        reasons = []
+        if self.gpu_bytes > self.cluster.gpu_memory * GB:
+            states, batch = "model states", "activations: a smaller train.micro_batch helps"
+            larger = states if self.states > self.activations else batch
+            reasons.append(f"{self.gpu_bytes / GB:.0f} of {self.cluster.gpu_memory:.0f} GB a GPU, mostly {larger}")
+        if self.host > self.cluster.host_memory * GB:
+            reasons.append(f"{self.host / GB:.0f} of {self.cluster.host_memory:.0f} GB a host")
+        return "; ".join(reasons)
 
 
 def estimate(shape: GPTConfig, cluster: Cluster, way: str, precision: str, global_batch: int, micro_batch: int,
@@ -102,14 +113,7 @@ def estimate(shape: GPTConfig, cluster: Cluster, way: str, precision: str, globa
     exposed = max(0.0, traffic - HIDDEN_SHARE * compute)
     if moved:
         exposed += moved / PCIE / 4 + moved * cluster.gpus_per_node / HOST_MEMORY
-    result = Estimate(way, micro_batch, states, activations, moved * cluster.gpus_per_node, compute, exposed, "")
-    reasons = []
-    if result.gpu_bytes > cluster.gpu_memory * GB:
-        larger = "model states" if states > activations else "activations: a smaller train.micro_batch helps"
-        reasons.append(f"{result.gpu_bytes / GB:.0f} of {cluster.gpu_memory:.0f} GB a GPU, mostly {larger}")
-    if result.host > cluster.host_memory * GB:
-        reasons.append(f"{result.host / GB:.0f} of {cluster.host_memory:.0f} GB a host")
-    return dataclasses.replace(result, misfit="; ".join(reasons))
+    return Estimate(way, micro_batch, states, activations, moved * cluster.gpus_per_node, compute, exposed, cluster)
 
 
 def best(shape: GPTConfig, cluster: Cluster, precision: str, global_batch: int) -> Estimate | None:
@@ -151,7 +155,8 @@ def table(config: PretrainConfig, cluster: Cluster, args: argparse.Namespace) ->
     ds = deepspeed_config.resolve(args.deepspeed_config, config, cluster.gpus, on_this_machine=False)
     precision, micro_batch = deepspeed_config.precision(ds), ds["train_micro_batch_size_per_gpu"]
     tokens, vocab_size = corpus(config, args.tokens)
-    shape, batch = model_shape(config, vocab_size), config.train.global_batch
+    shape = GPTConfig(vocab_size, **{key: value for key, value in vars(config.model).items() if key != "preset"})
+    batch = config.train.global_batch
     order = WindowOrder({"all": tokens}, shape.n_ctx, config.run.seed, {})
     steps = total_steps(order, config.train)
     print(f"model    {shape.parameters:,} parameters, {shape.flops_per_token / 1e9:.3f} GFLOP a token\n"
@@ -171,23 +176,16 @@ def sweep(config: PretrainConfig, cluster: Cluster) -> None:
     """Every preset on 8 to 4,096 GPUs: the fastest way that fits, for a batch of at least one window a GPU."""
     heads = ("preset", "GPUs", "batch", "ZeRO", "micro", "GPU", "step", "tokens/s", "exposed")
     print("{:11}{:>6}{:>7}  {:10}{:>6}{:>9}{:>10}{:>14}{:>9}".format(*heads))
-    for name, shape, sized, batch in _sweep(config, cluster):
-        e = best(shape, sized, "bf16", batch)
-        if e is None:
-            print(f"{name:11}{sized.gpus:6}{batch:7}  does not fit")
-        else:
-            print(f"{name:11}{sized.gpus:6}{batch:7}  {e.way:10}{e.micro_batch:6}{e.gpu_bytes / GB:7.1f}GB"
-                  f"{e.step_seconds:9.3f}s{batch * shape.n_ctx / e.step_seconds:14,.0f}"
-                  f"{e.exposed_seconds / e.step_seconds:9.0%}")  # fmt: skip
-
-
-def _sweep(config: PretrainConfig, cluster: Cluster) -> Iterator[tuple[str, GPTConfig, Cluster, int]]:
-    for name, numbers in PRESETS.items():
-        for gpus in (8, 64, 512, 4096):
-            nodes = math.ceil(gpus / cluster.gpus_per_node)
-            shape = GPTConfig(40_005, **numbers)
-            batch = math.ceil(max(config.train.global_batch, gpus) / gpus) * gpus
-            yield name, shape, dataclasses.replace(cluster, nodes=nodes), batch
+    for (name, numbers), gpus in itertools.product(PRESETS.items(), (8, 64, 512, 4096)):
+        shape = GPTConfig(40_005, **numbers)
+        batch = math.ceil(config.train.global_batch / gpus) * gpus
+        sized = dataclasses.replace(cluster, nodes=math.ceil(gpus / cluster.gpus_per_node))
+        found = "does not fit"
+        if e := best(shape, sized, "bf16", batch):
+            speed, exposed = batch * shape.n_ctx / e.step_seconds, e.exposed_seconds / e.step_seconds
+            found = (f"{e.way:10}{e.micro_batch:6}{e.gpu_bytes / GB:7.1f}GB{e.step_seconds:9.3f}s"
+                     f"{speed:14,.0f}{exposed:9.0%}")  # fmt: skip
+        print(f"{name:11}{sized.gpus:6}{batch:7}  {found}")
 
 
 def corpus(config: PretrainConfig, tokens: int | None) -> tuple[int, int]:
@@ -196,11 +194,6 @@ def corpus(config: PretrainConfig, tokens: int | None) -> tuple[int, int]:
         manifest = read_manifest(config.data.shards)
         return sum(entry.tokens for entry in manifest.splits["train"].values()), manifest.tokenizer["vocab_size"]
     return tokens or BOOKS_CORPUS_TOKENS, 40_000
-
-
-def model_shape(config: PretrainConfig, vocab_size: int) -> GPTConfig:
-    fields = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
-    return GPTConfig(vocab_size, **{name: getattr(config.model, name) for name in fields})
 
 
 def cli() -> None:

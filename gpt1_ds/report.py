@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -26,15 +27,17 @@ import yaml
 
 from gpt1_ds.errors import DataError, guard
 from gpt1_ds.files import write_atomically
+from gpt1_ds.metrics import duration
 from gpt1_ds.model import GPTConfig
 
 MOST_POINTS = 2000
-"""Points a curve; of more, evenly spread ones and the last."""
-SMALL_CHARTS = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens a second",
-                "mfu": "Model FLOPs utilization", "loss_scale": "Loss scale", "host_bytes": "Host memory, bytes",
-                "device_bytes": "GPU memory, bytes"}  # fmt: skip
-PARTS = ("data", "forward", "backward", "optimizer")
+"""Points a curve; of more, evenly spread ones."""
+CHARTS = {"lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens a second",
+          "mfu": "Model FLOPs utilization", "loss_scale": "Loss scale", "host_bytes": "Host memory, bytes",
+          "device_bytes": "GPU memory, bytes"}  # fmt: skip
+STEP_PARTS = ("data", "forward", "backward", "optimizer", "communication")
 EXAMPLES = 5
+Records = list[dict[str, Any]]
 
 
 class Run:
@@ -44,102 +47,90 @@ class Run:
         if not (folder / "metrics.jsonl").is_file():
             raise DataError(f"{folder}: no metrics.jsonl here; give the folder of a run that has started (runs/NAME)")
         self.folder, self.name = folder, folder.resolve().name
-        self.records = _json_lines(folder / "metrics.jsonl")
-        if not any(record["split"] in ("train", "valid", "task") for record in self.records):
-            raise DataError(f"{folder}/metrics.jsonl: nothing is logged yet; wait for step log.every of the run")
-        self.train, self.starts, self.saves, self.scores = (
-            [record for record in self.records if record["split"] == split]
-            for split in ("train", "start", "checkpoint", "task")
+        records = [r for r in _json_lines(folder / "metrics.jsonl") if {"step", "split"} <= r.keys()]
+        self.train, self.valid, self.scores, self.starts, self.saves = (
+            [record for record in records if record["split"] == split]
+            for split in ("train", "valid", "task", "start", "checkpoint")
         )
+        if not self.train + self.valid + self.scores:
+            raise DataError(f"{folder}/metrics.jsonl: nothing is logged yet; wait for step log.every of the run")
+        self.seconds = max(record.get("elapsed_seconds", 0.0) for record in records)
         self.skipped = _json_lines(folder / "skipped.jsonl")
         self.status, self.result, self.deepspeed = (
             _object(folder / f"{name}.json", json.loads) for name in ("status", "result", "deepspeed")
         )
         self.config = _object(folder / "config.yaml", yaml.safe_load)
-        steps = sorted((folder / "checkpoints").glob("step-*/state.json"))
-        self.state = _object(steps[-1], json.loads) if steps else {}
-        self.ticks = self._ticks()
+        states = sorted((folder / "checkpoints").glob("step-*/state.json"))
+        self.state = _object(states[-1], json.loads) if states else {}
+        self.corpora = list(dict.fromkeys(record["corpus"] for record in self.valid if "corpus" in record))
+        self.axes = [
+            np.array([(0, 0), *((r["step"], r[key] / unit) for r in _with_number(self.train, key))], float).T
+            for key, unit in (("tokens", 1), ("elapsed_seconds", 3600))
+        ]
 
-    def _ticks(self) -> tuple[list[float], list[float | None], list[float | None]]:
-        """Steps of the training lines, and tokens and hours at each; hours by speed in older logs."""
-        steps, tokens, hours, spent, before = [0.0], [0.0], [0.0], 0.0, 0.0
-        for record in self.train:
-            seen, speed = record.get("tokens"), record.get("tokens_per_second")
-            spent = record.get("elapsed_seconds", spent + (seen - before) / speed if seen and speed else None) or spent
-            before = seen or before
-            for values, value in ((steps, record["step"]), (tokens, seen), (hours, spent / 3600)):
-                values.append(value)
-        return steps, tokens if tokens[-1] else [], hours if hours[-1] else []
+    def place(self, step: float) -> list[float | None]:
+        """[step, tokens, hours], by the training records; None where these do not tell."""
+        return [step, *(float(np.interp(step, *axis)) if axis.shape[1] > 1 else None for axis in self.axes)]
 
-    def place(self, record: dict[str, Any]) -> list[float | None]:
-        """[step, tokens, hours] of a record; what was not logged with it lies between its neighbours."""
-        steps, *axes = self.ticks
-        tokens, hours = (float(np.interp(record["step"], steps, values)) if values else None for values in axes)
-        seconds = record.get("elapsed_seconds")
-        return [record["step"], record.get("tokens", tokens), hours if seconds is None else seconds / 3600]
-
-    def curve(self, records: Sequence[dict[str, Any]], key: str) -> list[list[float | None]]:
-        records = [record for record in records if _number(record.get(key)) is not None]
+    def curve(self, records: Records, key: str) -> list[list[float | None]]:
+        """Points (step, tokens, hours, value)."""
+        records = _with_number(records, key)
         if len(records) > MOST_POINTS:
-            records = [records[round(i * (len(records) - 1) / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
-        return [[*self.place(record), _number(record[key])] for record in records]
+            records = [records[i] for i in np.linspace(0, len(records) - 1, MOST_POINTS, dtype=int)]
+        return [[*self.place(record["step"]), record[key]] for record in records]
 
-    def corpora(self) -> list[str]:
-        return list(dict.fromkeys(r["corpus"] for r in self.records if r["split"] == "valid" and "corpus" in r))
+    def lines(self) -> dict[str, list[tuple[str, Records, str]]]:
+        """Title of each chart -> (label, records, key) of each curve in it."""
+        losses = [("train", self.train, "loss"), *((f"validation {c}", self.valid_of(c), "loss") for c in self.corpora)]
+        scores = [key for key in _keys(self.scores) if key not in ("step", "split", "elapsed_seconds")]
+        lines = {"Loss, nats": losses} | {title: [("", self.train, key)] for key, title in CHARTS.items()}
+        lines["Seconds a step"] = [(part, self.train, f"{part}_seconds") for part in STEP_PARTS]
+        lines["Task scores"] = [(key, self.scores, key) for key in scores]
+        for kind in ("grad", "weight"):
+            norms = [key for key in _keys(self.train) if key.startswith(f"{kind}_norm/")]
+            lines[f"{kind}_norm of each group"] = [(key.partition("/")[2], self.train, key) for key in norms]
+        return lines
 
-    def valid(self, corpus: str) -> list[dict[str, Any]]:
-        return [r for r in self.records if r["split"] == "valid" and r.get("corpus") == corpus]
+    def valid_of(self, corpus: str) -> Records:
+        return [record for record in self.valid if record.get("corpus") == corpus]
 
     def facts(self) -> dict[str, str]:
         """The final numbers, by name."""
-        last = self.train[-1] if self.train else {}
-        status, config, losses = self.status, self.config, [_number(r.get("loss")) for r in self.train]
-        facts = {"state": f"{status.get('state', 'unknown')}" + (f", exit code {status['exit_code']}" if status.get(
-                 "exit_code") else "")}  # fmt: skip
-        try:
+        status, result, last = self.status, self.result, self.train[-1] if self.train else {}
+        code = status.get("exit_code")
+        facts = {"state": status.get("state", "unknown") + (f", exit code {code}" if code else "")}
+        if self.state.get("model"):
             facts["parameters"] = f"{GPTConfig(**self.state['model']).parameters:,}"
-        except (KeyError, TypeError):
-            pass
-        facts["steps"] = f"{status.get('step', self.records[-1]['step']):,}"
-        for name, text in (("tokens", "{:,}"), ("epoch", "{:.2f}")):
-            if _number(last.get(name)) is not None:
-                facts[name] = text.format(last[name])
-        if losses and losses[-1] is not None:
-            facts["training loss"] = f"{losses[-1]:.4f}"
-        for corpus in self.corpora():
-            values = [_number(r.get("loss")) for r in self.valid(corpus)]
-            if values[-1] is not None:
-                best = min(value for value in values if value is not None)
-                lowest = f"; lowest {best:.4f}" if best < values[-1] else ""
-                perplexity = math.exp(min(values[-1], 100))
-                facts[f"validation loss, {corpus}"] = f"{values[-1]:.4f} (perplexity {perplexity:,.1f}{lowest})"
-        for key, name, text in (("tokens_per_second", "tokens a second, median", "{:,.0f}"),
-                                ("mfu", "FLOPs utilization, median", "{:.1%}")):  # fmt: skip
-            if values := [v for r in self.train if (v := _number(r.get(key))) is not None]:
-                facts[name] = text.format(median(values))
-        for key, name in (("host_bytes", "host memory, most"), ("device_bytes", "GPU memory, most")):
-            if most := [r[key] for r in self.train if _number(r.get(key))]:
-                facts[name] = f"{max(most) / 1e9:.2f} GB"
-        if seconds := max((r.get("elapsed_seconds", 0.0) for r in self.records), default=0.0):
-            facts["wall time"] = _duration(seconds)
-        elif self.ticks[2]:
-            facts["training time"] = _duration(self.ticks[2][-1] * 3600)
-        facts |= {"starts": str(len(self.starts))} if self.starts else {}
-        facts["skipped steps"] = str(last.get("skipped_steps", 0)) + (
-            f"; {len(self.skipped)} rolled back" if self.skipped else "")  # fmt: skip
+        for name, key, text in (("steps", "step", "{:,}"), ("tokens", "tokens", "{:,}"), ("epoch", "epoch", "{:.2f}"),
+                                ("training loss", "loss", "{:.4f}")):  # fmt: skip
+            if _with_number([last], key):
+                facts[name] = text.format(last[key])
+        for corpus in self.corpora:
+            if losses := [record["loss"] for record in _with_number(self.valid_of(corpus), "loss")]:
+                lowest = f"; lowest {min(losses):.4f}" if min(losses) < losses[-1] else ""
+                perplexity = math.exp(min(losses[-1], 100))
+                facts[f"validation loss, {corpus}"] = f"{losses[-1]:.4f} (perplexity {perplexity:,.1f}{lowest})"
+        for name, key, of_all, scale, text in (
+            ("tokens a second, median", "tokens_per_second", median, 1, "{:,.0f}"),
+            ("FLOPs utilization, median", "mfu", median, 1, "{:.1%}"),
+            ("host memory, most", "host_bytes", max, 1e9, "{:.2f} GB"),
+            ("GPU memory, most", "device_bytes", max, 1e9, "{:.2f} GB"),
+        ):
+            if logged := _with_number(self.train, key):
+                facts[name] = text.format(of_all(record[key] for record in logged) / scale)
+        rolled_back = f"; {len(self.skipped)} rolled back" if self.skipped else ""
+        facts |= {"wall time": duration(self.seconds), "starts": str(len(self.starts)),
+                  "skipped steps": f"{last.get('skipped_steps', 0)}{rolled_back}"}  # fmt: skip
         if self.saves:
-            size, stood = (median(r.get(key, 0) for r in self.saves) for key in ("bytes", "seconds"))
+            size, stood = (median(save.get(key, 0) for save in self.saves) for key in ("bytes", "seconds"))
             facts["checkpoints"] = f"{len(self.saves)}; {size / 1e6:,.1f} MB, training stood {stood:.1f} s (medians)"
-        if "score" in self.result:
-            result = self.result
-            facts |= {"task": f"{result.get('task')}", "examples": ", ".join(
-                f"{count:,} {split}" for split, count in result.get("examples", {}).items())}  # fmt: skip
-            facts |= {f"dev {name}": f"{value:.4f}" for name, value in result.get("metrics", {}).items()}
-            facts |= {f"{split} {name}": f"{value:.4f}" for split, scores in (result.get("splits") or {}).items()
-                      for name, value in scores.items()}  # fmt: skip
-            facts |= {"majority": f"{result.get('majority', math.nan):.4f}", "initial weights": f"{result.get('init')}"}
-        facts["seed"] = str(config.get("run", {}).get("seed", "unknown"))
-        return facts
+        if "score" in result:
+            examples = ", ".join(f"{count:,} {split}" for split, count in result["examples"].items())
+            facts |= {"task": result["task"], "examples": examples, "majority": f"{result['majority']:.4f}",
+                      "initial weights": str(result["init"])}  # fmt: skip
+            for split, scores in {"dev": result["metrics"], **(result.get("splits") or {})}.items():
+                facts |= {f"{split} {name}": f"{value:.4f}" for name, value in scores.items()}
+        return facts | {"seed": str(self.config.get("run", {}).get("seed", "unknown"))}
 
 
 def main(argv: list[str]) -> int | None:
@@ -161,20 +152,21 @@ def main(argv: list[str]) -> int | None:
 def render(runs: Sequence[Run]) -> str:
     """The page, whole."""
     names = [run.name for run in runs]
-    for index, run in enumerate(runs):
-        if names.count(names[index]) > 1:  # runs of one name from two folders
-            run.name = "/".join(run.folder.resolve().parts[-2:])
-    title = " · ".join(run.name for run in runs)
-    states = " · ".join(dict.fromkeys(run.facts()["state"] for run in runs))
-    data = json.dumps({"charts": _charts(runs), "marks": _marks(runs)}, allow_nan=False)
-    facts = {run.name: run.facts() for run in runs}
-    body = [_section("Numbers", _side_by_side(facts))]
     for run in runs:
-        body += [_data(run), _scores(run), _history(run), _samples(run)]
-    body.append(_section("Configuration", *(
-        f"<details open><summary>{name}</summary>{_side_by_side({r.name: _flat(kind(r)) for r in runs}, mark=True)}"
-        "</details>" for name, kind in (("config.yaml", lambda r: r.config), ("deepspeed.json", lambda r: r.deepspeed))
-    )))  # fmt: skip
+        if names.count(run.name) > 1:  # runs of one name from two folders
+            run.name = "/".join(run.folder.resolve().parts[-2:])
+    title, facts = " · ".join(run.name for run in runs), {run.name: run.facts() for run in runs}
+    states = " · ".join(dict.fromkeys(fact["state"] for fact in facts.values()))
+    data = json.dumps({"charts": _charts(runs), "marks": _marks(runs)}, allow_nan=False)
+    settings = [
+        _fold(name, _side_by_side({run.name: _flat(getattr(run, kind)) for run in runs}))
+        for name, kind in (("config.yaml", "config"), ("deepspeed.json", "deepspeed"))
+    ]
+    body = [
+        _section("Numbers", _side_by_side(facts)),
+        *(part(run) for run in runs for part in (_data, _scores, _history, _samples)),
+        _section("Configuration", *settings),
+    ]
     parts = {"TITLE": escape(title), "DATA": re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", data),
              "HEAD": f'<h1>{escape(title)}</h1><p class="dim">{escape(states)}</p>', "BODY": "".join(body)}  # fmt: skip
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
@@ -182,167 +174,136 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Loss of training and of each validation corpus; then what was logged beside it, a chart each."""
-    charts: list[dict[str, Any]] = [
-        {"title": "Loss" if any(run.scores for run in runs) else "Loss, nats a token", "series": []}
-    ]
-    many = len(runs) > 1
-
-    def series(run: int, name: str, points: list, color: int, dash: int, faint: bool = False) -> list[dict[str, Any]]:
-        label = f"{runs[run].name} {name}".strip() if many else name
-        return [{"label": label, "points": points, "color": run if many else color, "dash": dash if many else 0,
-                 "faint": faint}] if points else []  # fmt: skip
-
-    for number, run in enumerate(runs):
-        charts[0]["series"] += series(number, "train", run.curve(run.train, "loss"), 0, 0, bool(run.corpora()))
-        for index, corpus in enumerate(run.corpora()):
-            points = run.curve(run.valid(corpus), "loss")
-            charts[0]["series"] += series(number, f"validation {corpus}", points, 1 + index, 1 + index)
-    groups = {key: (title, [(key, "")], "train") for key, title in SMALL_CHARTS.items()}
-    groups["parts"] = ("Seconds a step", [(f"{part}_seconds", part) for part in PARTS], "train")
-    scores = dict.fromkeys(key for run in runs for record in run.scores for key in record)
-    groups["task"] = (
-        "Task scores",
-        [(k, k) for k in scores if k not in ("step", "split", "elapsed_seconds")],
-        "scores",
-    )
-    norms = dict.fromkeys(key for run in runs for record in run.train for key in record if "_norm/" in key)
-    for kind in ("grad", "weight"):
-        keys = [(key, key.partition("/")[2]) for key in norms if key.startswith(kind)]
-        groups[kind] = (f"{'Gradient' if kind == 'grad' else 'Weight'} norm of each group", keys, "train")
-    for title, keys, split in groups.values():
-        lines = [line for number, run in enumerate(runs) for index, (key, name) in enumerate(keys)
-                 for line in series(number, name or (title if not many else ""), run.curve(getattr(run, split), key),
-                                    index, index)]  # fmt: skip
-        if lines:
-            zero = title.endswith(("second", "step", "bytes"))
-            charts.append({"title": title, "series": lines, "zero": zero, "legend": len(keys) > 1})
+    """The charts that have a curve; curves of one run differ by colour, those of several by it and by their dashes."""
+    charts, lines = [], [run.lines() for run in runs]
+    for title in lines[0]:
+        series = []
+        for number, run in enumerate(runs):
+            for index, (label, records, key) in enumerate(lines[number][title]):
+                if points := run.curve(records, key):
+                    look = {"color": number, "dash": index} if len(runs) > 1 else {"color": index, "dash": 0}
+                    name = f"{run.name} {label}".strip() if len(runs) > 1 else label or title
+                    faint = label == "train" and bool(run.valid)
+                    series.append({"label": name, "points": points, "faint": faint, **look})
+        if series:
+            zero, many = title.endswith(("second", "step", "bytes")), max(len(of_run[title]) for of_run in lines) > 1
+            charts.append({"title": title, "series": series, "zero": zero, "legend": many})
     return charts
 
 
 def _marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    marks = [{"at": run.place(start), "text": f"{run.name}: start at step {start['step']}", "color": number}
-             for number, run in enumerate(runs) for start in run.starts[1:]]  # fmt: skip
-    return marks + [
-        {"at": run.place({"step": event["from_step"]}), "bad": True,
-         "text": f"{run.name}: loss {event.get('loss')} at step {event['from_step']}"}
-        for run in runs for event in run.skipped if _number(event.get("from_step")) is not None
-    ]  # fmt: skip
+    """Restarts and spikes, as lines in the curves of the loss."""
+    marks: list[dict[str, Any]] = []
+    for number, run in enumerate(runs):
+        marks += [{"at": run.place(start["step"]), "text": f"{run.name}: start at step {start['step']}",
+                   "color": number} for start in run.starts[1:]]  # fmt: skip
+        marks += [{"at": run.place(event["from_step"]), "bad": True,
+                   "text": f"{run.name}: loss {event.get('loss')} at step {event['from_step']}"}
+                  for event in _with_number(run.skipped, "from_step")]  # fmt: skip
+    return marks
 
 
 def _data(run: Run) -> str:
-    rows = []
-    for corpus, text in run.state.get("data", {}).items():  # "train/books": "123 tokens, sha256 0123456789ab"
-        tokens, _, digest = str(text).partition(" tokens, sha256 ")
-        rows.append([corpus, f"{int(tokens):,}" if tokens.isdigit() else tokens, digest])
+    # "train/books": "123 tokens, sha256 0123456789ab"
+    rows = [[name, *str(text).split(" tokens, sha256 ")] for name, text in run.state.get("data", {}).items()]
+    table = _table(["corpus", "tokens", "sha256"], [[name, f"{int(n):,}", digest] for name, n, digest in rows])
     where = (run.config.get("data") or {}).get("shards")
-    table = _table(["corpus", "tokens", "sha256"], rows) if rows else ""
-    table += f'<p class="dim">shards: {escape(str(where))}</p>' if where else ""
-    return _section(f"Data of {run.name}", table) if rows else ""
+    return _section(f"Data of {run.name}", table, f'<p class="dim">shards: {escape(str(where))}</p>') if rows else ""
 
 
 def _scores(run: Run) -> str:
-    confusion, parts = run.result.get("confusion") or {}, []
-    if isinstance(confusion, dict) and confusion.get("counts"):
-        rows = ""
-        for name, counts in zip(confusion["classes"], confusion["counts"], strict=False):
-            cells = "".join(f'<td class="hot" style="--share:{n / max(sum(counts), 1):.3f}">{n:,}</td>' for n in counts)
-            rows += f"<tr><th>{escape(str(name))}</th>{cells}</tr>"
-        head = "".join(f'<th style="text-align:right">{escape(str(name))}</th>' for name in confusion["classes"])
-        parts.append('<p class="dim">Dev set at the best step: label by row, prediction by column.</p>'
-                     f'<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>')  # fmt: skip
+    parts = []
+    if confusion := run.result.get("confusion"):
+        names = confusion["classes"]
+        rows = [[name, *(f"{n:,}" for n in counts)] for name, counts in zip(names, confusion["counts"], strict=True)]
+        parts.append('<p class="dim">Dev set at the best step: label by row, prediction by column.</p>')
+        parts.append(_table(["", *names], rows))
     for path in sorted(run.folder.glob("predictions-*.tsv")):
         lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        wrong = [line for line in lines[1:] if len(line) == 3 and line[1] and line[1] != line[2]][:EXAMPLES]
-        if wrong:
-            parts.append(f"<details><summary>{escape(path.name)}: the first errors</summary>"
-                         f"{_table(lines[0], wrong)}</details>")  # fmt: skip
+        if wrong := [line for line in lines[1:] if len(line) == 3 and line[1] and line[1] != line[2]]:
+            parts.append(_fold(f"{path.name}: the first errors", _table(lines[0], wrong[:EXAMPLES]), is_open=False))
     return _section(f"Task scores of {run.name}", *parts) if parts else ""
 
 
 def _history(run: Run) -> str:
-    """Starts, skipped batches and checkpoints."""
-    from datetime import UTC, datetime
-
-    parts = []
-    if run.starts:
-        rows = [[f"{r['step']:,}", datetime.fromtimestamp(r.get("time", 0), UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
-                 str(r.get("world_size", "")), _duration(r.get("elapsed_seconds", 0))] for r in run.starts]  # fmt: skip
-        parts.append(_fold("Starts", _table(["from step", "at", "ranks", "after running"], rows), len(rows)))
-    if run.skipped:
-        keys = list(dict.fromkeys(key for event in run.skipped for key in event))
-        rows = [[json.dumps(event.get(key, "")).strip('"') for key in keys] for event in run.skipped]
-        parts.append(_fold("Loss spikes undone and batches skipped", _table(keys, rows), len(rows)))
-    if run.saves:
-        rows = [[f"{r['step']:,}", f"{r.get('bytes', 0):,}", f"{r.get('seconds', 0):.2f}"] for r in run.saves]
-        parts.append(_fold("Checkpoints", _table(["step", "bytes", "seconds"], rows), len(rows)))
-    return _section(f"History of {run.name}", *parts) if parts else ""
+    keys = _keys(run.skipped)
+    tables = {
+        "Starts": (["from step", "at", "ranks", "after running"], [
+            [f"{r['step']:,}", f"{datetime.fromtimestamp(r.get('time', 0), UTC):%Y-%m-%d %H:%M:%S UTC}",
+             str(r.get("world_size", "")), duration(r.get("elapsed_seconds", 0))] for r in run.starts]),
+        "Loss spikes undone and batches skipped": (keys, [
+            [json.dumps(event.get(key, "")).strip('"') for key in keys] for event in run.skipped]),
+        "Checkpoints": (["step", "bytes", "seconds"], [
+            [f"{r['step']:,}", f"{r.get('bytes', 0):,}", f"{r.get('seconds', 0):.2f}"] for r in run.saves]),
+    }  # fmt: skip
+    folds = [_fold(f"{title} ({len(rows)})", _table(head, rows), is_open=len(rows) <= 12)
+             for title, (head, rows) in tables.items() if rows]  # fmt: skip
+    return _section(f"History of {run.name}", *folds) if folds else ""
 
 
 def _samples(run: Run) -> str:
     files = sorted((run.folder / "samples").glob("step-*.txt"))[-EXAMPLES:]
     texts = [(path.stem, path.read_text(encoding="utf-8", errors="replace")) for path in files]
-    return _section(f"Samples of {run.name}", *(
-        f"<h3>{escape(stem)}</h3><div class=\"scroll\"><pre>{escape(text)}</pre></div>" for stem, text in texts
-    )) if texts else ""  # fmt: skip
+    parts = [f'<h3>{escape(stem)}</h3><div class="scroll"><pre>{escape(text)}</pre></div>' for stem, text in texts]
+    return _section(f"Samples of {run.name}", *parts) if parts else ""
 
 
 def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
-def _fold(title: str, content: str, rows: int) -> str:
-    return f"<details{' open' if rows <= 12 else ''}><summary>{escape(title)} ({rows})</summary>{content}</details>"
+def _fold(title: str, content: str, is_open: bool = True) -> str:
+    return f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def cell(text: str) -> str:
-        number = re.fullmatch(r"-?[\d,.]+", text)
-        return f"<td{' class=n' if number else ''}>{escape(text)}</td>"
+    """Columns of numbers stand to the right."""
+    rows = list(rows)
+    numeric = [all(re.fullmatch(r"-?[\d,.]*", row[i]) for row in rows) for i in range(len(head))]
 
-    rows = [list(map(str, row)) for row in rows]
-    numeric = [bool(rows) and all(re.fullmatch(r"-?[\d,.]*", row[i]) for row in rows) for i in range(len(head))]
-    head = "".join(f"<th{' style=text-align:right' if right else ''}>{escape(name)}</th>"
-                   for name, right in zip(head, numeric, strict=True))  # fmt: skip
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    def line(cells: Sequence[str], tag: str) -> str:
+        attributes = (" class=n" if number else "" for number in numeric)
+        return f"<tr>{''.join(f'<{tag}{a}>{escape(c)}</{tag}>' for a, c in zip(attributes, cells, strict=True))}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _side_by_side(columns: dict[str, dict[str, str]], mark: bool = False) -> str:
-    """A row a fact, a column a run; with `mark`, rows in which the runs differ are coloured."""
+def _side_by_side(columns: dict[str, dict[str, str]]) -> str:
+    """A row a fact, a column a run; rows in which the runs differ are coloured."""
     rows = ""
-    for key in dict.fromkeys(key for facts in columns.values() for key in facts):
+    for key in _keys(columns.values()):
         values = [facts.get(key, "") for facts in columns.values()]
-        differs = ' class="differs"' if mark and len(set(values)) > 1 else ""
+        differs = ' class="differs"' if len(set(values)) > 1 else ""
         rows += f"<tr{differs}><th>{escape(key)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
     names = "".join(f"<th>{escape(name)}</th>" for name in columns)
     head = f"<thead><tr><th></th>{names}</tr></thead>" if len(columns) > 1 else ""
     return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(tree: dict[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= (
-            _flat(value, f"{name}.")
-            if isinstance(value, dict) and value
-            else {name: json.dumps(value, default=str).strip('"')}
-        )
+        is_section = isinstance(value, dict) and value
+        inner = _flat(value) if is_section else {"": json.dumps(value, default=str).strip('"')}
+        flat |= {f"{key}.{name}".strip("."): text for name, text in inner.items()}
     return flat
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that may still grow: a torn line, or one that is no record, is passed over."""
-    records = []
+def _keys(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Of all rows, in the order in which they first occur."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _json_lines(path: Path) -> Records:
+    """The objects of a file that may still grow: a torn line is passed over."""
+    found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            record = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:
             continue
-        if isinstance(record, dict) and (path.name != "metrics.jsonl" or {"step", "split"} <= record.keys()):
-            records.append(record)
-    return records
+    return [record for record in found if isinstance(record, dict)]
 
 
 def _object(path: Path, parse: Any) -> dict[str, Any]:
@@ -353,14 +314,9 @@ def _object(path: Path, parse: Any) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _number(value: Any) -> float | None:
-    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if finite else None
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+def _with_number(records: Records, key: str) -> Records:
+    """Those that hold a finite number under `key`."""
+    return [r for r in records if isinstance(r.get(key), int | float) and math.isfinite(r[key])]
 
 
 def cli() -> None:

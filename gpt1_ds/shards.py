@@ -8,7 +8,6 @@ began in an earlier sample). The manifest gives every sample's byte offset and t
 
 import dataclasses
 import functools
-import hashlib
 import io
 import itertools
 import json
@@ -18,14 +17,14 @@ import re
 import tarfile
 from array import array
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt1_ds.errors import DataError
-from gpt1_ds.files import file_sha256, write_atomically
+from gpt1_ds.files import file_sha256, flush, write_atomically
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -70,7 +69,7 @@ class Manifest:
     """`kind files sha256 vocab_size special_ids`"""
     preparation: dict[str, Any]
     """Normalisation, sources with hashes, split rule, and what was dropped and why."""
-    splits: dict[str, dict[str, CorpusEntry]] = field(default_factory=dict)
+    splits: dict[str, dict[str, CorpusEntry]]
     version: int = VERSION
 
     @property
@@ -101,19 +100,7 @@ def read_manifest(root: Path | str) -> Manifest:
     """The manifest of a shard directory; DataError where it is missing, malformed or points outside the directory."""
     path = Path(root) / MANIFEST
     try:
-        raw = json.loads(path.read_text(), object_hook=_compact)
-        manifest = Manifest(
-            version=raw["version"],
-            tokenizer=raw["tokenizer"],
-            preparation=raw["preparation"],
-            splits={
-                split: {
-                    corpus: CorpusEntry(entry["documents"], entry["tokens"], [Shard(**s) for s in entry["shards"]])
-                    for corpus, entry in corpora.items()
-                }
-                for split, corpora in raw["splits"].items()
-            },
-        )
+        manifest = Manifest(**json.loads(path.read_text(), object_hook=_record))
         _check_manifest(manifest)
     except FileNotFoundError:
         raise DataError(f"{path}: no such shard manifest; {_BUILD_HINT}") from None
@@ -124,11 +111,12 @@ def read_manifest(root: Path | str) -> Manifest:
     return manifest
 
 
-def _compact(raw: dict[str, Any]) -> dict[str, Any]:
-    """Numbers by the million as 8 bytes each: 10^5 shards have 2.5 * 10^7 samples."""
-    if "sample_offsets" in raw:
-        raw.update({name: array("q", raw[name]) for name in ("sample_offsets", "sample_tokens")})
-    return raw
+def _record(raw: dict[str, Any]) -> Any:
+    """A `Shard`, a `CorpusEntry`, or `raw` itself."""
+    if {"sample_offsets", "sample_tokens"} <= raw.keys():
+        # Numbers by the million as 8 bytes each: 10^5 shards have 2.5 * 10^7 samples.
+        return Shard(**raw | {name: array("q", raw[name]) for name in ("sample_offsets", "sample_tokens")})
+    return CorpusEntry(**raw) if raw.keys() == {"documents", "tokens", "shards"} else raw
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -169,21 +157,6 @@ def write_manifest(root: Path | str, manifest: Manifest) -> None:
     write_atomically(Path(root) / MANIFEST, text)
 
 
-class _HashingFile:
-    """A write-only file that hashes what passes."""
-
-    def __init__(self, file):
-        self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-    def tell(self) -> int:
-        return self.bytes
-
-
 class ShardWriter:
     """Writes `root/file`, a tar whose bytes depend on its samples alone, under a temporary name until `close`.
 
@@ -194,9 +167,7 @@ class ShardWriter:
         self.path = Path(root) / file
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self._file = open(self._temporary, "wb")
-        self._hashing = _HashingFile(self._file)
-        self._tar = tarfile.open(fileobj=self._hashing, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)
         self._corpus = corpus
         self._dtype = token_dtype(vocab_size)
         self._shard = Shard(file, 0, "", 0, 0, 0, [], [])
@@ -227,19 +198,17 @@ class ShardWriter:
     def close(self) -> Shard:
         """Flush to disk and give the shard its final name."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        flush(self._temporary)
+        size, sha256 = self._temporary.stat().st_size, file_sha256(self._temporary)
         os.replace(self._temporary, self.path)
-        return dataclasses.replace(self._shard, bytes=self._hashing.bytes, sha256=self._hashing.sha256.hexdigest())
+        return dataclasses.replace(self._shard, bytes=size, sha256=sha256)
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind, value, trace) -> None:
-        if not self._file.closed:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
+        self._tar.fileobj.close()
 
 
 class _Mapped:

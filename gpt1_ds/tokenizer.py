@@ -104,10 +104,8 @@ class Tokenizer(ABC):
         """ConfigError where the run's `tokenizer` section asks for another codec; None is content with any."""
         for key, wanted, here in (("kind", kind, self.kind), ("openai_pipeline", openai_pipeline, self.pipeline)):
             if wanted not in (None, here):
-                raise ConfigError(
-                    f"tokenizer.{key} is '{wanted}', but the data's or checkpoint's is '{here}'; drop the option or"
-                    " choose others"
-                )
+                raise ConfigError(f"tokenizer.{key} is '{wanted}', but the data's or checkpoint's is '{here}'; "
+                                  "drop the option or choose others")  # fmt: skip
 
     @functools.cached_property
     def _control(self) -> frozenset[int]:
@@ -191,10 +189,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._model.vocab_size()
         first = tuple(self._model.id_to_piece(i) for i in range(min(len(CONTROL_PIECES), self.vocab_size)))
         if first != CONTROL_PIECES or not all(self._model.is_control(i) for i in range(len(CONTROL_PIECES))):
-            raise DataError(
-                f"{path}: ids 0 to 4 are {' '.join(first)}, but must be the control pieces {' '.join(CONTROL_PIECES)};"
-                " train it with `python -m data_prep.train_tokenizer`"
-            )
+            fault = f"ids 0 to 4 are {' '.join(first)}, but must be the control pieces {' '.join(CONTROL_PIECES)}"
+            raise DataError(f"{path}: {fault}; train it with `python -m data_prep.train_tokenizer`")
         self.special_ids = dict(zip(SPECIAL_NAMES, range(len(CONTROL_PIECES)), strict=True))
         self.fallback_ids = frozenset(i for i in range(self.vocab_size) if self._model.is_byte(i))
 
@@ -264,14 +260,9 @@ class OpenAITokenizer(Tokenizer):
 def load_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer in `folder`, by the files there. DataError where it is missing or damaged."""
     folder = Path(folder)
-    is_sentencepiece, is_openai = (
-        (folder / MODEL_FILE).is_file(),
-        any((folder / name).exists() for name in OPENAI_FILES),
-    )
-    if is_sentencepiece == is_openai:
+    is_openai = any((folder / name).exists() for name in OPENAI_FILES)
+    if is_openai == (folder / MODEL_FILE).is_file():
+        fault = "stands beside" if is_openai else "no such tokenizer, nor"
         fix = "keep one of the two" if is_openai else "make one with `python -m data_prep.train_tokenizer`"
-        raise DataError(
-            f"{folder / MODEL_FILE}: {'stands beside' if is_openai else 'no such tokenizer, nor'} OpenAI's"
-            f" {' and '.join(OPENAI_FILES)}; {fix}"
-        )
+        raise DataError(f"{folder / MODEL_FILE}: {fault} OpenAI's {' and '.join(OPENAI_FILES)}; {fix}")
     return OpenAITokenizer(folder) if is_openai else SentencePieceTokenizer(folder)

@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int | None:
     tokenizer.check_choice(**vars(config.tokenizer))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **shape_of(model_config)))
     data = prepare(config, task, tokenizer, model_config.n_ctx)
-    init = checkpoint.read_state(source)["init"] if resumes and source else str(source or "none")
+    init = str(source or "none") if config.task.n_transfer != -1 else "none"
+    init = checkpoint.read_state(source)["init"] if resumes and source else init
     facts = {"model": asdict(model_config), "tokenizer_sha256": tokenizer.sha256, "seed": config.run.seed, "init": init,
              "task": {"name": config.task.name, "kind": task.kind, "classes": list(task.classes),
                       "config": asdict(config.task)}}  # fmt: skip
@@ -139,10 +140,10 @@ def train_step(engine, data: TaskData, config: FinetuneConfig, batch: list[int],
     lengths = [example.length for example in examples]
     shares = micro_batches(lengths, engine.train_micro_batch_size_per_gpu(), accumulation, distributed.rank(),
                            world_size)  # fmt: skip
-    parts = []
+    # Keyed dropout, a CPU's, depends on the width, which then is the whole batch's on any number of ranks.
+    width, parts = max(lengths) if engine.device.type == "cpu" else None, []
     for share in shares:
-        # As wide as the whole batch's longest: a dropout mask depends on the width, and shall not on the ranks.
-        micro = collate([examples[i] for i in share], special, examples[0], max(lengths)).to(engine.device)
+        micro = collate([examples[i] for i in share], special, examples[0], width).to(engine.device)
         keys_BS2 = dropout_keys(config.run.seed, step, [batch[i] for i in share], micro.ids_BST.shape[1])
         lm_targets_BST = micro.lm_targets_BST if config.task.lm_coef else None
         task_loss, lm_loss, _ = engine(micro.ids_BST, micro.end_BS, micro.targets, lm_targets_BST,
@@ -280,7 +281,7 @@ def shape_of(model: Any) -> dict[str, Any]:
 def load_weights(gpt: GPT, source: Path, n_transfer: int | None) -> dict[str, Tensor]:
     """Fill the decoder from a checkpoint and return its weights in float32; every name and shape must be met.
 
-    With `n_transfer`, blocks from that one on (0: all but the embeddings) keep their random weights.
+    With `n_transfer`, blocks from that one on (0: all but the embeddings; -1: those too) keep their random weights.
     """
     weights, _ = checkpoint.load_weights(source)
     wanted = gpt.state_dict()
@@ -289,7 +290,7 @@ def load_weights(gpt: GPT, source: Path, n_transfer: int | None) -> dict[str, Te
         if there != here:
             raise DataError(f"{source}: checkpoint of another model: {name} is {there} there, {here} here; give a "
                             "pre-training run")  # fmt: skip
-    if not 0 <= (n_transfer or 0) <= len(gpt.blocks):
+    if not -1 <= (n_transfer or 0) <= len(gpt.blocks):
         raise ConfigError(f"task.n_transfer is {n_transfer}; {source} has {len(gpt.blocks)} blocks")
     for name in weights:
         layer = int(name.split(".")[1]) if name.startswith("blocks.") else -1 if name in ("wte", "wpe") else 0

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt1_ds import checkpoint, finetune
+from gpt1_ds import checkpoint, export, finetune
 from gpt1_ds import eval as gpt1_eval
 from gpt1_ds.config import FinetuneConfig, load
 from gpt1_ds.errors import ConfigError, DataError, StopRequested
@@ -128,7 +129,7 @@ def test_a_pre_trained_run_is_scored_zero_shot(pretrained: Path, sample: Path, c
         gpt1_eval.main([str(pretrained), "--predict"])
 
 
-@pytest.mark.parametrize("n_transfer", [0, 1])
+@pytest.mark.parametrize("n_transfer", [-1, 0, 1])
 def test_transfers_the_first_blocks_only(ranks, pretrained: Path, sample: Path, tmp_path: Path, n_transfer: int):
     argv = arguments(tmp_path, "zero0_fp32", *task_of(sample, "rte"), f"init.checkpoint={pretrained}",
                      "train.max_steps=1", "train.global_batch=4", "optim.lr=1e-12", "eval.batches=2",
@@ -137,7 +138,7 @@ def test_transfers_the_first_blocks_only(ranks, pretrained: Path, sample: Path, 
     before, after = weights(pretrained), weights(tmp_path / "rte" / "best")
     for name, tensor in before.items():
         if name.endswith("c_fc.weight") or not name.startswith("blocks."):
-            fresh = name.startswith("blocks.") and int(name.split(".")[1]) >= n_transfer
+            fresh = (int(name.split(".")[1]) if name.startswith("blocks.") else -1) >= n_transfer
             assert torch.allclose(after[f"gpt.{name}"], tensor, atol=1e-7) != fresh, name
 
 
@@ -262,6 +263,9 @@ def test_learns_the_sample_and_is_scored_and_used(ranks, sample: Path, tiny_shar
     assert list(texts) == lines
     predicted = [line.split("\t")[2] for line in (run / "predictions-dev.tsv").read_text().splitlines()[1:]]
     assert sum(mine == theirs for mine, theirs in zip(labels, predicted, strict=True)) >= 0.99 * len(predicted)
+    export.main([str(run), str(tmp_path / "hf")])
+    head = load_file(tmp_path / "hf" / "head.safetensors")
+    assert torch.equal(head["weight"], weights(run / "best")["head.weight"])
     with pytest.raises(ConfigError, match="--task rte: .* was trained for sst2"):
         gpt1_eval.main([str(run), "--task", "rte", "--data", str(dev)])
     with pytest.raises(DataError, match="dev.tsv row 1: no column"):
@@ -350,6 +354,13 @@ def test_bad_input_is_refused_before_the_ranks_join(
         finetune.main(argv)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "sst2").exists()
+
+
+def test_a_shape_that_is_not_the_checkpoints_is_refused(tiny_run: Path, sample: Path, tmp_path: Path):
+    """Rather than ignored: the model is that of the checkpoint."""
+    words = [*task_of(sample, "sst2"), f"init.checkpoint={tiny_run}", "model.n_layer=3"]
+    with pytest.raises(ConfigError, match="model.n_layer is 3, but .*/step-00000060 holds a model with 2;"):
+        finetune.main(arguments(tmp_path, "zero2_bf16", *words))
 
 
 def test_every_shipped_configuration_names_a_task_and_its_folder():

@@ -141,13 +141,13 @@ def train_step(engine, data: TaskData, config: FinetuneConfig, batch: list[int],
     shares = micro_batches(lengths, engine.train_micro_batch_size_per_gpu(), accumulation, distributed.rank(),
                            world_size)  # fmt: skip
     # Keyed dropout, a CPU's, depends on the width, which then is the whole batch's on any number of ranks.
-    width, parts = max(lengths) if engine.device.type == "cpu" else None, []
+    device, parts = distributed.device(), []
+    width = max(lengths) if device.type == "cpu" else None
     for share in shares:
-        micro = collate([examples[i] for i in share], special, examples[0], width).to(engine.device)
+        micro = collate([examples[i] for i in share], special, examples[0], width).to(device)
         keys_BS2 = dropout_keys(config.run.seed, step, [batch[i] for i in share], micro.ids_BST.shape[1])
         lm_targets_BST = micro.lm_targets_BST if config.task.lm_coef else None
-        task_loss, lm_loss, _ = engine(micro.ids_BST, micro.end_BS, micro.targets, lm_targets_BST,
-                                       keys_BS2.to(engine.device))  # fmt: skip
+        task_loss, lm_loss, _ = engine(micro.ids_BST, micro.end_BS, micro.targets, lm_targets_BST, keys_BS2.to(device))
         # DeepSpeed takes the mean over micro-steps and ranks where this is a sum.
         engine.backward(objective(task_loss, lm_loss, counts, config.task) * (accumulation * world_size))
         engine.step()

@@ -205,6 +205,8 @@ def _by(title: str, unit: str, curves: Mapping[str, Mapping[float, list[float]]]
             axes.axhline(100 * chance[task], ls="--", lw=0.8, color=line.get_color())
     if chance and len(places) > 1 and places[0] > 0:
         axes.set_xscale("log")
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=unit, ylabel="score x 100", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)

@@ -30,6 +30,7 @@ from gpt1_ds.deepspeed_config import resolve
 from gpt1_ds.heads import TaskModel
 from gpt1_ds.huggingface import to_theirs
 from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.task_run import TaskData
 from gpt1_ds.tasks.base import Encoded
 from gpt1_ds.tasks.batches import epoch_batches
 from gpt1_ds.tokenizer import load_tokenizer
@@ -45,14 +46,14 @@ Way = Callable[[list[Encoded]], float]
 """Trains once on the examples; seconds."""
 
 
-def ours(run: finetune.Run, trainer, lm_coef: float) -> Way:
-    config = dataclasses.replace(run.config, task=dataclasses.replace(run.config.task, lm_coef=lm_coef))
+def ours(data: TaskData, config: FinetuneConfig, trainer, lm_coef: float) -> Way:
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, lm_coef=lm_coef))
 
     def train(examples: list[Encoded]) -> float:
         started = time.perf_counter()
-        mine = dataclasses.replace(run, config=config, train=examples)
-        for batch in epoch_batches([example.length for example in examples], BATCH, 0, 0):
-            loss = finetune.train_step(mine, trainer, batch)
+        mine = dataclasses.replace(data, train=examples)
+        for step, batch in enumerate(epoch_batches([example.length for example in examples], BATCH, 0, 0)):
+            loss = finetune.train_step(trainer, mine, config, batch, step)
         loss.tolist()  # waits for the device
         return time.perf_counter() - started
 
@@ -135,7 +136,7 @@ def main(argv: list[str]) -> None:
     shape = GPTConfig(tokenizer.vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_ctx=n_ctx)
     config = load(FinetuneConfig, None, [f"task.data={args.data}", f"train.micro_batch={BATCH}", "run.seed=0"])
     task = tasks.build(config.task)
-    run = finetune.prepare(config, task, tokenizer, shape)
+    data = finetune.prepare(config, task, tokenizer, n_ctx)
     distributed.start(600.0)
     torch.manual_seed(0)
     gpt = GPT(shape)
@@ -150,12 +151,12 @@ def main(argv: list[str]) -> None:
     module = TaskModel(gpt, task.kind, task.n_outputs, "last", 0.1)
     trainer = engine.initialize(module, config, resolve(json, config, 1))
     del os.environ["LOCAL_RANK"]  # seeing it, the Trainer would wrap its model for several processes
-    ways = {f"gpt1_ds, lm_coef={coef}": ours(run, trainer, coef) for coef in (0.0, 0.5)} | ways
+    ways = {f"gpt1_ds, lm_coef={coef}": ours(data, config, trainer, coef) for coef in (0.0, 0.5)} | ways
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(args.rounds + 1):
         n = args.examples if number else 2 * BATCH  # the first round allocates and is not counted
-        examples = [run.train[i] for i in torch.randperm(len(run.train), generator=generator)[:n]]
+        examples = [data.train[i] for i in torch.randperm(len(data.train), generator=generator)[:n]]
         for name, train in ways.items():
             spent = train(examples)
             if number:

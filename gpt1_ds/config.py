@@ -202,7 +202,7 @@ class TaskConfig:
     max_examples: int | None = None
     """Training examples used, from the start of a seeded shuffle; null: all."""
     n_transfer: int | None = None
-    """Blocks taken from init.checkpoint, from the first on; 0: the embeddings only; null: all."""
+    """Blocks taken from init.checkpoint, from the first on; 0: the embeddings only; -1: no weights; null: all."""
     patience: int | None = None
     """Evaluations without a better score after which training ends; null: none."""
     squared_error: bool = False

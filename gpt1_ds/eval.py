@@ -37,7 +37,7 @@ import numpy as np
 from gpt1_ds import checkpoint, distributed, tasks
 from gpt1_ds.config import TaskConfig
 from gpt1_ds.errors import ConfigError, DataError, guard, near
-from gpt1_ds.evaluation import majority_score, sum_and_error, task_metrics, token_nll
+from gpt1_ds.evaluation import majority_score, scores_by_part, sum_and_error, task_metrics, token_nll
 from gpt1_ds.heads import predict, rebuild
 from gpt1_ds.shards import MANIFEST, TokenStream, read_manifest
 from gpt1_ds.tokenizer import Tokenizer
@@ -121,8 +121,10 @@ def score_task(run: str, name: str | None, data: Path | None) -> None:
     if data is None:
         print("".join(f"{task.show(mine)}\t{line}\n" for mine, line in zip(predictions, lines, strict=True)), end="")
     else:
-        scores = task_metrics(task.metrics, [example.label for example in examples], predictions)
-        print_scores(f"{folder} on {data}", scores, len(examples))
+        gold, parts = [example.label for example in examples], [example.part for example in examples]
+        print_scores(f"{folder} on {data}", task_metrics(task.metrics, gold, predictions), len(examples))
+        for part, scores in scores_by_part(task.metrics, "dev", parts, gold, predictions).items():
+            print_scores(f"  {part}", scores, parts.count(part.removeprefix("dev_")))
 
 
 def score_zero_shot(run: str, name: str, data: Path) -> None:

@@ -56,6 +56,18 @@ def _metric(name: str, gold: Sequence[Any], predicted: Sequence[Any]) -> float:
     return float(getattr(value, "statistic", value))
 
 
+def scores_by_part(
+    names: Sequence[str], split: str, parts: Sequence[str], gold: Sequence[Any], predicted: Sequence[Any]
+) -> dict[str, dict[str, float]]:
+    """The metrics of each named part of a split alone, by SPLIT_PART."""
+    scores = {}
+    for part in sorted({part for part in parts if part}):
+        mine, theirs = ([value for value, of in zip(side, parts, strict=True) if of == part]
+                        for side in (gold, predicted))  # fmt: skip
+        scores[f"{split}_{part}"] = task_metrics(names, mine, theirs)
+    return scores
+
+
 def majority_score(metric: str, train_gold: Sequence[Any], dev_gold: Sequence[Any]) -> float:
     """`metric` of the one answer that needs no text: the commonest label of the training set."""
     if metric in CORRELATIONS:

@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1_ds import distributed, metrics, tasks
 from gpt1_ds.config import TaskConfig
+from gpt1_ds.dataloader import mix
 from gpt1_ds.errors import DataError
-from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.kernels import dropout, site_keys
+from gpt1_ds.model import GPT, SITES, GPTConfig
 from gpt1_ds.tasks import IGNORE, Encoded, Task
 from gpt1_ds.tasks.batches import collate, micro_batches
 
@@ -41,23 +44,28 @@ class TaskModel(nn.Module):
         self.gpt = gpt
         self.kind = kind
         self.pool = pool
-        self.clf_dropout = nn.Dropout(clf_pdrop)
+        self.clf_pdrop = clf_pdrop
         self.head = nn.Linear(gpt.config.n_embd, n_outputs)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, ids_BST: Tensor, end_BS: Tensor, targets: Tensor, lm_targets_BST: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, ids_BST: Tensor, end_BS: Tensor, targets: Tensor, lm_targets_BST: Tensor | None = None,
+        dropout_keys_BS2: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """(sum of task losses, sum of next-token losses, logits), all float32; a `Batch` says the shapes.
 
-        Without `lm_targets_BST` the second is 0 and the vocabulary's logits are never computed.
+        Without `lm_targets_BST` the second is 0 and the vocabulary's logits are never computed. In training every
+        sequence drops by its key.
         """
         B, S, T = ids_BST.shape
         lm_targets_NT = None if lm_targets_BST is None else lm_targets_BST.view(B * S, T)
-        hidden_NTC, nll_NT = self.gpt(ids_BST.view(B * S, T), lm_targets_NT)
+        keys_N2 = None if dropout_keys_BS2 is None else dropout_keys_BS2.view(B * S, 2)
+        hidden_NTC, nll_NT = self.gpt(ids_BST.view(B * S, T), lm_targets_NT, dropout_keys_B2=keys_N2)
         hidden_BSTC = hidden_NTC.view(B, S, T, -1)
-        logits = self._logits(hidden_BSTC, end_BS).float()
+        sites = 2 + SITES * len(self.gpt.blocks)  # the decoder's, and the head's after them
+        keys_B2 = site_keys(dropout_keys_BS2[:, 0], sites)[-1] if self.training else None
+        logits = self._logits(hidden_BSTC, end_BS, keys_B2).float()
         if self.kind == "token_classification":
             task_loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         elif logits.shape[-1] == 1:
@@ -67,17 +75,25 @@ class TaskModel(nn.Module):
         lm_loss = torch.zeros_like(task_loss) if nll_NT is None else nll_NT.sum()
         return task_loss, lm_loss, logits
 
-    def _logits(self, hidden_BSTC: Tensor, end_BS: Tensor) -> Tensor:
+    def _logits(self, hidden_BSTC: Tensor, end_BS: Tensor, keys_B2: Tensor | None) -> Tensor:
         if self.kind == "token_classification":
-            return self.head(self.clf_dropout(hidden_BSTC[:, 0]))
+            return self.head(dropout(hidden_BSTC[:, 0], self.clf_pdrop, keys_B2))
         B, S, _, C = hidden_BSTC.shape
         position_BS = end_BS if self.pool == "last" else torch.zeros_like(end_BS)
         state_BSC = hidden_BSTC.gather(2, position_BS[:, :, None, None].expand(B, S, 1, C))[:, :, 0]
         if self.kind == "multiple_choice":
             # One dropout mask for all answers of a question, as in OpenAI's code: none is favoured by its mask.
-            mask_B1C = self.clf_dropout(torch.ones_like(state_BSC[:, :1]))
-            return self.head(state_BSC * mask_B1C)[:, :, 0]
-        return self.head(self.clf_dropout(state_BSC.sum(1)))
+            mask_BC = dropout(torch.ones_like(state_BSC[:, 0]), self.clf_pdrop, keys_B2)
+            return self.head(state_BSC * mask_BC[:, None])[:, :, 0]
+        return self.head(dropout(state_BSC.sum(1), self.clf_pdrop, keys_B2))
+
+
+def dropout_keys(seed: int, step: int, examples: Sequence[int], n_sequences: int) -> Tensor:
+    """A key (B, S, 2) int32 for each sequence of a step's `examples`: by seed, step, example and sequence alone, so
+    that on a CPU dropout is the same on any number of ranks. Of no example: that of one, the blank."""
+    places_B1 = np.array([*examples] or [-1])[:, None]
+    keys_BS = mix(seed, 5, step, places_B1, np.arange(n_sequences))
+    return torch.from_numpy(keys_BS.view(np.int32).reshape(len(places_B1), n_sequences, 2))
 
 
 @dataclass(frozen=True)

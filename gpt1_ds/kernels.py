@@ -233,7 +233,11 @@ def _cross_entropy(logits_rV: Tensor, index_r1: Tensor, nll_r: Tensor, vocab_siz
 
 
 def head_cross_entropy(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, vocab_size: int) -> Tensor:
-    """nll_BT, float32, of the tied head; see `HeadCrossEntropy`."""
+    """nll_BT, float32, of the tied head; see `HeadCrossEntropy`. On a CPU rows without a target are left out."""
     keep = torch.is_grad_enabled() and (hidden_BTC.requires_grad or weight_VC.requires_grad)
-    nll_N = HeadCrossEntropy.apply(hidden_BTC.flatten(0, 1), weight_VC, targets_BT.flatten(), vocab_size, keep)
-    return nll_N.view(targets_BT.shape)
+    hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
+    rows_n = (targets_N != IGNORE).nonzero()[:, 0] if hidden_NC.device.type == "cpu" else targets_N  # a GPU would wait
+    if len(rows_n) == len(targets_N):
+        return HeadCrossEntropy.apply(hidden_NC, weight_VC, targets_N, vocab_size, keep).view(targets_BT.shape)
+    nll_n = HeadCrossEntropy.apply(hidden_NC[rows_n], weight_VC, targets_N[rows_n], vocab_size, keep)
+    return nll_n.new_zeros(len(targets_N)).index_copy(0, rows_n, nll_n).view(targets_BT.shape)

@@ -100,17 +100,14 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
     if "lstm" in args.ablations and args.lstm is None:
         raise ConfigError("--ablations lstm needs --lstm RUN, pre-trained with model.kind=lstm")
     folder = checkpoint.find(args.init)
-    shape = {key: value for key, value in checkpoint.read_state(folder)["model"].items() if key.startswith("n_")}
-    if bad := next((k for k in args.layers if not 0 <= k <= shape["n_layer"]), None):
-        raise ConfigError(f"--layers {bad}: {folder} has {shape['n_layer']} blocks")
-    scratch = ["init.checkpoint=none", f"data.shards={folder.parents[1]}"]  # its tokenizer/ is all that is read there
-    scratch += [f"model.{key}={value}" for key, value in shape.items()]
-    variants = {"none": [f"init.checkpoint={args.init}"], "scratch": scratch, "lstm": [f"init.checkpoint={args.lstm}"],
-                "no_lm": [f"init.checkpoint={args.init}", "task.lm_coef=0"]}  # fmt: skip
+    n_layer = checkpoint.read_state(folder)["model"]["n_layer"]
+    if bad := next((k for k in args.layers if not 0 <= k <= n_layer), None):
+        raise ConfigError(f"--layers {bad}: {folder} has {n_layer} blocks")
+    variants: dict[str, list[str]] = {"none": [], "no_lm": ["task.lm_coef=0"], "scratch": ["task.n_transfer=-1"],
+                                      "lstm": [f"init.checkpoint={args.lstm}"]}  # fmt: skip
     variants = {name: variants[name] for name in args.ablations}
     for k in args.layers:  # all of them is what "none" does
-        name, transfer = ("none", []) if k == shape["n_layer"] else (f"layers-{k}", [f"task.n_transfer={k}"])
-        variants[name] = [f"init.checkpoint={args.init}", *transfer]
+        variants |= {"none": []} if k == n_layer else {f"layers-{k}": [f"task.n_transfer={k}"]}
     known = {path.stem.removeprefix("finetune_"): path for path in CONFIGS.glob("finetune_*.yaml")}
     jobs = []
     for task in args.tasks:
@@ -120,7 +117,8 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
         for seed in args.seeds:
             for variant, words in variants.items():
                 name = suite_report.run_name(task, seed, variant)
-                own = [f"run.dir={out}", f"run.name={name}", f"run.seed={seed}", f"task.data={data}", *words]
+                own = [f"init.checkpoint={args.init}", f"run.dir={out}", f"run.name={name}", f"run.seed={seed}",
+                       f"task.data={data}", *words]  # fmt: skip
                 jobs.append(Job(name, known[task], [*overrides, *own]))
                 refuse_others(out / name, config.load(config.FinetuneConfig, known[task], jobs[-1].overrides))
     return jobs

@@ -10,8 +10,8 @@ from pathlib import Path
 from gpt1_ds import distributed, finetune
 
 
-def stop_after(step: int, metrics_file: str, argv: list[str]) -> None:
-    """Fine-tune; once `step` is logged, the last rank alone gets the signal that a cluster sends."""
+def stop_after(step: int, metrics_file: str, argv: list[str], number: int = signal.SIGUSR1) -> None:
+    """Fine-tune; once `step` is logged, the last rank alone gets a signal: the one that a cluster sends, or another."""
     finished = threading.Event()
 
     def watch() -> None:
@@ -19,7 +19,7 @@ def stop_after(step: int, metrics_file: str, argv: list[str]) -> None:
         while not finished.is_set():
             lines = path.read_text().splitlines() if path.exists() else []
             if lines and json.loads(lines[-1])["step"] >= step:
-                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), number)
                 return
             time.sleep(0.01)
 

@@ -5,19 +5,21 @@ import torch
 import torch.nn.functional as F
 
 from gpt1_ds.config import TaskConfig
-from gpt1_ds.heads import Counts, TaskModel, objective, predict
+from gpt1_ds.heads import Counts, TaskModel, dropout_keys, objective, predict
 from gpt1_ds.model import GPT, GPTConfig
 from gpt1_ds.tasks import IGNORE, TASKS, Encoded, Example
-from gpt1_ds.tasks.batches import Batch, collate, micro_batches, n_lm_targets, n_targets
+from gpt1_ds.tasks.batches import collate, micro_batches, n_lm_targets, n_targets
 
 SPECIAL = {"pad": 0, "s": 1, "e": 2, "delim": 3, "eot": 4}
 SHAPE = {"vocab_size": 60, "n_layer": 2, "n_head": 2, "n_embd": 16, "n_ctx": 32}
 CONFIG = TaskConfig(lm_coef=0.5, task_coef=1.0)
 
 
-def model(kind: str = "classification", n_classes: int = 2, pool: str = "last", clf_pdrop: float = 0.0) -> TaskModel:
+def model(
+    kind: str = "classification", n_classes: int = 2, pool: str = "last", clf_pdrop: float = 0.0, pdrop: float = 0.0
+) -> TaskModel:
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(**SHAPE, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0))
+    gpt = GPT(GPTConfig(**SHAPE, embd_pdrop=pdrop, attn_pdrop=pdrop, resid_pdrop=pdrop))
     task_model = TaskModel(gpt, kind, n_classes, pool, clf_pdrop)
     with torch.no_grad():
         for parameter in task_model.parameters():
@@ -35,6 +37,7 @@ def logits_of(task_model: TaskModel, examples: list[Encoded]) -> torch.Tensor:
 
 
 SHORT, LONG = sequence(7, 8), sequence(9, 10, 11, 12, 13, 14)
+EXAMPLE = Encoded([LONG], [1.0, 0.0])
 
 
 def test_padding_and_neighbours_change_nothing():
@@ -96,7 +99,8 @@ def test_multiple_choice_scores_each_answer_by_itself():
 def test_equal_answers_get_equal_logits_under_dropout():
     task_model = model("multiple_choice", 1, clf_pdrop=0.5).train()
     batch = collate([Encoded([SHORT, SHORT], [1.0, 0.0])] * 8, SPECIAL, Encoded([SHORT, SHORT], [1.0, 0.0]))
-    logits_BS = task_model(batch.ids_BST, batch.end_BS, batch.targets)[2]
+    keys = dropout_keys(1, 0, range(8), 2)
+    logits_BS = task_model(batch.ids_BST, batch.end_BS, batch.targets, None, keys)[2]
     torch.testing.assert_close(logits_BS[:, 0], logits_BS[:, 1])
     assert logits_BS[:, 0].std() > 1e-3
 
@@ -134,35 +138,49 @@ def test_lm_loss_is_over_real_tokens_only():
     assert sum(map(n_lm_targets, examples)) == len(LONG) + len(SHORT) - 2
 
 
-def parts(task_model: TaskModel, batch: Batch, counts: Counts, config: TaskConfig) -> torch.Tensor:
-    task_loss, lm_loss, _ = task_model(batch.ids_BST, batch.end_BS, batch.targets, batch.lm_targets_BST)
-    return objective(task_loss, lm_loss, counts, config)
-
-
-@pytest.mark.parametrize("kind", ["classification", "token_classification"])
+@pytest.mark.parametrize("kind", ["classification", "similarity", "multiple_choice", "token_classification"])
 @pytest.mark.parametrize("world_size,micro_batch", [(1, 8), (1, 1), (2, 2), (4, 4)])
 def test_the_objective_does_not_depend_on_how_a_batch_is_divided(kind: str, world_size: int, micro_batch: int):
-    """Five examples of unlike lengths; with 4 ranks x 4 some ranks have none and run the blank example."""
+    """Five examples of unlike lengths, dropout on; with 4 ranks x 4 some ranks have none and run the blank example."""
     generator = torch.Generator().manual_seed(0)
-    examples = []
+    examples, n_sequences = [], {"similarity": 2, "multiple_choice": 3}.get(kind, 1)
     for length in (3, 9, 5, 14, 4):
-        ids = torch.randint(5, 60, (length,), generator=generator).tolist()
+        ids = [torch.randint(5, 60, (length - i,), generator=generator).tolist() for i in range(n_sequences)]
         labels = [IGNORE, *[i % 3 if i % 2 else IGNORE for i in range(length)], IGNORE]
-        examples.append(Encoded([sequence(*ids)], [0.0, 1.0, 0.0] if kind == "classification" else labels))
+        examples.append(Encoded([sequence(*part) for part in ids],
+                                labels if kind == "token_classification" else [0.0, 1.0, 0.0]))  # fmt: skip
     counts = Counts(sum(map(n_targets, examples)), sum(map(n_lm_targets, examples)))
-    whole_model, parted_model = model(kind, 3), model(kind, 3)
-    whole = parts(whole_model, collate(examples, SPECIAL, examples[0]), counts, CONFIG)
+    n_outputs, lengths = 1 if kind == "multiple_choice" else 3, [example.length for example in examples]
+
+    def part(task_model: TaskModel, share: list[int]) -> torch.Tensor:
+        batch = collate([examples[index] for index in share], SPECIAL, examples[0], max(lengths))
+        keys = dropout_keys(1, 7, [100 + index for index in share], n_sequences)
+        task_loss, lm_loss, _ = task_model(batch.ids_BST, batch.end_BS, batch.targets, batch.lm_targets_BST, keys)
+        return objective(task_loss, lm_loss, counts, CONFIG)
+
+    whole_model, parted_model = (model(kind, n_outputs, clf_pdrop=0.2, pdrop=0.2) for _ in range(2))
+    whole = part(whole_model, [0, 1, 2, 3, 4])
     whole.backward()
-    total, lengths = 0.0, [example.length for example in examples]
+    total = 0.0
     for rank in range(world_size):
         for share in micro_batches(lengths, micro_batch, None, rank, world_size):
-            batch = collate([examples[index] for index in share], SPECIAL, examples[0])
-            loss = parts(parted_model, batch, counts, CONFIG)
+            loss = part(parted_model, share)
             loss.backward()
             total += loss.item()
     assert total == pytest.approx(whole.item(), rel=1e-5)
     for (name, one), other in zip(whole_model.named_parameters(), parted_model.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_dropout_is_a_function_of_seed_step_example_and_sequence():
+    """No two alike, and each the same wherever its example stands."""
+    keys = torch.stack([dropout_keys(seed, step, [3, 0, 7], 2) for seed in (1, 2) for step in (0, 1)])
+    assert keys.dtype == torch.int32 and len({tuple(key) for key in keys.view(-1, 2).tolist()}) == 2 * 2 * 3 * 2
+    assert torch.equal(dropout_keys(1, 0, [7, 3], 2), keys[0][[2, 0]]) and dropout_keys(1, 0, [], 2).shape == (1, 2, 2)
+    task_model, batch = model(clf_pdrop=0.5).train(), collate([EXAMPLE] * 3, SPECIAL, EXAMPLE)
+    logits = [task_model(batch.ids_BST, batch.end_BS, batch.targets, None, key_BS2[:, :1])[2] for key_BS2 in keys]
+    assert torch.equal(logits[0], task_model(batch.ids_BST, batch.end_BS, batch.targets, None, keys[0][:, :1])[2])
+    assert len({tuple(row) for logits_BK in logits for row in logits_BK.tolist()}) == 2 * 2 * 3
 
 
 def test_both_notations_of_the_objective():

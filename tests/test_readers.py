@@ -112,6 +112,17 @@ UNLABELLED = {
 }
 
 
+@pytest.mark.parametrize("name,line", [("sst2", "a film "), ("rte", "a\t b"), ("race", "c\tq\t1\t2\t3\t4"),
+                                       ("storycloze", "c\t\t1\t2"), ("wnut17", "in  Rome")])  # fmt: skip
+def test_a_raw_line_is_an_unlabelled_example(name: str, line: str):
+    task = TASKS[name]
+    texts = tuple(line.split()) if name == "wnut17" else tuple(text.strip() for text in line.split("\t"))
+    assert task.from_line(line, "stdin line 7") == Example(texts)
+    if name != "wnut17":
+        with pytest.raises(DataError, match=rf"stdin line 7: {len(texts) + 1} fields between tabs; .* {len(texts)}$"):
+            task.from_line(line + "\tmore", "stdin line 7")
+
+
 @pytest.mark.parametrize("name", UNLABELLED)
 def test_a_test_file_has_no_labels_and_is_read_without(tmp_path: Path, name: str):
     file, text, texts = UNLABELLED[name]

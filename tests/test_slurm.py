@@ -303,7 +303,7 @@ def test_the_chain_and_the_suite(cluster, sample, chain, tmp_path):
     tune = f"{' '.join(SMALL[:2])} train.max_steps=2 train.global_batch=4 task.max_examples=8 eval.batches=1"
     small = " ".join(SMALL).replace(f"={STEPS}", "=20")
     data, pretraining, suite = chain(f"books={sample}/books/train", GPT1_PRETRAIN=small, GPT1_FINETUNE=tune,
-                                     GPT1_SUITE="0-1", GPT1_TASKS="sst2 rte", GPT1_SEEDS="3",
+                                     GPT1_SUITE="0-1", GPT1_TASKS="sst2", GPT1_SEEDS="3", GPT1_ABLATIONS="none scratch",
                                      GPT1_LOCAL_CACHE="1", SLURM_TMPDIR=str(tmp_path / "disk"))  # fmt: skip
     ended = []
     for job in (data, pretraining, suite):
@@ -314,9 +314,9 @@ def test_the_chain_and_the_suite(cluster, sample, chain, tmp_path):
     assert [fields["JobName"] for fields in ended] == ["gpt1-data", "gpt1-pretrain", "gpt1-suite"]
     assert list((tmp_path / "disk").glob("gpt1-shards-*/**/*.tar")), "pre-training read no shard through its cache"
     assert ended[0]["EndTime"] <= ended[1]["StartTime"] and ended[1]["EndTime"] <= ended[2]["StartTime"]
-    for task in ("sst2", "rte"):
-        result = json.loads((tmp_path / "runs" / f"{task}-seed-3" / "result.json").read_text())
-        assert (result["task"], result["seed"]) == (task, 3) and "runs/gpt1/checkpoints/step-00000020" in result["init"]
+    for name, init in (("sst2-seed-3", "runs/gpt1/checkpoints/step-00000020"), ("sst2-seed-3-scratch", "none")):
+        result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
+        assert (result["task"], result["seed"]) == ("sst2", 3) and init in result["init"]
 
 
 def test_what_depends_on_a_failed_job_is_cancelled(cluster, chain, tmp_path):
@@ -329,7 +329,7 @@ def test_a_suite_of_another_size_than_its_array_is_refused(cluster, project):
     words = (*CPUS, "--nodes=1", "--ntasks-per-node=1", "--array=0-1", "--output=suite.log", "slurm/suite.sh")
     job = cluster.sbatch(*words, cwd=project, GPT1_TASKS="sst2", GPT1_SEEDS="1 2 3")
     assert cluster.wait(job, END_SECONDS)["ExitCode"] == "2:0"
-    assert "--array=0-1 for 1 tasks x 3 seeds; give --array=0-2" in (project / "suite.log").read_text()
+    assert "--array=0-1 for 1 tasks x 3 seeds x 1 ablations; give --array=0-2" in (project / "suite.log").read_text()
 
 
 @pytest.fixture

@@ -123,12 +123,41 @@ def test_every_variant_is_what_it_says(tiny_run: Path, tmp_path: Path):
         assert config.run.name == name and config.run.dir == str(tmp_path) and config.optim.lr == 1e-3
         assert config.run.seed == int(name.split("-seed-")[1][0])
         assert config.task.data == {"sst2": "tasks/SST-2", "rte": "tasks/RTE"}[config.task.name]
-        assert config.init.checkpoint == {"scratch": None, "lstm": "runs/lstm"}.get(variant, str(tiny_run))
+        assert config.init.checkpoint == ("runs/lstm" if variant == "lstm" else str(tiny_run))
         assert config.task.lm_coef == (0 if variant == "no_lm" else 0.5)
-        assert config.task.n_transfer == {"layers-0": 0, "layers-1": 1}.get(variant)
-    scratch = configs["rte-seed-1-scratch"]
-    assert (scratch.model.n_layer, scratch.model.n_embd, scratch.model.n_ctx) == (2, 128, 32)
-    assert (Path(scratch.data.shards) / "tokenizer").is_dir()
+        assert config.task.n_transfer == {"scratch": -1, "layers-0": 0, "layers-1": 1}.get(variant)
+
+
+def test_every_variant_trains_on_two_ranks_and_stands_in_the_table(ranks, tiny_run, tiny_shards, sample, tmp_path):
+    """The launcher apart, which is the next test's: what the suite plans, run, beside zero-shot scores."""
+    zero2 = ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2_bf16.json")]
+    lstm = ["model.kind=lstm", "model.n_embd=32", "model.n_head=2", "model.n_ctx=32", "train.max_steps=1",
+            "train.global_batch=4", "eval.batches=1", f"data.shards={tiny_shards}"]  # fmt: skip
+    ranks(2).run("gpt1_ds.train:main", [*zero2, *lstm, f"run.dir={tmp_path}", "run.name=lstm"])
+    out = tmp_path / "out"
+    args = arguments(tiny_run, out, tasks=["race"], seeds=[3], data=sample / "tasks", layers=[0, 2], zero_shot=["race"],
+                     ablations=[*suite_report.VARIANTS], lstm=str(tmp_path / "lstm"))  # fmt: skip
+    short = ["task.max_examples=8", "train.global_batch=4", "eval.batches=2", "train.epochs=1", "log.every=1"]
+    for job in suite.plan(args, out, short):
+        ranks(2).run("gpt1_ds.finetune:main", [*zero2, "--config", str(job.config), *job.overrides])
+    suite.score_checkpoints(args, out)
+    found = tables(out, zero_shot=suite_report.read_json(out / "zero_shot.json"))
+    results = {path.parent.name.partition("-seed-3")[2]: json.loads(path.read_text())
+               for path in out.glob("race-seed-3*/result.json")}  # fmt: skip
+    scores, init = ({variant: result[key] for variant, result in results.items()} for key in ("score", "init"))
+    assert set(scores) == {"", "-no_lm", "-scratch", "-lstm", "-layers-0"}
+    assert init.pop("-scratch") == "none" and str(tmp_path / "lstm") in init.pop("-lstm")
+    assert all(str(tiny_run) in source for source in init.values())
+    header, _, whole, middle = found["Scores"]
+    shown = [f"{100 * scores[variant]:.1f}" for variant in ("", "-no_lm", "-scratch", "-lstm")]
+    columns = [place for place, title in enumerate(header) if title in suite_report.VARIANTS.values()]
+    assert len(columns) == 4 and [whole[place] for place in columns] == [middle[place] for place in columns] == shown
+    assert (whole[0], whole[columns[0] + 3]) == ("race", "59.0")
+    assert (middle[0], middle[columns[0] + 3]) == ("race dev_middle", "62.9")
+    by_layers = found["Score on dev by layers transferred (0: embeddings only)"]
+    assert by_layers[0] == ["task", "layers 0", "layers 2"]
+    assert by_layers[2] == ["race", f"{100 * scores['-layers-0']:.1f}", shown[0]]
+    assert found[f"Zero-shot score by pre-training step of {tiny_run}"][0] == ["task", "step 60"]
 
 
 @pytest.mark.parametrize(("words", "kind", "says"), [
@@ -184,8 +213,8 @@ def test_a_stopped_and_a_killed_suite_go_on_and_a_failing_run_stops_no_other(tin
     out, data = tmp_path / "out", tmp_path / "tasks"
     data.mkdir()
     (data / "SST-2").symlink_to(sample / "tasks" / "SST-2")  # and no RTE
-    words = ["--init", str(tiny_run), "--data", str(data), "--out", str(out), "--deepspeed_config",
-             "ds_configs/zero0_fp32.json", "task.max_examples=320", "train.global_batch=4", "train.epochs=1",
+    words = ["--init", str(tiny_run), "--data", str(data), "--out", str(out), "--ranks", "2", "--deepspeed_config",
+             "ds_configs/zero2_bf16.json", "task.max_examples=320", "train.global_batch=4", "train.epochs=1",
              "eval.batches=4", "log.every=1"]  # fmt: skip
     first, second = out / "sst2-seed-1", out / "sst2-seed-2"
     assert start(["--tasks", "sst2", "--seeds", "1", "2", *words], first / "metrics.jsonl", signal.SIGTERM) == 75

@@ -8,7 +8,7 @@ import pytest
 
 from gpt1_ds.config import TaskConfig
 from gpt1_ds.errors import ConfigError, DataError
-from gpt1_ds.evaluation import confusion, confusion_figure, majority_score, task_metrics
+from gpt1_ds.evaluation import confusion, confusion_figure, majority_score, scores_by_part, task_metrics
 from gpt1_ds.tasks import IGNORE, TASKS, Encoded, Example, build
 from gpt1_ds.tasks.base import fit, pair
 from gpt1_ds.tasks.batches import collate, epoch_batches, micro_batches, n_lm_targets, n_targets, subset
@@ -44,6 +44,23 @@ def test_race_counts_questions(shared_data: Path):
         examples = TASKS["race"].read(folder, split)
         assert [example.texts[1] for example in examples] == [q.strip("\n") for p in passages for q in p["questions"]]
         assert all(len(example.texts) == 6 for example in examples)
+
+
+@pytest.mark.parametrize("below", ["dev", "dev/high", "."])
+def test_race_tells_its_levels_apart(tmp_path: Path, below: str):
+    """RACE-m and RACE-h are scored beside RACE, as in Table 3, whichever folder is given."""
+    page = {"article": "x", "questions": ["p", "q"], "options": [["a", "b", "c", "d"]] * 2, "answers": ["A", "B"]}
+    for level, count in (("middle", 1), ("high", 2)):
+        (tmp_path / "dev" / level).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "dev" / level / f"{number}.txt").write_text(json.dumps(page))
+    examples = TASKS["race"].read(tmp_path / below, "dev")
+    parts, gold = [example.part for example in examples], [example.label for example in examples]
+    assert parts == ["high"] * 4 + ["middle"] * 2 * (below != "dev/high")
+    found = scores_by_part(("accuracy",), "dev", parts, gold, [0] * 4 + [1, 1] * (below != "dev/high"))
+    middle = {} if below == "dev/high" else {"dev_middle": {"accuracy": 0.5}}
+    assert found == {"dev_high": {"accuracy": 0.5}} | middle
+    assert scores_by_part(("accuracy",), "dev", [""] * 6, [0] * 6, [0] * 6) == {}
 
 
 def test_mrpc_dev_is_cut_from_train_by_hash(shared_data: Path):

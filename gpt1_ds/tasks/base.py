@@ -29,6 +29,8 @@ class Example:
     """The fields, in the order of the task's kind; token classification: the words."""
     label: Any = None
     """Index in the task's classes, a score, or the tag of each word; None: unlabelled."""
+    part: str = ""
+    """Part of its split that is also scored by itself (RACE: middle, high); empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Encoded:
 
 Parse = Callable[[str | None, str], Any]
 """(label as published, FILE row N) -> label of an `Example`."""
-Rows = Iterator[tuple[tuple[str, ...], Any]]
-"""Texts and parsed label of each example."""
+Rows = Iterator[tuple[tuple[str, ...], Any] | tuple[tuple[str, ...], Any, str]]
+"""Texts, parsed label and perhaps the part of each example."""
 
 
 @dataclass(frozen=True)

@@ -77,14 +77,17 @@ def micro_batches(
     return [by_length[step * stride : (step + 1) * stride][rank::world_size] for step in range(n_micro)]
 
 
-def collate(examples: Sequence[Encoded], special: dict[str, int], like: Encoded) -> Batch:
-    """Tensors of `examples`. Of none: one blank example with the shape of `like`, which has no target of any kind."""
+def collate(
+    examples: Sequence[Encoded], special: dict[str, int], like: Encoded, width: int | None = None
+) -> Batch:  # fmt: skip
+    """Tensors of `examples`, padded to `width` or the longest. Of none: one blank example with the shape of `like`,
+    which has no target of any kind."""
     per_token = isinstance(like.target[0], int)
     if not examples:
         # A distribution over nothing, or no score at all; neither adds to a loss.
         blank = [IGNORE] if per_token else [0.0 if len(like.target) > 1 else math.nan] * len(like.target)
         examples = [Encoded([[special["e"]] for _ in like.sequences], blank)]
-    B, S, T = len(examples), len(examples[0].sequences), max(example.length for example in examples)
+    B, S, T = len(examples), len(examples[0].sequences), width or max(example.length for example in examples)
     ids_BST = torch.full((B, S, T), special["pad"], dtype=torch.long)
     lm_targets_BST = torch.full((B, S, T), IGNORE, dtype=torch.long)
     end_BS = torch.zeros((B, S), dtype=torch.long)

@@ -32,14 +32,21 @@ class MultipleChoice(Task):
         return sequences, full_length - max(map(len, sequences))
 
 
+LEVELS = ("middle", "high")
+
+
 class Race(MultipleChoice):
     def path(self, folder: Path | str, split: str) -> Path | None:
-        """Also a folder of passages itself, such as dev/high."""
-        return super().path(folder, split) or (Path(folder) if any(Path(folder).glob("*.txt")) else None)
+        """Also a split's folder itself, such as dev, or a level of it, dev/high."""
+        found = (Path(folder) for pattern in ("*.txt", *LEVELS) if any(Path(folder).glob(pattern)))
+        return super().path(folder, split) or next(found, None)
 
 
 def read_race(folder: Path, parse: Parse) -> Rows:
-    """One JSON file a passage below `folder` (middle/, high/), several questions a passage; or one such file."""
+    """One JSON file a passage below `folder` (middle/, high/), several questions a passage; or one such file.
+
+    The level, where a folder names it, is the example's part: the paper scores RACE-m and RACE-h too.
+    """
     for path in sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]:
         try:
             passage = json.loads("\n".join(line for _, line in read_lines(path)))
@@ -47,11 +54,12 @@ def read_race(folder: Path, parse: Parse) -> Rows:
             rows, context = list(zip(passage["questions"], passage["options"], labels, strict=True)), passage["article"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not a RACE passage (article, questions, options, answers): {error}") from error
+        level = path.parent.name if path.parent.name in LEVELS else ""
         for number, (question, options, answer) in enumerate(rows, 1):
             where = f"{path} question {number}"
             if len(options) != 4 or not all(map(str.strip, options)):
                 raise DataError(f"{where}: {options}; expected four answers, none of them empty")
-            yield (context, question, *options), parse(answer, where)
+            yield (context, question, *options), parse(answer, where), level
 
 
 STORY_TABLE = Table((*(f"InputSentence{n}" for n in range(1, 5)), "RandomFifthSentenceQuiz1",

@@ -16,8 +16,7 @@ LAYERS = {
     0: "errors files heartbeat kernels config distributed openai_bpe tokenizer shards remote",
     1: "background command_line deepspeed_config model optim dataloader metrics preemption profiling resize "
     "run_directory tasks",
-    2: "heads memory engine checkpoint saving ledger huggingface evaluation sampling zero_shot suite_report "
-    "task_run",
+    2: "heads memory engine checkpoint saving ledger huggingface evaluation sampling zero_shot suite_report task_run",
     3: "train finetune eval generate export plan report suite",
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

@@ -31,7 +31,7 @@ def kill_at_every_write(ds: str, shards: Path, runs: Path, ranks: int, *must: st
         assert (bits, loss) == undisturbed[step], f"step {step} is not the undisturbed run's, after kill {k}"
         last, kills[victim] = step, kills[victim] + (not outlived)
     # Without ZeRO all that rank 1 writes is its generator's state.
-    assert kills[0] > 50 and last > 5 and all(count > 3 for count in kills.values())
+    assert kills[0] > 40 and last > 5 and all(count > 3 for count in kills.values())
 
 
 def test_a_rank_killed_at_every_write_of_a_save(tiny_shards, tmp_path):

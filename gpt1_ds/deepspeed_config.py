@@ -6,11 +6,15 @@ error, and so is an unknown top-level key, which DeepSpeed itself passes over in
 
 import json
 import math
+import os
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpt1_ds import distributed
 from gpt1_ds.config import PretrainConfig
 from gpt1_ds.errors import ConfigError, near
 
@@ -44,10 +48,12 @@ def resolve(path: Path | str, config: PretrainConfig, world_size: int, on_this_m
         if ds.get(key, "auto") not in ("auto", value):
             raise ConfigError(f'{path}: {key} is {ds[key]} but {name} of the run is {value}; write "auto" in the JSON')
         ds[key] = value
-    if on_this_machine and _enabled(ds, "fp16") and not torch.cuda.is_available():
-        raise ConfigError(f"{path}: fp16 is enabled but this machine's CPU has none; use bf16, as in zero2_bf16.json")
-    if _enabled(ds, "fp16") and _enabled(ds, "bf16"):
-        raise ConfigError(f"{path}: fp16 and bf16 are both enabled; keep one")
+    _precision(path, ds, config)
+    if config.train.compile and zero_stage(ds) == 3:
+        raise ConfigError("train.compile is true but ZeRO-3 gathers parameters inside each block; take ZeRO 0 to 2 or "
+                          "train.compile=false")  # fmt: skip
+    if on_this_machine:
+        _machine(path, ds, config)
     _optimizer(path, ds, config)
     ds.setdefault("steps_per_print", 2**31 - 1)  # the run has its own progress line
     return ds
@@ -105,6 +111,54 @@ def _near_multiple(value: int, of: int) -> int:
 
 def _enabled(ds: dict[str, Any], section: str) -> bool:
     return bool(ds.get(section, {}).get("enabled", False))
+
+
+def _precision(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> None:
+    if not _enabled(ds, "fp16"):
+        return
+    if _enabled(ds, "bf16"):
+        raise ConfigError(f"{path}: fp16 and bf16 are both enabled; keep one")
+    section = {"loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2} | ds["fp16"]  # DeepSpeed's defaults
+    skips = section["initial_scale_power"] + section["hysteresis"] - 1
+    if section["loss_scale"] == 0 and skips >= config.train.max_skipped:
+        raise ConfigError(f"{path}: fp16.initial_scale_power is {section['initial_scale_power']}: its scale may skip "
+                          f"{skips} steps until it is down to 1, but train.max_skipped of the run is "
+                          f"{config.train.max_skipped}; lower the one or raise the other")  # fmt: skip
+
+
+def _machine(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> None:
+    """Refuse, before anything starts, what this machine does not have."""
+    gpu = torch.cuda.is_available()
+    if _enabled(ds, "fp16") and not gpu:
+        raise ConfigError(f"{path}: fp16 is enabled but this machine's CPU has none; use bf16, as in zero2_bf16.json")
+    if _enabled(ds, "wandb") and find_spec("wandb") is None:
+        raise ConfigError(f"{path}: wandb is enabled but not installed; pip install wandb, or remove the section")
+    compiler = os.environ.get("CC", "gcc") if gpu else os.environ.get("CXX", "g++")
+    if config.train.compile and shutil.which(compiler) is None:
+        raise ConfigError(f"train.compile is true but there is no {compiler} on PATH; install one, or leave it false")
+    for key in ("offload_optimizer", "offload_param"):
+        if (section := ds.get("zero_optimization", {}).get(key, {})).get("device") == "nvme":
+            _nvme(f"{path}: {key}", section.get("nvme_path"), zero_stage(ds))
+
+
+def _nvme(name: str, folder: str | None, stage: int) -> None:
+    """Refuse an offload that DeepSpeed would fail at: its op, compiled at the first use, needs libaio."""
+    if stage != 3:
+        raise ConfigError(f"{name} to nvme needs ZeRO-3, and the stage is {stage}; take device cpu")
+    if folder is None or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name}.nvme_path is {folder}; name a folder on the disk that this user can write")
+    distributed.import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    if not builder.is_compatible():
+        raise ConfigError(f"{name} to nvme: DeepSpeed's async_io cannot be built here, libaio is missing; install "
+                          "libaio-dev (libaio-devel), or take device cpu")  # fmt: skip
+    try:
+        builder.load()
+    except Exception as error:  # of compilers and linkers, whatever they say
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name} to nvme: DeepSpeed's async_io cannot be built: {reason}; take device cpu") from error
 
 
 def _optimizer(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> None:

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
 PATIENCE_SECONDS = 20.0
+MEETING_SECONDS = 40.0
+PROBE_SECONDS = 5.0
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -96,8 +99,8 @@ def start(timeout_seconds: float) -> RankEnv:
         if not dist.is_initialized():
             with _patience(env):
                 store = _private_store(env, timeout)
-            _take_rank(store, env)
-            dist.init_process_group(backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout)
+                _take_rank(store, env)
+                dist.init_process_group(backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout)
             if env.world_size > 1:
                 heartbeat.begin(store, env.rank, env.world_size)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
@@ -110,22 +113,56 @@ def start(timeout_seconds: float) -> RankEnv:
 
 def _private_store(env: RankEnv, timeout: timedelta) -> dist.Store:
     """The ranks' meeting place, open on MASTER_ADDR alone: neither it nor gloo knows a password, and torch's own
-    would listen on every interface. A name that means rank 0's loopback, or an address that is not its own (a service,
-    NAT), is left to torch.
+    would listen on every interface; as it does where a name means rank 0's loopback, or the address is not its own (a
+    service, NAT).
     """
     address = socket.gethostbyname(env.master_addr)
     alone = env.master_addr == "localhost" or env.master_addr.startswith("127.")
-    ours = env.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    server = None
     if alone:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if ours and (alone or not address.startswith("127.")):
+    if env.rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return _reach(env, timeout, timeout)
+    foreign = False
+    try:
+        own = address if alone or not address.startswith("127.") else ""
+        server = socket.create_server((own, env.master_port), backlog=4096)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        server, foreign = socket.create_server(("", env.master_port), backlog=4096), True
+    store = dist.TCPStore(own if own and not foreign else "127.0.0.1", env.master_port, is_master=True, timeout=timeout,
+                          wait_for_workers=False, master_listen_fd=server.detach())  # fmt: skip
+    if foreign:
+        _reach(env, timeout, timedelta(0))
+    return store
+
+
+def _reach(env: RankEnv, timeout: timedelta, late: timedelta) -> dist.Store:
+    """The store at MASTER_ADDR. `OSError` once nothing has answered there for `MEETING_SECONDS`.
+
+    A machine that is up refuses at once what nobody listens for yet: a refusal is waited out for longer, `late`, since
+    rank 0 may be minutes behind.
+    """
+    began, seconds = time.monotonic(), min(MEETING_SECONDS, timeout.total_seconds())
+    while True:
+        patience = seconds
         try:
-            server = socket.create_server((address, env.master_port), backlog=4096).detach()
+            socket.create_connection((env.master_addr, env.master_port), PROBE_SECONDS).close()
+            # Torch's own bound, which it may overrun, is not kept where somebody answers nothing at all.
+            store = heartbeat.within(seconds + PROBE_SECONDS, lambda: dist.TCPStore(
+                env.master_addr, env.master_port, is_master=False, timeout=timedelta(seconds=seconds),
+                wait_for_workers=False))  # fmt: skip
+            if store is not None:
+                store.set_timeout(timeout)
+                return store
+            fault = "whoever listens there is not rank 0"
+        except ConnectionRefusedError as error:
+            patience, fault = max(seconds, late.total_seconds()), f"{error.strerror}, rank 0 does not listen there"
         except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-    return dist.TCPStore(env.master_addr, env.master_port, env.world_size, ours, timeout, master_listen_fd=server)
+            fault = f"{error.strerror or error}, no machine answers there"
+        if (waited := time.monotonic() - began) > patience:
+            raise OSError(f"{fault} ({waited:.0f} s)")
+        time.sleep(0.2)
 
 
 @contextmanager

@@ -1,15 +1,16 @@
 """The only `deepspeed.initialize`."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from gpt1_ds import deepspeed_config, distributed, optim
+from gpt1_ds import distributed, metrics, optim
 from gpt1_ds.config import PretrainConfig
-from gpt1_ds.errors import ConfigError
 from gpt1_ds.model import GPT, Block
 
 
@@ -18,9 +19,6 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
 
     Without an `optimizer` section in `ds` the run's own optimizer goes in, so that nothing is compiled at start.
     """
-    if config.train.compile and deepspeed_config.zero_stage(ds) == 3:
-        raise ConfigError("train.compile is true but ZeRO-3 gathers parameters inside each block; take ZeRO 0 to 2 or "
-                          "train.compile=false")  # fmt: skip
     for part in module.modules():
         if isinstance(part, GPT):
             part.activation_checkpointing = config.train.activation_checkpointing
@@ -30,9 +28,15 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
     _spare_the_compiler(ds)
     client = None if "optimizer" in ds else optim.build(module, config.optim)
     parameters = optim.parameter_groups(module, config.optim.weight_decay) if client is None else None
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=client, model_parameters=parameters, config=ds, dist_init_required=False
-    )
+    with _muon_for_blocks_alone(deepspeed):
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=client, model_parameters=parameters, config=ds, dist_init_required=False
+        )
+    # An `optimizer` section may give groups rates of their own, such as Muon's muon_lr and adam_lr.
+    engine.lr_shares = [group["lr"] / config.optim.lr for group in engine.optimizer.param_groups]
+    metrics.guard_monitor(engine.monitor)
+    if hasattr(getattr(engine.optimizer, "loss_scaler", None), "raise_error_at_min_scale"):
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False  # train.max_skipped ends such a run
     if engine.zero_optimization_stage() == 0 and hasattr(engine.optimizer, "refresh_fp32_params"):
         # DeepSpeed's wrappers for bf16 and fp16 without ZeRO open with an optimizer step on zero gradients: taken back.
         engine.basic_optimizer.state.clear()
@@ -43,6 +47,22 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
         optim.skip_non_finite(engine.optimizer)  # float32 without ZeRO: no other wrapper of DeepSpeed's looks
     distributed.set_timeouts(config.distributed.timeout_seconds)
     return engine
+
+
+@contextmanager
+def _muon_for_blocks_alone(deepspeed) -> Iterator[None]:
+    """DeepSpeed would take every matrix for Muon whose name has no "embed" in it."""
+    mark = deepspeed.set_optimizer_flags
+
+    def mark_again(ds_config, module: nn.Module) -> None:
+        mark(ds_config, module)
+        optim.mark_for_muon(module)
+
+    deepspeed.set_optimizer_flags = mark_again
+    try:
+        yield
+    finally:
+        deepspeed.set_optimizer_flags = mark
 
 
 def set_batch(engine, windows: int) -> None:

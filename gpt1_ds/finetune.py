@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int | None:
         fresh = {"step": 0, "cursor": Cursor().to_dict(), "best": None}
         state = checkpoint.resume(trainer, folder) or fresh
         bar = metrics.progress_bar(total_steps(config, data), state["step"], "step", config.task.name)
-        log = metrics.RunLog(folder, state["step"])
+        log = metrics.RunLog(folder, state["step"], engine=trainer)
         saves = checkpoint.Saves(folder, config.checkpoint.keep, config.checkpoint.keep_every,
                                  lambda step, **saved: log.log(step, "checkpoint", **saved))  # fmt: skip
         throughput = Throughput(model_config.flops_per_token, deepspeed_config.precision(ds))

@@ -6,7 +6,9 @@ training is at; whoever loses a peer reads the keys of all and says whose do not
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -40,11 +42,13 @@ class Heart:
         """This rank ends because of another one, and must not be taken for the culprit."""
         if not self.stopped.is_set():
             self.stopped.set()
-            self._within(lambda: self.looking.set(self.keys[self.rank], LEFT))
+            within(2 * LOOK_SECONDS, lambda: self.looking.set(self.keys[self.rank], LEFT))
 
     def verdict(self) -> str:
         """Who does not move, in a few words; empty where nobody stands out."""
-        before, _, after = self._within(self._read), self.stopped.wait(LOOK_SECONDS), self._within(self._read)
+        before = within(2 * LOOK_SECONDS, self._read)
+        self.stopped.wait(LOOK_SECONDS)
+        after = within(2 * LOOK_SECONDS, self._read)
         if after is None:
             return "rank 0 is silent: stopped, dead, or its machine is"
         others = [peer for peer in range(len(self.keys)) if peer != self.rank and after[peer] != LEFT]
@@ -59,20 +63,21 @@ class Heart:
         self.looking.wait(self.keys, timedelta(seconds=LOOK_SECONDS))
         return [value.decode() for value in self.looking.multi_get(self.keys)]
 
-    def _within(self, action):
-        """What `action` returns; None where the store fails or does not answer."""
-        answer = []
 
-        def attempt() -> None:
-            try:
-                answer.append(action())
-            except (RuntimeError, ValueError):
-                pass
+def within(seconds: float, action: Callable[[], Any]) -> Any:
+    """What `action`, a call of a store, returns; None where the store fails or does not answer."""
+    answer = []
 
-        thread = threading.Thread(target=attempt, daemon=True)
-        thread.start()
-        thread.join(2 * LOOK_SECONDS)
-        return answer[0] if answer else None
+    def attempt() -> None:
+        try:
+            answer.append(action())
+        except (RuntimeError, ValueError):
+            pass
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answer[0] if answer else None
 
 
 def begin(store: dist.Store, rank: int, world_size: int) -> None:

@@ -30,20 +30,22 @@ class RunLog:
     """One run's records. On a resume at `resume_step`, what a killed start logged past it is dropped.
 
     Each record has `elapsed_seconds`, the time that all starts so far have run. Each start has a record, which stays;
-    `start=False` leaves it out where a running start goes back to a checkpoint.
+    `start=False` leaves it out where a running start goes back to a checkpoint. The monitor of `engine`, W&B or CSV
+    where the DeepSpeed JSON asks for them, gets every record too.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int, start: bool = True):
+    def __init__(self, run_dir: Path, resume_step: int, start: bool = True, engine: Any = None):
         self.run_dir, self.jsonl, self.board = run_dir, None, None
         self.resume_step, self.started, self.status_written = resume_step, time.monotonic(), 0.0
         self.spent_seconds, self.first = 0.0, start
-        self.monitor: Any = None  # the engine's: W&B and CSV, where the DeepSpeed JSON asks for them
+        self.engine = engine
         if not distributed.is_main():
             return
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             self.spent_seconds = _drop_after(run_dir / "metrics.jsonl", resume_step)
             self.jsonl = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+            _let_ours_be_last(run_dir)
             self.board = SummaryWriter(str(run_dir), purge_step=resume_step + 1 if resume_step else 0)
             status = run_dir / "status.json"
             if start and not (status.exists() and '"done"' in status.read_text(encoding="utf-8")):
@@ -76,8 +78,9 @@ class RunLog:
                       for name, value in values.items() if value is not None]  # fmt: skip
             for point in points:
                 self.board.add_scalar(*point)
-            if self.monitor is not None and self.monitor.enabled:
-                self.monitor.write_events(points)
+            if self.engine is not None and self.engine.monitor.enabled:
+                # In samples, as DeepSpeed's own: W&B passes over what comes with a smaller number than the last.
+                self.engine.monitor.write_events([(*point[:2], self.engine.global_samples) for point in points])
             self.board.flush()
             if split == "checkpoint" and (counter := os.environ.get(FAILURES)):
                 Path(counter).unlink(missing_ok=True)
@@ -180,7 +183,7 @@ def memory() -> dict[str, int]:
 
 def loss_scale(engine) -> dict[str, float]:
     """The loss scale of fp16; nothing in other precisions."""
-    return {"loss_scale": float(engine.optimizer.cur_scale)} if engine.fp16_enabled() else {}
+    return {"loss_scale": float(engine.optimizer.loss_scale)} if engine.fp16_enabled() else {}
 
 
 def layer_norms(engine) -> dict[str, float]:
@@ -214,6 +217,31 @@ def _drop_after(path: Path, step: int) -> float:
     if len(kept) < len(lines):
         write_atomically(path, "".join(kept))
     return max((record.get("elapsed_seconds", 0.0) for record, _ in records), default=0.0)
+
+
+def _let_ours_be_last(run_dir: Path) -> None:
+    """TensorBoard reads event files in the order of the seconds in their names: earlier starts must come before this
+    one, also where the clock has been set back, or what they logged past the checkpoint shows again."""
+    second = int(time.time())
+    for path in sorted(run_dir.glob("events.out.tfevents.*"), reverse=True):
+        *head, own, rest = path.name.split(".", 4)
+        second = min(second - 1, int(own))
+        if second < int(own):
+            path.rename(path.with_name(f"{'.'.join(head)}.{second:010d}.{rest}"))
+
+
+def guard_monitor(monitor) -> None:
+    """Have DeepSpeed's monitor (W&B, CSV) fall silent where it fails, instead of ending the training."""
+    write = monitor.write_events
+
+    def guarded(events: list[tuple]) -> None:
+        try:
+            write(events)
+        except Exception as error:  # whatever a W&B client may raise
+            monitor.enabled = False
+            print(f"warning: monitor of the DeepSpeed JSON: {error}; training goes on without it", file=sys.stderr)
+
+    monitor.write_events = guarded
 
 
 def _complain(path: Path, error: OSError) -> None:

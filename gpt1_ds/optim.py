@@ -23,6 +23,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return groups
 
 
+def mark_for_muon(module: nn.Module) -> None:
+    """Muon is for the matrices of the blocks; embeddings, heads and all that is no matrix are Adam's (Jordan 2024)."""
+    for name, parameter in module.named_parameters():
+        parameter.use_muon = parameter.ndim > 1 and "blocks" in name.split(".")
+
+
 def build(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(module, config.weight_decay)
     settings = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
@@ -101,8 +107,8 @@ def lr_at(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) ->
 
 
 def set_lr(engine, config, step: int, total_steps: int) -> float:
-    """Give every parameter group of the engine's optimizer the rate of `step` (see `lr_at`) and return it."""
+    """The rate of `step` (see `lr_at`), given to the engine's optimizer: to each parameter group its share of it."""
     lr = lr_at(step, total_steps, config.optim.lr, config.schedule)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+    for group, share in zip(engine.optimizer.param_groups, engine.lr_shares, strict=True):
+        group["lr"] = share * lr
     return lr

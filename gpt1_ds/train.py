@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int | None:
                                  lambda step, **saved: run.log.log(step, "checkpoint", **saved))  # fmt: skip
         run = Run(config, folder, valid, order, BatchSizes.of(config.train), steps, facts, stop,
                   Throughput(model_config.flops_per_token, deepspeed_config.precision(ds)),
-                  metrics.RunLog(folder, state["step"]), saves, bar)  # fmt: skip
+                  metrics.RunLog(folder, state["step"], engine=trainer), saves, bar)  # fmt: skip
         announce(run, ds, env.world_size, state["step"])
         outcome = run.log.outcome(lambda: trainer.global_steps)
         with outcome, bar, run.timer.communication(), distributed.peer_faults(), saves:
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int | None:
                     saves.settle()
                     state = roll_back(run, trainer, losses, spike)
                 run.log.close()
-                run.log = metrics.RunLog(folder, state["step"], start=False)  # drops what the undone steps logged
+                run.log = metrics.RunLog(folder, state["step"], False, trainer)  # drops what the undone steps logged
                 bar.update(state["step"] - bar.n)
 
 

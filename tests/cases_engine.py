@@ -1,10 +1,11 @@
 """What the ranks of the pool do for test_engine.py, test_checkpoint.py, test_distributed.py and test_evaluation.py."""
 
+import importlib
 from pathlib import Path
 
 import torch
 
-from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, optim
+from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, resize
 from gpt1_ds.config import PretrainConfig, load
 from gpt1_ds.dataloader import Batches, Cursor, WindowOrder, open_streams
 from gpt1_ds.errors import DataError
@@ -91,7 +92,8 @@ def fingerprint(trainer: Trainer) -> list:
     inner = getattr(inner, "optimizer", inner)
     tensors = [p.detach() for group in inner.param_groups for p in group["params"]]
     tensors += [value for state in inner.state.values() for value in state.values() if torch.is_tensor(value)]
-    return [int(t.float().contiguous().view(torch.int32).to(torch.int64).sum()) for t in tensors]
+    scale = [metrics.loss_scale(trainer.engine), trainer.engine.skipped_steps]
+    return [int(t.float().contiguous().view(torch.int32).to(torch.int64).sum()) for t in tensors] + scale
 
 
 def exact_resume(ds_path: str, shards: str, folder: str, overrides: list[str]) -> tuple:
@@ -146,3 +148,29 @@ def all_windows_loss(ds_path: str, shards: str) -> tuple[float, float]:
             total += model(window[:, :-1], window[:, 1:])[1].double().sum().item()
     trainer.close()
     return ours, total / (stream.tokens - 1)
+
+
+def in_float16(target: str, *arguments):
+    """Another case in float16: DeepSpeed does not list it for this CPU, but torch computes it there all the same."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator, module, _, function = get_accelerator(), *target.partition(":")
+    offered, machine = accelerator.is_fp16_supported, deepspeed_config._machine
+    accelerator.is_fp16_supported, deepspeed_config._machine = lambda: True, lambda *_: None
+    try:
+        return getattr(importlib.import_module(module), function)(*arguments)
+    finally:
+        accelerator.is_fp16_supported, deepspeed_config._machine = offered, machine
+
+
+def rates_and_moments(ds_path: str, shards: str, overrides: list[str], steps: int) -> tuple[dict, list[list[float]]]:
+    """What keeps each parameter's moments, `momentum_buffer` or `exp_avg`, and the rates of the groups at each step."""
+    trainer, rates = Trainer(ds_path, shards, overrides), []
+    for step in range(steps):
+        trainer.run(step, step + 1)
+        rates.append([group["lr"] for group in trainer.engine.optimizer.param_groups])
+    state = trainer.engine.basic_optimizer.state
+    kept = {piece.name: sorted(key for key, value in state[piece.flat].items() if torch.is_tensor(value))
+            for piece in resize.pieces(trainer.engine)}  # fmt: skip
+    trainer.close()
+    return {name: keys for part in distributed.gather_json(kept) for name, keys in part.items()}, rates

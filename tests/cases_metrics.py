@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds import metrics, profiling, sampling, train
+from gpt1_ds import distributed, metrics, profiling, sampling, train
 from gpt1_ds.tokenizer import load_tokenizer
 from tests.cases_engine import Trainer
 
@@ -27,11 +27,12 @@ def watched(ds_path: str, shards: str, tokenizer: str) -> tuple[dict[str, float]
 
 
 def monitored(ds_path: str, shards: str, folder: str) -> None:
-    """A record of each of three steps, with the engine's monitor."""
+    """A record of each of three steps, for the engine's monitor too; and of one more, its folder gone."""
     trainer = Trainer(ds_path, shards, [])
-    log = metrics.RunLog(Path(folder), 0)
-    log.monitor = trainer.engine.monitor
-    for step in range(3):
+    log = metrics.RunLog(Path(folder), 0, engine=trainer.engine)
+    for step in range(4):
+        if step == 3 and distributed.is_main():
+            (Path(folder) / "csv").rename(Path(folder) / "gone")
         log.log(step + 1, "train", loss=trainer.run(step, step + 1)[0])
     log.close()
     trainer.close()

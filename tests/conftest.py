@@ -151,3 +151,14 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "shards"
     build_shards.main([*options, "--out", str(out)])
     return out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, a megabyte large."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root; file size limits are tested everywhere")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -34,6 +34,18 @@ def test_resume_is_bitwise_with_dropout_on(ranks, tiny_shards, tmp_path, name, p
         assert len(prints) >= 3
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_resume_is_bitwise_in_float16_its_loss_scale_too(ranks, tiny_shards, tmp_path, stage):
+    """From 2^19, where the first steps overflow; the scaler is pickled, and loaded by weights alone."""
+    fp16 = {"enabled": True, "initial_scale_power": 19, "hysteresis": 1}
+    (tmp_path / "ds.json").write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": stage}}))
+    arguments = str(tmp_path / "ds.json"), str(tiny_shards), str(tmp_path), ["train.max_skipped=30"]
+    results = ranks(2).run("tests.cases_engine:in_float16", "tests.cases_engine:exact_resume", *arguments)
+    for undisturbed, resumed, prints, resumed_prints, loss, resumed_loss in results:
+        assert resumed == undisturbed and resumed_prints == prints and resumed_loss == loss
+        assert 0 < prints[-1] < 6 and prints[-2]["loss_scale"] == 2.0 ** (19 - prints[-1]), "skipped, and halved for it"
+
+
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16", "zero3_bf16"])
 def test_whole_weights_come_out_of_every_stage(ranks, tiny_shards, tmp_path, name):
     loss = ranks(2).run(

@@ -84,17 +84,6 @@ def test_a_file_size_limit_on_one_rank_fails_the_save_of_all(ranks, tiny_shards,
         assert losses == undisturbed, "training goes on as if nothing had been"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, a megabyte large."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root; the file size limit above is tested everywhere")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_is_noticed_before_and_during_a_save(ranks, tiny_shards, small_disk):
     for before, during, kept in ranks(2).run(
         "tests.cases_checkpoint:full_disk", CPU, str(tiny_shards), str(small_disk)

@@ -1,6 +1,7 @@
 """JSON + run + world size -> the resolved dict, and its refusals."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,40 @@ def test_contradictions_name_both_sides(tmp_path, keys, overrides, world_size, w
     with pytest.raises(ConfigError) as error:
         resolve(written(tmp_path, **keys), load(PretrainConfig, None, overrides), world_size)
     assert all(word in str(error.value) for word in words)
+
+
+def test_what_this_machine_has_not_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    run = load(PretrainConfig, None, [])
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    with pytest.raises(ConfigError, match="ds.json: wandb is enabled but not installed; pip install wandb"):
+        resolve(written(tmp_path, wandb={"enabled": True}), run, 2)
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path)}
+    monkeypatch.setenv("CC", "false")  # no program can be linked with libaio
+    for key in ("offload_optimizer", "offload_param"):
+        for section, words in ((nvme, "async_io cannot be built here.*libaio-dev.*device cpu"),
+                               (nvme | {"nvme_path": "/nowhere"}, f"{key}.nvme_path is /nowhere"),
+                               ({"device": "nvme"}, f"{key}.nvme_path is None")):  # fmt: skip
+            with pytest.raises(ConfigError, match=words):
+                resolve(written(tmp_path, zero_optimization={"stage": 3, key: section}), run, 2)
+    with pytest.raises(ConfigError, match="nvme needs ZeRO-3, and the stage is 2"):
+        resolve(written(tmp_path, zero_optimization={"stage": 2, "offload_optimizer": nvme}), run, 2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    compiled = load(PretrainConfig, None, ["train.compile=true"])
+    with pytest.raises(ConfigError, match=r"train.compile is true but there is no g\+\+ on PATH"):
+        resolve(FOLDER / "cpu.json", compiled, 2)
+    with pytest.raises(ConfigError, match="train.compile is true but ZeRO-3"):
+        resolve(FOLDER / "zero3_bf16.json", compiled, 2)
+
+
+def test_a_loss_scale_that_cannot_come_down_in_time_is_refused(tmp_path):
+    """From 2^16 it takes 17 skipped steps at most, of the 20 that would end the run."""
+    run = load(PretrainConfig, None, [])
+    assert resolve(FOLDER / "zero2_fp16.json", run, 2, on_this_machine=False)["fp16"]["loss_scale"] == 0
+    scale = {"enabled": True, "initial_scale_power": 24}
+    with pytest.raises(ConfigError, match="initial_scale_power is 24.* 25 steps.*train.max_skipped of the run is 20"):
+        resolve(written(tmp_path, fp16=scale), run, 2, on_this_machine=False)
+    assert resolve(written(tmp_path, fp16=scale | {"loss_scale": 128}), run, 2, on_this_machine=False)
 
 
 def test_missing_and_malformed_files(tmp_path):

@@ -92,6 +92,26 @@ def test_optimizers_of_the_json_train(ranks, tiny_shards, tmp_path, kind, stage,
     assert result[0][0][-1] < result[0][0][0] - 0.05
 
 
-def test_compiling_under_zero3_is_refused(ranks, tiny_shards):
-    with pytest.raises(Exception, match="train.compile is true but ZeRO-3"):
-        losses(ranks, tiny_shards, 2, "zero3_bf16", "train.compile=true")
+@pytest.mark.parametrize("stage", [1, 2])
+def test_muon_takes_the_blocks_matrices_at_its_own_rate(ranks, tiny_shards, tmp_path, stage):
+    """Embeddings, gains and biases are Adam's; each half keeps its share of the schedule."""
+    params = {"lr": "auto", "weight_decay": "auto", "muon_lr": 0.03, "adam_lr": 0.006, "torch_adam": True}
+    sections = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}
+    (tmp_path / "ds.json").write_text(json.dumps(sections | {"optimizer": {"type": "Muon", "params": params}}))
+    arguments = str(tmp_path / "ds.json"), str(tiny_shards), ["optim.lr=3e-3", "schedule.kind=linear"], 4
+    (kept, rates), _ = ranks(2).run("tests.cases_engine:rates_and_moments", *arguments)
+    muon = {name for name, keys in kept.items() if "momentum_buffer" in keys}
+    assert muon == {name for name in kept if name.startswith("blocks.") and ".ln_" not in name and "bias" not in name}
+    assert len(muon) == 8 and {"wte", "wpe"} < kept.keys() - muon
+    assert all("exp_avg_sq" in kept[name] for name in kept.keys() - muon)
+    for step, groups in enumerate(rates):
+        warm = min((step + 1) / 2, 1 - (step - 2) / 98 if step >= 2 else 1)
+        assert sorted(set(groups)) == pytest.approx([0.006 * warm, 0.03 * warm])
+
+
+def test_float16_with_a_dynamic_loss_scale_trains_as_bf16_does(ranks, tiny_shards):
+    """The scale starts at 2^16 and the first steps overflow; DeepSpeed keeps the steps it skips."""
+    arguments = "tests.cases_engine:trained", str(FOLDER / "zero2_fp16.json"), str(tiny_shards), [], STEPS
+    half = ranks(2).run("tests.cases_engine:in_float16", *arguments)[0][0]
+    assert half[-1] < half[0] - 0.3
+    assert half[0] == pytest.approx(losses(ranks, tiny_shards, 2, "zero2_bf16")[0], rel=5e-3)

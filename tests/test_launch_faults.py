@@ -5,11 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
+from gpt1_ds import distributed
 from gpt1_ds.distributed import free_port
 from tests.conftest import ROOT
+from tests.ranks import die_with_parent
 from tests.test_train import SMALL
 
 
@@ -39,11 +42,27 @@ def place(rank: int, port: int, **others: str) -> dict[str, str]:
 
 
 def ends(process: subprocess.Popen, exit_code: int, *words: str) -> str:
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=200)
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert process.returncode == exit_code and len(lines) == 1 and "Traceback" not in err, err
     assert all(word in lines[0] for word in words) and "done" not in out, lines[0]
     return err
+
+
+HURRIED = """
+from gpt1_ds import distributed
+from gpt1_ds.errors import guard
+distributed.PATIENCE_SECONDS, distributed.MEETING_SECONDS = 4.0, 3.0
+guard(lambda words: print("met", distributed.start(float(words[0])).rank))
+"""
+
+
+def hurried(rank: int, address: str, port: int, timeout_seconds: int = 100) -> subprocess.Popen:
+    """A rank that only meets the others, and is less patient than others with an address that leads nowhere."""
+    environ = os.environ | place(rank, port, MASTER_ADDR=address)
+    return subprocess.Popen([sys.executable, "-c", HURRIED, str(timeout_seconds)], cwd=ROOT, env=environ, text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=die_with_parent)  # fmt: skip
 
 
 def test_a_rank_that_is_given_twice(start):
@@ -54,8 +73,8 @@ def test_a_rank_that_is_given_twice(start):
     ends(next(twin for twin in twins if twin.poll() is not None), 2, "RANK=1 is taken by another process")
 
 
-def test_a_port_that_nobody_listens_on(start):
-    ranks = [start(**place(rank, free_port())) for rank in (0, 1)]
+def test_a_port_that_nobody_listens_on():
+    ranks = [hurried(rank, "127.0.0.1", free_port(), timeout_seconds=8) for rank in (0, 1)]
     for process, whom in zip(ranks, ("all other ranks", "rank 0"), strict=True):
         err = ends(process, 5, "found no process group", "MASTER_PORT")
         assert f"still waits for {whom} at MASTER_ADDR=127.0.0.1" in err
@@ -63,6 +82,31 @@ def test_a_port_that_nobody_listens_on(start):
 
 def test_a_host_that_has_no_address(start):
     ends(start(**place(1, free_port(), MASTER_ADDR="no-such-host.invalid")), 5, "no-such-host.invalid")
+
+
+def test_an_address_of_no_rank_0_is_told_from_a_late_peer():
+    """One of documentation's own network; a machine that does not answer, its queue of connections full; another
+    program that does, and says nothing."""
+    assert distributed.MEETING_SECONDS + 2 * distributed.PROBE_SECONDS < 60
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, ExitStack() as queue:
+        address = silent.getsockname()
+        for _ in range(3):
+            caller = queue.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(address)
+        other = queue.enter_context(socket.create_server(("127.0.0.1", 0)))
+        ranks = [hurried(0, "203.0.113.1", free_port()), hurried(1, *address), hurried(1, *other.getsockname())]
+        faults = "203.0.113.1", "no machine answers there", "whoever listens there is not rank 0"
+        for process, fault in zip(ranks, faults, strict=True):
+            ends(process, 5, "found no process group", fault)
+
+
+def test_a_late_rank_0_is_waited_for_beyond_that():
+    port = free_port()
+    early = hurried(1, "127.0.0.1", port)
+    assert "still waits for rank 0 at MASTER_ADDR=127.0.0.1" in early.stderr.readline()
+    late = hurried(0, "127.0.0.1", port)
+    assert [process.communicate(timeout=60)[0] for process in (late, early)] == ["met 0\n", "met 1\n"]
 
 
 def test_a_port_that_is_taken(start):

@@ -43,6 +43,23 @@ def test_nan_on_one_rank_is_skipped_by_all_counted_and_survived(ranks, tiny_shar
     assert all(math.isfinite(line["loss"]) for line in lines if line["loss"] is not None)
 
 
+def test_float16_comes_down_to_its_loss_scale_or_ends_as_any_run(ranks, tiny_shards, tmp_path):
+    """Steps skipped for a scale that is too high are no divergence; NaN for ever ends the run by train.max_skipped,
+    not by DeepSpeed's own exception at the lowest scale."""
+    fp16 = {"enabled": True, "initial_scale_power": 19, "hysteresis": 1}
+    (tmp_path / "ds.json").write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": 2}}))
+    arguments = "tests.cases_ledger:pretrain", str(tmp_path / "ds.json"), str(tiny_shards), str(tmp_path)
+    words = ["train.max_skipped=24", "train.max_steps=8"]
+    _, metrics, _ = ranks(2).run("tests.cases_engine:in_float16", *arguments, "scaled", words)[0]
+    lines = train_lines(metrics)
+    skipped = [line["skipped_steps"] for line in lines]
+    assert 0 < skipped[-1] < 8 and [line["loss_scale"] for line in lines] == [2.0 ** (19 - count) for count in skipped]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    words[1] = "train.max_steps=40"
+    with pytest.raises(DivergedError, match="step 28, 24 steps skipped in a row; the last checkpoint is kept"):
+        ranks(2).run("tests.cases_engine:in_float16", *arguments, "nan", words, [0, 0], list(range(5, 99)))
+
+
 def test_nan_for_ever_ends_the_run_with_the_last_checkpoint_kept(ranks, tiny_shards, tmp_path):
     arguments = str(FOLDER / "cpu.json"), str(tiny_shards), str(tmp_path), "nan"
     with pytest.raises(DivergedError, match="step 8, 3 steps skipped in a row; the last checkpoint is kept"):

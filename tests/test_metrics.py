@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -37,6 +39,42 @@ def test_a_resume_drops_what_the_killed_start_logged_past_it(tmp_path):
     board.Reload()
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
     assert {"train/loss", "train/tokens", "train/host_bytes"} <= set(board.Tags()["scalars"])
+
+
+def test_a_start_on_a_clock_set_back_comes_after_the_one_before(tmp_path):
+    """TensorBoard reads event files by the second in their names; two of the earlier ones are of tomorrow."""
+    for resume_step, ahead in ((0, 90_000), (2, 90_000), (4, 0)):
+        log = RunLog(tmp_path, resume_step)
+        for step in range(resume_step + 1, resume_step + 4):
+            log.log(step, "train", loss=float(step + resume_step))
+        log.close()
+        newest = max(tmp_path.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+        *head, second, rest = newest.name.split(".", 4)
+        newest.rename(newest.with_name(".".join([*head, str(int(second) + ahead), rest])))
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    points = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert points == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0), (5, 9.0), (6, 10.0), (7, 11.0)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer gives up
+def test_a_disk_full_for_a_while_tears_and_costs_no_line(small_disk, capsys):
+    log, filler = RunLog(small_disk, 0), small_disk / "filler"
+    for step in range(1, 151):
+        if step == 51:
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free)
+        if step == 101:
+            filler.unlink()
+        log.log(step, "train", loss=1.0)
+        log.status("running", step)
+    log.sample(150, "text")
+    log.close()
+    records = list(map(json.loads, (small_disk / "metrics.jsonl").read_text().splitlines()))
+    steps = [record["step"] for record in records if record["split"] == "train"]
+    assert steps == list(range(1, 151)), "what could not be written waits in memory"
+    assert json.loads((small_disk / "status.json").read_text())["step"] == 150
+    assert "No space left on device; training goes on" in capsys.readouterr().err
 
 
 def test_status_is_replaced_whole(tmp_path):
@@ -104,7 +142,8 @@ def test_the_monitor_of_the_json_gets_every_record(tmp_path, ranks, tiny_shards)
     (tmp_path / "ds.json").write_text(json.dumps(ds))
     assert resolve(tmp_path / "ds.json", PretrainConfig(), 2)["csv_monitor"] == ds["csv_monitor"]
     ranks(2).run("tests.cases_metrics:monitored", str(tmp_path / "ds.json"), str(tiny_shards), str(tmp_path))
-    with (tmp_path / "csv" / "run" / "train_loss.csv").open() as file:
-        rows = list(csv.reader(file))
-    assert rows[0] == ["step", "loss"] and [int(step) for step, _ in rows[1:]] == [1, 2, 3]
-    assert (tmp_path / "csv" / "run" / "Train_Samples_lr.csv").exists(), "and what DeepSpeed itself has to say"
+    for name in ("train_loss", "Train_Samples_lr"):  # the latter is what DeepSpeed itself has to say
+        with (tmp_path / "gone" / "run" / f"{name}.csv").open() as file:
+            steps = [int(row[0]) for row in list(csv.reader(file))[1:]]
+        assert steps == [8, 16, 24], "windows of the steps before its folder went, which ends no training"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5

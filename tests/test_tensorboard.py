@@ -18,7 +18,8 @@ from tests.ranks import die_with_parent
 TAGS = {
     "train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second", "train/mfu", "valid/loss/books",
     "valid/perplexity/books", "train/tokens", "train/skipped_steps", "train/host_bytes", "checkpoint/seconds",
-    "checkpoint/bytes",
+    "checkpoint/bytes", "train/epoch", "train/data_seconds", "train/forward_seconds", "train/backward_seconds",
+    "train/optimizer_seconds",
 }  # fmt: skip
 
 

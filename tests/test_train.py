@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt1_ds import checkpoint
 from gpt1_ds.distributed import free_port
-from tests.conftest import ROOT, run, succeed
+from tests.conftest import BIN, ROOT, run, succeed
 from tests.ranks import die_with_parent
 
 STEPS = 40
@@ -33,10 +35,13 @@ def status(runs: Path) -> dict:
     return json.loads((runs / "run" / "status.json").read_text())
 
 
-def steps_logged(runs: Path, split: str = "train") -> list[int]:
+def lines(runs: Path) -> list[dict]:
     path = runs / "run" / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [record["step"] for record in map(json.loads, lines) if record["split"] == split]
+    return list(map(json.loads, path.read_text().split("\n")[:-1] if path.exists() else []))
+
+
+def steps_logged(runs: Path, split: str = "train") -> list[int]:
+    return [line["step"] for line in lines(runs) if line["split"] == split]
 
 
 def ranks_of(launcher: int) -> list[int]:
@@ -55,37 +60,91 @@ def ranks_of(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-def disturb(shards: Path, runs: Path, at_step: int, number: int, whom, *overrides: str) -> int:
-    """Start the run, send signal `number` to `whom(launcher, ranks)` once `at_step` is logged and the checkpoint before
-    it committed, and wait for its end."""
-    log = open(runs / "log", "w+")
-    process = subprocess.Popen(command(shards, runs, *overrides), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
-                               stderr=subprocess.STDOUT, preexec_fn=die_with_parent)  # fmt: skip
-    deadline = time.monotonic() + 120
-    due = at_step // 8 * 8
-    while max(steps_logged(runs), default=-1) < at_step or max(steps_logged(runs, "checkpoint"), default=0) < due:
+def disturb(
+    shards: Path, runs: Path, at_step: int, number: int, whom, *overrides: str, **env: str
+) -> tuple[int, float]:
+    """Start the run, send signal `number` to `whom(launcher, ranks)` once it has logged `at_step` and committed the
+    checkpoint before it, and wait for its end: the launcher's exit code, and the seconds until all were gone."""
+    log, starts = open(runs / "log", "w+"), len(steps_logged(runs, "start"))
+    process = subprocess.Popen(command(shards, runs, *overrides), cwd=ROOT, env=os.environ | env, stdout=log,
+                               stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+                               preexec_fn=die_with_parent)  # fmt: skip
+    deadline, due = time.monotonic() + 120, at_step // 8 * 8
+
+    def waiting() -> bool:
+        started = len(steps_logged(runs, "start")) > starts and max(steps_logged(runs), default=-1) >= at_step
+        return not started or max(steps_logged(runs, "checkpoint"), default=0) < due
+
+    while waiting():
         assert process.poll() is None and time.monotonic() < deadline, log.seek(0) or log.read()
         time.sleep(0.02)
     ranks = ranks_of(process.pid)
     assert len(ranks) == 2
     for pid in whom(process.pid, ranks):
         os.kill(pid, number)
+    sent = time.monotonic()
     process.wait(timeout=90)
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() < deadline:
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() < sent + 150:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), "a rank outlived the run"
-    return process.returncode
+    return process.returncode, time.monotonic() - sent
+
+
+def committed(runs: Path) -> int:
+    root = runs / "run" / "checkpoints"
+    return max((int(path.name[5:]) for path in root.glob("step-????????")), default=0)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_shards, tmp_path_factory):
+    """Trained without a compiler on PATH, and with the lock of a compilation that was killed on every op it knows."""
     runs = tmp_path_factory.mktemp("undisturbed")
+    assert not any((BIN / name).exists() for name in ("g++", "c++", "gcc", "cc"))
     cache = runs / "extensions"
-    done = succeed(*command(tiny_shards, runs), TORCH_EXTENSIONS_DIR=str(cache), timeout_seconds=200)
-    assert not cache.exists(), "nothing is compiled at start"
+    for name in ("deepspeed_shm_comm", "cpu_adam", "fused_adam", "utils", "pin_memory", "async_io"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "lock").touch()
+    before = sorted(cache.rglob("*"))
+    done = succeed(*command(tiny_shards, runs), TORCH_EXTENSIONS_DIR=str(cache), PATH=str(BIN), timeout_seconds=200)
+    assert sorted(cache.rglob("*")) == before, "nothing is compiled at start"
     assert "validation loss" in done.stdout
     return runs
+
+
+CLOCK = """
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    struct timespec boot;
+    if (syscall(SYS_clock_gettime, clock, now)) return -1;
+    syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &boot);
+    if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)
+        now->tv_sec += (boot.tv_sec / 2 % 2 ? 1 : -1) * 86400;
+    return 0;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return now->tv_sec = t.tv_sec, now->tv_usec = t.tv_nsec / 1000, 0;
+}
+time_t time(time_t *now) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return now ? *now = t.tv_sec : t.tv_sec;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def jumping_clock(tmp_path_factory) -> dict[str, str]:
+    """Environment in which the time of day is a day late or early, by turns of two seconds; the monotonic clock, which
+    no administrator sets, is left alone."""
+    folder = tmp_path_factory.mktemp("clock")
+    (folder / "clock.c").write_text(CLOCK)
+    succeed("cc", "-shared", "-fPIC", "-o", folder / "clock.so", folder / "clock.c")
+    return {"LD_PRELOAD": str(folder / "clock.so")}
 
 
 def final_state(runs: Path) -> dict[str, torch.Tensor]:
@@ -108,36 +167,55 @@ def flatten(value, name=""):
         yield name, value
 
 
-def test_a_killed_and_a_stopped_run_end_with_the_weights_of_the_undisturbed_one(tiny_shards, undisturbed, tmp_path):
+@pytest.mark.parametrize(("rounds", "seed"), [
+    (2, 24), pytest.param(20, random.randrange(10**6), marks=[pytest.mark.soak, pytest.mark.timeout(1800)])
+])  # fmt: skip
+def test_a_killed_and_a_stopped_run_end_with_the_weights_of_the_undisturbed_one(
+    tiny_shards, undisturbed, jumping_clock, tmp_path, rounds, seed
+):
+    """SIGKILL of a random rank at a random step, `rounds` times, then SIGTERM, all on a machine whose clock jumps."""
     checkpoint._allow_known_classes()
-    assert disturb(tiny_shards, tmp_path, 11, signal.SIGKILL, lambda launcher, ranks: ranks[1:]) != 0
-    assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("failed", 5)
-    committed = json.loads((checkpoint.find(tmp_path / "run") / "state.json").read_text())["step"]
-    assert committed % 8 == 0 and committed >= 8
+    chance = random.Random(seed)
+    for _ in range(rounds):
+        victim, at_step = chance.randrange(2), min(committed(tmp_path) + chance.randint(1, 12), STEPS - 12)
+        print(f"seed {seed}: SIGKILL of rank {victim} after step {at_step}")
+        code, seconds = disturb(tiny_shards, tmp_path, at_step, signal.SIGKILL,
+                                lambda launcher, ranks, victim=victim: [ranks[victim]], **jumping_clock)  # fmt: skip
+        assert code != 0 and seconds < 15, "the job is over soon, all its ranks with it"
+        # A rank 0 that was killed cannot tell.
+        assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == (
+            ("failed", 5) if victim else ("running", None)
+        )
+        assert committed(tmp_path) % 8 == 0
 
-    assert disturb(tiny_shards, tmp_path, committed + 5, signal.SIGTERM, lambda launcher, ranks: ranks) != 0
+    last = committed(tmp_path)
+    assert disturb(tiny_shards, tmp_path, last + 3, signal.SIGTERM, lambda _, ranks: ranks, **jumping_clock)[0] != 0
     assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("stopped", 75)
     stopped = status(tmp_path)["step"]
-    assert checkpoint.find(tmp_path / "run").name == f"step-{stopped:08d}" and committed < stopped < STEPS
+    assert checkpoint.find(tmp_path / "run").name == f"step-{stopped:08d}" and last < stopped < STEPS
 
-    done = succeed(*command(tiny_shards, tmp_path), timeout_seconds=200)
+    done = succeed(*command(tiny_shards, tmp_path), timeout_seconds=200, **jumping_clock)
     assert f"steps    {stopped} of {STEPS} done" in done.stdout
     assert status(tmp_path) == {"state": "done", "step": STEPS, "exit_code": 0}
     ours, theirs = final_state(tmp_path), final_state(undisturbed)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     for split in ("train", "valid"):
         assert steps_logged(tmp_path, split) == steps_logged(undisturbed, split)
-    ours, theirs = (
-        [json.loads(line)["loss"] for line in (runs / "run/metrics.jsonl").read_text().splitlines() if "loss" in line]
-        for runs in (tmp_path, undisturbed)
-    )
-    assert [loss for loss in ours] == pytest.approx(theirs, rel=1e-6)
+    ours, theirs = ([line["loss"] for line in lines(runs) if "loss" in line] for runs in (tmp_path, undisturbed))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    starts = [line["time"] for line in lines(tmp_path) if line["split"] == "start"]
+    assert len(starts) == rounds + 2 and all(abs(abs(start - time.time()) - 86400) < 7200 for start in starts)
+    seconds = [line["elapsed_seconds"] for line in lines(tmp_path)]
+    assert seconds == sorted(seconds) and seconds[-1] < 3600
+    board = EventAccumulator(str(tmp_path / "run"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, STEPS + 1)), "each step once"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_a_signal_to_the_launcher_commits_and_stops(tiny_shards, tmp_path, number):
     """SIGTERM is passed on to the ranks; SIGUSR1 kills the launcher, which the ranks notice by themselves."""
-    assert disturb(tiny_shards, tmp_path, 3, number, lambda launcher, ranks: [launcher], "train.max_steps=4000") != 0
+    assert disturb(tiny_shards, tmp_path, 3, number, lambda launcher, _: [launcher], "train.max_steps=4000")[0]
     stopped = status(tmp_path)
     assert (stopped["state"], stopped["exit_code"]) == ("stopped", 75) and stopped["step"] >= 3
     assert checkpoint.find(tmp_path / "run").name == f"step-{stopped['step']:08d}"
@@ -145,10 +223,10 @@ def test_a_signal_to_the_launcher_commits_and_stops(tiny_shards, tmp_path, numbe
 
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_a_rank_that_hangs_is_named_within_the_timeout(tiny_shards, tmp_path, culprit):
-    code = disturb(tiny_shards, tmp_path, 9, signal.SIGSTOP, lambda launcher, ranks: ranks[culprit:][:1],
-                   "distributed.timeout_seconds=8")  # fmt: skip
+    code, seconds = disturb(tiny_shards, tmp_path, 9, signal.SIGSTOP, lambda launcher, ranks: ranks[culprit:][:1],
+                            "distributed.timeout_seconds=8")  # fmt: skip
     # The launcher ends the ranks that are left with SIGTERM, which one that hangs cannot see.
-    assert code != 0 and (culprit == 0 or status(tmp_path)["exit_code"] == 5)
+    assert code != 0 and seconds < 60 and (culprit == 0 or status(tmp_path)["exit_code"] == 5)
     [error] = [line for line in (tmp_path / "log").read_text().splitlines() if "lost a peer" in line]
     assert f"error: rank {1 - culprit}" in error and f"rank {culprit} is silent" in error
     assert int(checkpoint.find(tmp_path / "run").name.removeprefix("step-")) % 8 == 0
@@ -160,10 +238,9 @@ def test_the_run_folder_holds_what_the_design_says(undisturbed):
         path.name for path in folder.iterdir()
     }
     assert any(path.name.startswith("events.out.tfevents") for path in folder.iterdir())
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    first, *_, last = (json.loads(line) for line in lines if "loss" in line)
+    first, *_, last = (line for line in lines(undisturbed) if "loss" in line)
     assert first["split"] == "valid" and first["step"] == 0 and last["step"] == STEPS
-    record = next(json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if "lr" in line)
+    record = next(line for line in lines(undisturbed) if "lr" in line)
     assert {"step", "split", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "skipped_steps",
             "epoch"} <= set(record)  # fmt: skip
     assert last["loss"] < first["loss"] - 0.2
@@ -209,8 +286,7 @@ def test_another_number_of_ranks_goes_on_and_says_so(tiny_shards, copy):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("resuming") == 1 and "(world_size 2) with world_size 1" in done.stdout
     assert steps_logged(copy) == list(range(1, 45)), "every step, so every window, once"
-    losses = [json.loads(line)["loss"] for line in (copy / "run" / "metrics.jsonl").read_text().splitlines()
-              if '"train"' in line]  # fmt: skip
+    losses = [line["loss"] for line in lines(copy) if line["split"] == "train"]
     assert max(losses[STEPS:]) < min(losses[: STEPS // 2])
 
 

@@ -118,6 +118,9 @@ def _precision(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> 
         return
     if _enabled(ds, "bf16"):
         raise ConfigError(f"{path}: fp16 and bf16 are both enabled; keep one")
+    if zero_stage(ds) == 0:
+        # Its wrapper divides the gradients by a scale that its engine multiplies into the loss for ZeRO alone.
+        raise ConfigError(f"{path}: fp16 without ZeRO has no loss scale in DeepSpeed; take zero_optimization.stage 1")
     section = {"loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2} | ds["fp16"]  # DeepSpeed's defaults
     skips = section["initial_scale_power"] + section["hysteresis"] - 1
     if section["loss_scale"] == 0 and skips >= config.train.max_skipped:

@@ -119,8 +119,11 @@ def test_a_loss_scale_that_cannot_come_down_in_time_is_refused(tmp_path):
     assert resolve(FOLDER / "zero2_fp16.json", run, 2, on_this_machine=False)["fp16"]["loss_scale"] == 0
     scale = {"enabled": True, "initial_scale_power": 24}
     with pytest.raises(ConfigError, match="initial_scale_power is 24.* 25 steps.*train.max_skipped of the run is 20"):
+        resolve(written(tmp_path, fp16=scale, zero_optimization={"stage": 1}), run, 2, on_this_machine=False)
+    static = written(tmp_path, fp16=scale | {"loss_scale": 128}, zero_optimization={"stage": 1})
+    assert resolve(static, run, 2, on_this_machine=False)
+    with pytest.raises(ConfigError, match="fp16 without ZeRO has no loss scale"):
         resolve(written(tmp_path, fp16=scale), run, 2, on_this_machine=False)
-    assert resolve(written(tmp_path, fp16=scale | {"loss_scale": 128}), run, 2, on_this_machine=False)
 
 
 def test_missing_and_malformed_files(tmp_path):

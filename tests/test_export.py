@@ -221,7 +221,8 @@ def test_bad_usage_is_one_line(run, exported, tmp_path, monkeypatch):
 
 def test_different_logits_are_no_success(run, tmp_path, monkeypatch):
     right = huggingface.to_theirs
-    names = {"blocks.0.ln_1.weight": "blocks.0.ln_2.weight", "blocks.0.ln_2.weight": "blocks.0.ln_1.weight"}
+    first, second = "blocks.0.mlp.c_fc.weight", "blocks.1.mlp.c_fc.weight"
+    names = {first: second, second: first}
     monkeypatch.setattr(huggingface, "to_theirs", lambda name, t, config: right(names.get(name, name), t, config))
     with pytest.raises(DataError, match="logits of AutoModelForCausalLM differ"):
         run_export(run, tmp_path / "out")

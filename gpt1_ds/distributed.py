@@ -305,14 +305,24 @@ def free_port() -> int:
 
 
 def _prepare_cpu() -> None:
+    """Threads by the ranks of this machine; freed activations stay in the heap, since page faults on fresh mappings
+    cost a quarter of a step."""
     if "OMP_NUM_THREADS" not in os.environ:
         local_ranks = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    _libc("mallopt", M_MMAP_THRESHOLD, 1 << 30)
+    _libc("mallopt", M_TRIM_THRESHOLD, -1)
+
+
+def give_back_memory() -> None:
+    """Return to the system what `_prepare_cpu` keeps: batches of many lengths leave a heap of holes."""
+    if not torch.cuda.is_available():
+        _libc("malloc_trim", 0)
+
+
+def _libc(function: str, *arguments: int) -> None:
     try:
-        # Keep freed activations in the heap: page faults on fresh mappings cost a quarter of a CPU step.
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
     except (OSError, AttributeError):
         pass  # another C library: slower, not wrong
 

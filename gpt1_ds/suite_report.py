@@ -209,7 +209,7 @@ def _by(title: str, unit: str, curves: Mapping[str, Mapping[float, list[float]]]
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=unit, ylabel="score x 100", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     note = "Dashed: the commonest answer." if chance else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gpt1_ds import checkpoint
 from gpt1_ds import eval as evaluate
@@ -72,11 +73,18 @@ def test_figures_of_a_folder_of_text(tiny_run, texts, capsys, lines):
         assert rows["bits per byte"][1] == pytest.approx(error, abs=1e-4)
 
 
-def test_a_smaller_stride_gives_more_context_and_a_lower_loss(tiny_run, tiny_shards, capsys):
-    perplexities = [
-        figures(capsys, tiny_run, "--data", tiny_shards, "--stride", s)["token perplexity"][0] for s in (32, 8)
-    ]
-    assert perplexities[1] < perplexities[0]
+def test_a_smaller_stride_gives_each_token_the_context_of_its_window(tiny_run, tiny_shards, capsys):
+    model, _, _ = checkpoint.load_gpt(tiny_run)
+    ids_T = np.arange(75) * 7 % model.config.vocab_size
+    expected = []
+    for place in range(1, 75):
+        end = min(74, 32 + 8 * math.ceil(max(0, place - 32) / 8))  # the first window is full, each later one 8 further
+        with torch.no_grad():
+            _, logits_BV = model(torch.from_numpy(ids_T[max(0, end - 32) : place])[None], logits=True)
+        expected.append(-logits_BV.log_softmax(-1)[0, ids_T[place]].item())
+    assert token_nll(model, [ids_T], 8, "") == pytest.approx(np.array(expected), abs=1e-4)
+    figures_of = [figures(capsys, tiny_run, "--data", tiny_shards, "--stride", stride) for stride in (32, 8)]
+    assert figures_of[0] == figures(capsys, tiny_run, "--data", tiny_shards) != figures_of[1]
 
 
 def test_one_file_alone_has_no_standard_error(tiny_run, texts, capsys):

@@ -27,6 +27,7 @@ class Heart:
         self.rank, self.keys = rank, [f"heartbeat/{peer}" for peer in range(world_size)]
         self.beating, self.looking = store.clone(), store.clone()  # one that blocks must not keep the other
         self.stopped = threading.Event()
+        self.beating.set(self.keys[rank], f"0 {place}")  # a rank may hang within its first second
         threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def _beat(self) -> None:

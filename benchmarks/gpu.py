@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import torch
 
 from benchmarks import train_step
-from gpt1_ds import checkpoint, distributed, engine
+from gpt1_ds import checkpoint, distributed, engine, saving
 from gpt1_ds.config import PretrainConfig, load
 from gpt1_ds.deepspeed_config import resolve
 from gpt1_ds.model import GPT, GPTConfig
@@ -96,7 +96,7 @@ def check() -> dict:
                                         config_ds)  # fmt: skip
             if seed == 0:
                 train(trainer, batches[:3])
-                checkpoint.save(trainer, Path(folder), 3, {"step": 3}, keep=1)
+                saving.save(trainer, Path(folder), 3, {"step": 3}, keep=1)
             else:
                 checkpoint.resume(trainer, Path(folder))
             runs.append(train(trainer, batches[3:]))

@@ -23,7 +23,7 @@ from gpt1_ds.dataloader import mix
 from gpt1_ds.errors import DataError
 from gpt1_ds.files import file_sha256, flush, write_atomically
 from gpt1_ds.model import GPT, GPTConfig
-from gpt1_ds.saving import MANIFEST, STATE, Saves, digest, save, steps  # noqa: F401 two of them for the callers
+from gpt1_ds.saving import MANIFEST, STATE, digest, steps
 from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS = "model.safetensors"

@@ -24,7 +24,7 @@ if __name__ == "__main__" and not __package__:
 import torch
 from torch import Tensor
 
-from gpt1_ds import checkpoint, deepspeed_config, distributed, evaluation, metrics, optim, run_directory, tasks
+from gpt1_ds import checkpoint, deepspeed_config, distributed, evaluation, metrics, optim, run_directory, saving, tasks
 from gpt1_ds import engine as engines
 from gpt1_ds.command_line import arguments
 from gpt1_ds.config import PRESETS, FinetuneConfig, run_folder
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int | None:
         state = checkpoint.resume(trainer, folder) or fresh
         bar = metrics.progress_bar(total_steps(config, data), state["step"], "step", config.task.name)
         log = metrics.RunLog(folder, state["step"], engine=trainer)
-        saves = checkpoint.Saves(folder, config.checkpoint.keep, config.checkpoint.keep_every,
+        saves = saving.Saves(folder, config.checkpoint.keep, config.checkpoint.keep_every,
                                  lambda step, **saved: log.log(step, "checkpoint", **saved))  # fmt: skip
         throughput = Throughput(model_config.flops_per_token, deepspeed_config.precision(ds))
         run = Run(config, folder, data, facts, stop, throughput, log, saves, bar)
@@ -201,7 +201,7 @@ def score(run: Run, engine, step: int, cursor: Cursor, best: dict | None) -> tup
     distributed.on_main(lambda: write_predictions(run.folder, task, "dev", data.gold, predictions))
     distributed.on_main(lambda: data.tokenizer.copy_to(run.folder / "best" / "tokenizer"))
     state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
-    checkpoint.save(engine, run.folder / "best", step, state, keep=1)
+    saving.save(engine, run.folder / "best", step, state, keep=1)
     return best, True
 
 

@@ -37,12 +37,12 @@ def activation_bytes(shape: GPTConfig, windows: int, precision: str, checkpointi
     """Kept for backward by a micro-batch of `windows`: 34 values' worth of bytes a token, layer and channel in two-byte
     precision (Korthikanti et al. 2022, section 4, with tanh GELU and one-byte masks; two-byte ones on a CPU), attention
     weights where no flash kernel spares them, and the head's."""
-    low, mask, rows = 4 if precision == "fp32" else 2, *((1, HEAD_ROWS) if flash else (2, CACHED_ROWS))
+    low, mask = 4 if precision == "fp32" else 2, 1 if flash else 2
     C, T = shape.n_embd, shape.n_ctx
     block = C * (16 * low + 2 * mask)
     if not flash:
         block += shape.n_head * (low + mask) * (T + QUERY_BLOCK) / 2
     layers = shape.n_layer * low * C + block if checkpointing else shape.n_layer * block
     head = (C + shape.padded_vocab_size) * low
-    rows = min(rows, windows * T)
+    rows = min(HEAD_ROWS if flash else CACHED_ROWS, windows * T)
     return windows * T * (layers + head + C * (low + mask)) + 3 * rows * shape.padded_vocab_size * 4

@@ -61,7 +61,7 @@ class Run:
     throughput: Throughput
     log: RunLog
     saves: Any
-    """Its checkpoints: a `checkpoint.Saves`."""
+    """Its checkpoints: a `saving.Saves`."""
     bar: Any
 
     @property

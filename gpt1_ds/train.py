@@ -20,7 +20,18 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from gpt1_ds import checkpoint, deepspeed_config, distributed, evaluation, ledger, memory, metrics, optim, run_directory
+from gpt1_ds import (
+    checkpoint,
+    deepspeed_config,
+    distributed,
+    evaluation,
+    ledger,
+    memory,
+    metrics,
+    optim,
+    run_directory,
+    saving,
+)
 from gpt1_ds import engine as engines
 from gpt1_ds.command_line import arguments
 from gpt1_ds.config import PretrainConfig, run_folder
@@ -65,7 +76,7 @@ class Run:
     stop: StopFlag
     throughput: Throughput
     log: metrics.RunLog
-    saves: checkpoint.Saves
+    saves: saving.Saves
     bar: Any
     timer: StepTimer = field(default_factory=StepTimer)
     told: bool = False
@@ -107,7 +118,7 @@ def main(argv: list[str]) -> int | None:
         check_state(state, facts, folder)
         check_data(state, facts, folder)
         bar = metrics.progress_bar(steps, state["step"], "step", "pre-training")
-        saves = checkpoint.Saves(folder, config.checkpoint.keep, config.checkpoint.keep_every,
+        saves = saving.Saves(folder, config.checkpoint.keep, config.checkpoint.keep_every,
                                  lambda step, **saved: run.log.log(step, "checkpoint", **saved))  # fmt: skip
         run = Run(config, folder, valid, order, BatchSizes.of(config.train), steps, facts, stop,
                   Throughput(model_config.flops_per_token, deepspeed_config.precision(ds)),

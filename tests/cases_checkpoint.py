@@ -42,7 +42,7 @@ def save_layout(ds_path: str, shards: str, folder: str, steps: int, more: int) -
     trainer = Trainer(ds_path, shards, NO_DROPOUT)
     trainer.run(0, steps)
     state = {"step": steps, "cursor": {"epoch": 0, "index": 8 * steps}, "model": vars(trainer.shape)}
-    checkpoint.save(trainer.engine, Path(folder), steps, state, 2)
+    saving.save(trainer.engine, Path(folder), steps, state, 2)
     losses = trainer.run(steps, steps + more)
     trainer.close()
     return losses
@@ -55,7 +55,7 @@ def resume_layout(ds_path: str, shards: str, folder: str, out: str, more: int) -
     with redirect_stdout(io.StringIO()) as said:
         state = checkpoint.resume(trainer.engine, Path(folder))
     step = state["step"]
-    checkpoint.save(trainer.engine, Path(out), step, state, 2)
+    saving.save(trainer.engine, Path(out), step, state, 2)
     exact = True
     if distributed.is_main():
         exact = same(*(read(Path(run) / "checkpoints" / f"step-{step:08d}") for run in (folder, out)))
@@ -73,7 +73,7 @@ def committed(folder: str) -> list[str]:
 
 def save(trainer: Trainer, folder: str, step: int, **options) -> dict | None:
     state = {"step": step, "model": vars(trainer.shape)}
-    return checkpoint.save(trainer.engine, Path(folder), step, state, 2, **options)
+    return saving.save(trainer.engine, Path(folder), step, state, 2, **options)
 
 
 def slow_peer(ds_path: str, shards: str, folder: str) -> tuple[float, dict[str, float]]:
@@ -113,11 +113,11 @@ def behind(ds_path: str, shards: str, folder: str) -> tuple:
     it had written, what was told, whether the right tensors were, and losses: with it, without, and resumed from it."""
     plain = Trainer(ds_path, shards, NO_DROPOUT)
     undisturbed = plain.run(0, 1)
-    checkpoint.save(plain.engine, Path(folder) / "plain", 1, {"step": 1}, 1)
+    saving.save(plain.engine, Path(folder) / "plain", 1, {"step": 1}, 1)
     undisturbed += plain.run(1, 3)
     plain.close()
     trainer, told, may_end = Trainer(ds_path, shards, NO_DROPOUT), [], threading.Event()
-    saves = checkpoint.Saves(Path(folder), 2, None, lambda step, **saved: told.append((step, saved)))
+    saves = saving.Saves(Path(folder), 2, None, lambda step, **saved: told.append((step, saved)))
     seal, slow = HashedFile.seal, distributed.rank() == 1
 
     def late(file) -> dict:
@@ -151,7 +151,7 @@ def behind(ds_path: str, shards: str, folder: str) -> tuple:
 def no_room(ds_path: str, shards: str, folder: str) -> tuple[list[bool], list[str]]:
     """Whether each of two saves is on its way once begun, the second where memory is short; what is committed."""
     trainer, room, pending = Trainer(ds_path, shards, []), saving.memory_left, []
-    saves = checkpoint.Saves(Path(folder), 2, None, lambda step, **saved: None)
+    saves = saving.Saves(Path(folder), 2, None, lambda step, **saved: None)
     for step, left in ((1, room), (2, lambda: 1000.0)):
         trainer.run(step - 1, step)
         saving.memory_left = left
@@ -242,7 +242,7 @@ def resume_and_save(ds_path: str, shards: str, folder: str) -> list[int]:
 def save_many(ds_path: str, shards: str, folder: str, steps: int, keep: int, keep_every: int) -> None:
     trainer = Trainer(ds_path, shards, [])
     for step in range(1, steps + 1):
-        checkpoint.save(trainer.engine, Path(folder), step, {"step": step}, keep, keep_every)
+        saving.save(trainer.engine, Path(folder), step, {"step": step}, keep, keep_every)
     trainer.close()
 
 

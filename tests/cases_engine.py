@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, resize
+from gpt1_ds import checkpoint, deepspeed_config, distributed, engine, evaluation, metrics, optim, resize, saving
 from gpt1_ds.config import PretrainConfig, load
 from gpt1_ds.dataloader import Batches, Cursor, WindowOrder, open_streams
 from gpt1_ds.errors import DataError
@@ -100,7 +100,7 @@ def exact_resume(ds_path: str, shards: str, folder: str, overrides: list[str]) -
     """Six steps at one go, and three + a save + a new engine + three: losses and fingerprints of both."""
     whole = Trainer(ds_path, shards, overrides)
     losses = whole.run(0, 3)
-    checkpoint.save(whole.engine, Path(folder), 3, {"step": 3, "model": vars(whole.shape)}, 2)
+    saving.save(whole.engine, Path(folder), 3, {"step": 3, "model": vars(whole.shape)}, 2)
     losses += whole.run(3, 6)
     prints, loss = fingerprint(whole), whole.loss()
     whole.close()
@@ -119,7 +119,7 @@ def save_steps(ds_path: str, shards: str, folder: str, steps: list[int], keep: i
     for step in steps:
         trainer.run(done, step)
         done = step
-        checkpoint.save(trainer.engine, Path(folder), step, {"step": step, "model": vars(trainer.shape)}, keep)
+        saving.save(trainer.engine, Path(folder), step, {"step": step, "model": vars(trainer.shape)}, keep)
     loss = trainer.loss()
     trainer.close()
     return loss

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds import checkpoint, distributed
+from gpt1_ds import checkpoint, distributed, saving
 from tests.cases_checkpoint import read
 from tests.cases_engine import Trainer
 
@@ -53,7 +53,7 @@ def one_rank(ds_path: str, shards: str, run_dir: Path, must: bool, steps: int, v
     distributed.start(30)
     trainer = Trainer(ds_path, shards, ONE_BLOCK)
     first = (checkpoint.resume(trainer.engine, run_dir) or {"step": 0})["step"]
-    saves = checkpoint.Saves(run_dir, 1, None, lambda step, **_: None)
+    saves = saving.Saves(run_dir, 1, None, lambda step, **_: None)
     for step in range(first, first + steps):
         bits = fingerprint(run_dir / "checkpoints" / f"step-{step:08d}") if step else 0
         print(json.dumps([step, bits, trainer.run(step, step + 1)[0]]), file=report, flush=True)

@@ -77,9 +77,7 @@ def micro_batches(
     return [by_length[step * stride : (step + 1) * stride][rank::world_size] for step in range(n_micro)]
 
 
-def collate(
-    examples: Sequence[Encoded], special: dict[str, int], like: Encoded, width: int | None = None
-) -> Batch:  # fmt: skip
+def collate(examples: Sequence[Encoded], special: dict[str, int], like: Encoded, width: int | None = None) -> Batch:
     """Tensors of `examples`, padded to `width` or the longest. Of none: one blank example with the shape of `like`,
     which has no target of any kind."""
     per_token = isinstance(like.target[0], int)

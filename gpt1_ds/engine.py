@@ -1,9 +1,8 @@
 """The only `deepspeed.initialize`."""
 
-import sys
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,10 +75,17 @@ def set_batch(engine, windows: int) -> None:
 
 def _spare_the_compiler(ds: dict[str, Any]) -> None:
     """Every start would import torch's compiler, a second: torch's optimizers, to keep plain functions out of graphs
-    that no one makes of them, and DeepSpeed, to ask whether the optimizer is Muon, whose kernels compile at a look."""
+    that no one makes of them, and DeepSpeed, to ask whether the optimizer is Muon, whose module compiles its kernels.
+    Where it is not, they are left as they are."""
     for function in vars(torch.optim.Optimizer).values():
         if plain := getattr(function, "__wrapped__", None):
             plain.__dynamo_disable = plain
-    if ds.get("optimizer", {}).get("type", "").lower() != "muon":
-        no_muon = SimpleNamespace(MuonWithAuxAdam=type("NoMuon", (), {}), adam_update=None, muon_update=None)
-        sys.modules.setdefault("deepspeed.runtime.zero.muon.original_muon", no_muon)
+    if ds.get("optimizer", {}).get("type", "").lower() == "muon":
+        return
+    from deepspeed.runtime import compiler
+
+    compiled, compiler.compile = compiler.compile, lambda: lambda kernel: kernel
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compiled

@@ -131,7 +131,7 @@ def sections(out: Path, failures: Mapping[str, Any], zero_shot: Mapping[str, Any
         tasks = sorted({task for by_task in scores.values() for task in by_task})
         steps = {t: {int(step): [s[t]["score"]] for step, s in scores.items() if t in s} for t in tasks}
         chance = {t: next(s[t]["majority"] for s in scores.values() if t in s) for t in tasks}
-        title = f"Zero-shot score by pre-training step of {zero_shot['init']}"
+        title = f"Zero-shot score by pre-training step of {Path(zero_shot['init']).name}"
         found.append(_by(title, "step", steps, "zero_shot.png", chance))
     if failures:
         rows = [(name, str(failure["exit_code"]), failure["error"]) for name, failure in sorted(failures.items())]

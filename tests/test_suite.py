@@ -86,7 +86,7 @@ def test_scores_by_epoch_by_layer_and_by_pre_training_step(tmp_path: Path):
         ["task", "epoch 1", "epoch 2", "epoch 3"], ["rte", "55.0", "60.0", "70.0"]]  # fmt: skip
     assert found["Score on dev by layers transferred (0: embeddings only)"][::2] == [
         ["task", "layers 0", "layers 2", "layers 4"], ["rte", "52.0", "61.0", "75.0"]]  # fmt: skip
-    assert found["Zero-shot score by pre-training step of runs/gpt1"][2:] == [
+    assert found["Zero-shot score by pre-training step of gpt1"][2:] == [
         ["dpr", "", "55.0"], ["sst2", "50.0", "70.0"]]  # fmt: skip
     markdown, page = ((tmp_path / f"table.{kind}").read_text() for kind in ("md", "html"))
     pictures = [base64.b64decode(data) for data in re.findall(r"src='data:image/png;base64,([^']+)'", page)]
@@ -157,7 +157,7 @@ def test_every_variant_trains_on_two_ranks_and_stands_in_the_table(ranks, tiny_r
     by_layers = found["Score on dev by layers transferred (0: embeddings only)"]
     assert by_layers[0] == ["task", "layers 0", "layers 2"]
     assert by_layers[2] == ["race", f"{100 * scores['-layers-0']:.1f}", shown[0]]
-    assert found[f"Zero-shot score by pre-training step of {tiny_run}"][0] == ["task", "step 60"]
+    assert found[f"Zero-shot score by pre-training step of {tiny_run.name}"][0] == ["task", "step 60"]
 
 
 @pytest.mark.parametrize(("words", "kind", "says"), [

@@ -151,7 +151,7 @@ def side_by_side(cluster, submit, refusals) -> tuple[Job, Job]:
     cluster.command("scancel", "--signal=STOP", limited.id)
     cluster.command("scontrol", "update", f"JobId={limited.id}", "EndTime=now+55")
     alone = submit("pretrain", *SMALL, name="alone", options=two_ranks)
-    running = ["squeue", "-h", "-t", "RUNNING", "-w", "node2", "-S", "i", "-o", "%i"]
+    running = ["squeue", "-h", "-t", "RUNNING,STOPPED", "-w", "node2", "-S", "i", "-o", "%i"]
     alone.until(lambda: cluster.command(*running).split() == [str(limited.id), str(alone.id)], "both to run on node2")
     limited.until(lambda: usr1_pending(limited.name) == 4 or limited.field("Restarts") != "0", "the warning", 60)
     cluster.command("scancel", "--signal=CONT", limited.id)

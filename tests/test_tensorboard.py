@@ -112,15 +112,17 @@ def test_a_browser_shows_the_loss(board, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         need("chromium", "no chromium on PATH: apt-get install chromium")
-    done = subprocess.run(
-        [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path}", "--window-size=1400,1600", "--virtual-time-budget=30000", "--dump-dom",
-            f"{board}/?tagFilter=loss%7Cperplexity#timeseries",  # of several groups it opens only two
-        ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    # Only the cards of the page name a tag whole; "TensorBoard" alone would also be on an empty one.
-    assert "train/loss" in done.stdout and "valid/perplexity/books" in done.stdout, done.stdout[-3000:]
+    words = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path}", "--window-size=1400,1600", "--virtual-time-budget=30000", "--dump-dom",
+        f"{board}/?tagFilter=loss%7Cperplexity#timeseries",  # of several groups it opens only two
+    ]  # fmt: skip
+    # The page's clock is virtual and can run out before the server has answered every card: then look once more.
+    for _ in range(5):
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        # Only the cards of the page name a tag whole; "TensorBoard" alone would also be on an empty one.
+        if "train/loss" in done.stdout and "valid/perplexity/books" in done.stdout:
+            return
+    pytest.fail(done.stdout[-3000:])

@@ -18,7 +18,7 @@ IGNORE = -100
 QUERY_BLOCK = 128
 HEAD_ROWS = 512
 CACHED_ROWS = 16  # of float32 logits, in a CPU's cache
-CACHED_ELEMENTS = 1 << 16
+CACHED_ELEMENTS = 1 << 18
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -148,16 +148,16 @@ class SigmoidGelu(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        linear, cubic = 1.5957691216057308, 0.07135481627159628
+        linear, cubic = torch.tensor(1.5957691216057308), 0.07135481627159628
         y, slope = torch.empty_like(x), torch.empty_like(x)
         parts = zip(*(tensor.view(-1).split(CACHED_ELEMENTS) for tensor in (x, y, slope)), strict=True)
         for x_e, y_e, slope_e in parts:
             x_e = x_e.float()
             square_e = x_e * x_e
-            gate_e = (square_e * cubic).add_(linear).mul_(x_e).sigmoid_()
-            y_e.copy_(x_e * gate_e)
-            inner_e = square_e.mul_(3 * cubic).add_(linear).mul_(x_e).mul_(1 - gate_e)
-            slope_e.copy_(inner_e.add_(1).mul_(gate_e))
+            gate_e = torch.add(linear, square_e, alpha=cubic).mul_(x_e).sigmoid_()
+            inner_e = torch.add(linear, square_e, alpha=3 * cubic, out=square_e).mul_(x_e)
+            y_e.copy_(x_e.mul_(gate_e))
+            slope_e.copy_(torch.ops.aten.sigmoid_backward(inner_e, gate_e).add_(gate_e))
         ctx.save_for_backward(slope)
         return y
 

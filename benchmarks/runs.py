@@ -3,13 +3,14 @@
     python benchmarks/runs.py SHARDS [--startup] [--threads] [--scaling] [--checkpoint] [--ranks 1 2 4] [--steps 20]
 
 Each run is `gpt1_ds/train.py`, as a user starts it, in a folder that is removed afterwards; the figures come out of its
-metrics.jsonl. Without a choice, all four. About 18 minutes on 2 CPU cores; SHARDS needs 20,000 tokens.
+metrics.jsonl. Without a choice, all four. About 15 minutes on 2 CPU cores; SHARDS needs 20,000 tokens.
 
 startup      seconds from the command to the record of a tiny model's first step: one process, by deepspeed, by torchrun
 threads      GPT-1's blocks (12 x 768, 4 windows of 512 tokens a step): one process, all cores, beside 2 ranks, in turns
 scaling      tokens a second, and the share of communication, at two windows a rank (4 layers x 256, 256 tokens), and
              what `gpt1_ds.plan` expects of GPT-1 on 8 to 4,096 GPUs with 64 windows each
-checkpoint   seconds that training stands still for a checkpoint of 117 M parameters, those of writing, and a step's
+checkpoint   seconds that training stands still for a checkpoint of 117 M parameters, and by which the step is longer
+             beside which it is written
 """
 
 import argparse
@@ -34,7 +35,7 @@ TINY = ["model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.n_ctx=32"
 SMALL = ["model.n_layer=4", "model.n_head=4", "model.n_embd=256", "model.n_ctx=256"]
 NEVER = 1_000_000
 PARTS = ("startup", "threads", "scaling", "checkpoint")
-QUIET = [f"eval.every={NEVER}", "log.every=1", f"checkpoint.every={NEVER}"]
+QUIET = [f"eval.every={NEVER}", "eval.batches=1", "log.every=1", f"checkpoint.every={NEVER}"]
 TIMEOUT_SECONDS = 900
 
 
@@ -130,13 +131,13 @@ def checkpoint(shards: Path) -> None:
     options = [f"model.n_layer={layers}", "train.global_batch=4", "train.micro_batch=4", "train.max_steps=8",
                "checkpoint.every=3"]  # fmt: skip
     found, _ = in_a_folder([sys.executable], shards, "zero1_bf16.json", *options)
-    steps = statistics.median(map(step_seconds, steps_of(found)))
+    steps = {line["step"]: step_seconds(line) for line in steps_of(found)}
+    usual = statistics.median(steps.values())
     for line in found:
-        if line["split"] == "checkpoint":
-            print(
-                f"checkpoint of step {line['step']}, {line['bytes'] / 1e9:.2f} GB: training stands "
-                f"{line['seconds']:.2f} s, writing takes {line['write_seconds']:.2f} s; a step {steps:.2f} s"
-            )
+        if line["split"] == "checkpoint" and line["step"] + 1 in steps:
+            print(f"checkpoint of step {line['step']}, {line['bytes'] / 1e9:.2f} GB: training stands "
+                  f"{line['seconds']:.2f} s, the next step takes {steps[line['step'] + 1] - usual:.2f} s more "
+                  f"than the usual {usual:.2f}, while writing takes {line['write_seconds']:.2f} s")  # fmt: skip
 
 
 def main() -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpt1_ds.files import HashedFile
+import numpy as np
+
+from gpt1_ds.files import Blocks, HashedFile
 
 
 class Files:
@@ -32,6 +34,7 @@ class Files:
         try:
             copy = Copy()
             make(copy)
+            copy.end()
             self._copies.append((name, copy))
         except (MemoryError, RuntimeError, OSError) as error:
             self.fault = self.fault or f"{name}: {error or 'no memory for a copy of it'}"
@@ -65,29 +68,27 @@ class Files:
         started, file = time.perf_counter(), None
         try:
             file = HashedFile(self.folder / name)
-            make(file.buffered)
+            make(file.blocks)
             self._sealed[name] = file.seal()
         except (OSError, RuntimeError) as error:
             self.fault = self.fault or f"{name}: {(file and file.fault) or error}"
         self.seconds += time.perf_counter() - started
 
 
-class Copy:
-    """A file in memory. Its pieces keep their sizes: one growing buffer would be copied again and again."""
+class Copy(Blocks):
+    """A file in memory."""
 
     def __init__(self):
-        self.pieces: deque[bytes] = deque()
+        super().__init__(self._keep)
+        self.kept: deque[tuple[np.ndarray, int]] = deque()
 
-    def write(self, data) -> int:
-        self.pieces.append(bytes(data))
-        return len(data)
+    def _keep(self, block: np.ndarray, length: int) -> None:
+        self.kept.append((block, length))
 
-    def flush(self) -> None:
-        pass
-
-    def pour(self, file) -> None:
+    def pour(self, file: Blocks) -> None:
         """Write it all to `file`, giving up the memory on the way."""
-        file.writelines(self.pieces.popleft() for _ in range(len(self.pieces)))
+        while self.kept:
+            file.take(*self.kept.popleft())
 
 
 def memory_left() -> float:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gpt1_ds import distributed, resize
+from gpt1_ds import distributed, resize, swapped
 from gpt1_ds.dataloader import mix
 from gpt1_ds.errors import DataError
 from gpt1_ds.files import file_sha256, flush, write_atomically
@@ -156,16 +156,18 @@ def _load(engine, folder: Path) -> dict[str, Any]:
     _allow_known_classes()
     _refuse_untrusted(folder)
     differing = [name for name, value in here.items() if manifest.get(name, value) != value]
-    if not differing:
+    if not differing and not swapped.used(engine):
         if engine.load_checkpoint(str(folder.parent), tag=folder.name)[0] is None:
             raise DataError(f"{folder}: DeepSpeed loaded nothing; take another checkpoint")
     else:
         shards = resize.Shards(folder, manifest)
         resize.place_weights(engine, shards.weights(), folder)
         resize.place_state(engine, shards)
-        then, now = (", ".join(f"{name} {side.get(name)}" for name in differing if name != "places") or "other groups"
-                     for side in (manifest, here))  # fmt: skip
-        distributed.say(f"resuming {folder} ({then}) with {now}: weights, moments and the place in the data carry over")
+        if differing:
+            then, now = (", ".join(f"{name} {side.get(name)}" for name in differing if name != "places")
+                         or "other groups" for side in (manifest, here))  # fmt: skip
+            distributed.say(f"resuming {folder} ({then}) with {now}: weights, moments and the place in the data carry "
+                            "over")  # fmt: skip
     if manifest["world_size"] == here["world_size"]:
         _load_generators(folder)
     else:  # each rank's own, anew from (seed, rank, step)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from gpt1_ds import distributed
 from gpt1_ds.config import PretrainConfig
 from gpt1_ds.errors import ConfigError, near
 
@@ -54,11 +55,7 @@ def resolve(path: Path | str, config: PretrainConfig, world_size: int, on_this_m
     if on_this_machine:
         _machine(path, ds, config)
     _optimizer(path, ds, config)
-    for key in ("offload_optimizer", "offload_param"):
-        if ds.get("zero_optimization", {}).get(key, {}).get("device") == "nvme":
-            # It trains where async_io can be built; its checkpoint has the count, and the load leaves it at 0.
-            raise ConfigError(f"{path}: {key} to nvme: DeepSpeed 0.19 forgets Adam's step count on a resume, so it "
-                              "would be another run; take device cpu")  # fmt: skip
+    _nvme(path, ds, config, on_this_machine)
     ds.setdefault("steps_per_print", 2**31 - 1)  # the run has its own progress line
     return ds
 
@@ -143,6 +140,26 @@ def _machine(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> No
     compiler = os.environ.get("CC", "gcc") if gpu else os.environ.get("CXX", "g++")
     if config.train.compile and shutil.which(compiler) is None:
         raise ConfigError(f"train.compile is true but there is no {compiler} on PATH; install one, or leave it false")
+
+
+def _nvme(path: Path | str, ds: dict[str, Any], config: PretrainConfig, on_this_machine: bool) -> None:
+    zero = ds.get("zero_optimization", {})
+    sections = {key: zero[key] for key in ("offload_optimizer", "offload_param")
+                if zero.get(key, {}).get("device") == "nvme"}  # fmt: skip
+    for key, section in sections.items():
+        if zero_stage(ds) != 3:
+            raise ConfigError(f"{path}: {key} to nvme needs zero_optimization.stage 3; set it, or take device cpu")
+        if not isinstance(section.get("nvme_path"), str):
+            raise ConfigError(f"{path}: {key} to nvme has no nvme_path; give a folder on a local disk")
+        # The swap files have the same names in every run.
+        section["nvme_path"] = str(Path(section["nvme_path"]) / config.run.name)
+    if sections and on_this_machine:
+        distributed.import_deepspeed()
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise ConfigError(f"{path}: {next(iter(sections))} to nvme needs DeepSpeed's async_io, which cannot be "
+                              "built here; install libaio-dev (libaio-devel), or take device cpu")  # fmt: skip
 
 
 def _optimizer(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> None:

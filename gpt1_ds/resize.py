@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from gpt1_ds import distributed
-from gpt1_ds.errors import ConfigError, DataError
+from gpt1_ds.errors import DataError
+from gpt1_ds.swapped import AtHand
 
 
 class Shards:
@@ -161,24 +162,25 @@ def place_weights(engine, weights: Iterable[tuple[str, Tensor]], source: Path | 
 
     Every rank calls with the same weights. DataError unless the engine then holds those very bits.
     """
-    offloads = engine.zero_offload_optimizer(), engine.zero_offload_param()
-    if any(offload is not None and offload.device == "nvme" for offload in offloads):
-        raise ConfigError("offload to nvme takes no weights of another layout; start with offload to cpu, or none")
     by_name, filled, total = {}, [], torch.zeros((), dtype=torch.int64)
     for piece in pieces(engine):
         by_name.setdefault(piece.name, []).append(piece)
     if hasattr(engine.optimizer, "checkpoint_event_prologue"):
         engine.optimizer.checkpoint_event_prologue()
-    for name, weight in weights:
-        total += _checksum(name, weight.flatten(), 0)
-        for piece in by_name.get(name, []):
-            piece.of(piece.flat).copy_(weight.flatten()[piece.start : piece.start + piece.length])
-            filled.append(piece)  # a task's head, which no checkpoint of pre-training has, stays as drawn
+    with AtHand(engine) as hand:
+        for name, weight in weights:
+            total += _checksum(name, weight.flatten(), 0)
+            for piece in by_name.get(name, []):
+                hand.need(piece.part)
+                piece.of(piece.flat).copy_(weight.flatten()[piece.start : piece.start + piece.length])
+                filled.append(piece)  # a task's head, which no checkpoint of pre-training has, stays as drawn
     _round_to_module(engine)
     placed = torch.zeros((), dtype=torch.int64)
     if engine.zero_optimization_stage() > 0 or distributed.is_main():  # else every rank has all
-        for piece in filled:
-            placed += _checksum(piece.name, piece.of(piece.flat).cpu(), piece.start)
+        with AtHand(engine) as hand:
+            for piece in filled:
+                hand.need(piece.part)
+                placed += _checksum(piece.name, piece.of(piece.flat).cpu(), piece.start)
     if distributed.all_sum(placed).item() != total.item():
         raise DataError(f"{source}: its weights did not arrive whole in the engine; take another checkpoint")
 
@@ -186,18 +188,21 @@ def place_weights(engine, weights: Iterable[tuple[str, Tensor]], source: Path | 
 def place_state(engine, shards: Shards) -> None:
     """The optimizer's state, the counters and the loss scale of `shards`, into the engine."""
     optimizer, cached = engine.basic_optimizer, ("", {})
-    for piece in pieces(engine):
-        if cached[0] != piece.name:
-            cached = piece.name, shards.state(piece.name)
-        state = optimizer.state[piece.flat]
-        for key, value in cached[1].items():
-            if torch.is_tensor(value) and value.dim():
-                moment = state.setdefault(key, torch.zeros_like(piece.flat))
-                piece.of(moment).copy_(value.flatten()[piece.start : piece.start + piece.length])
-            elif torch.is_tensor(value):  # Adam's step: a fused kernel wants it beside the weights, others on the CPU
-                state[key] = value.clone().to(piece.flat.device if optimizer.defaults.get("fused") else "cpu")
-            else:
-                state[key] = value
+    with AtHand(engine) as hand:
+        for piece in pieces(engine):
+            hand.need(piece.part)
+            if cached[0] != piece.name:
+                cached = piece.name, shards.state(piece.name)
+            state = optimizer.state[piece.flat]
+            for key, value in cached[1].items():
+                if torch.is_tensor(value) and value.dim():
+                    moment = state.setdefault(key, torch.zeros_like(piece.flat))
+                    piece.of(moment).copy_(value.flatten()[piece.start : piece.start + piece.length])
+                elif torch.is_tensor(value):
+                    # Adam's step: a fused kernel wants it beside the weights, others on the CPU.
+                    state[key] = value.clone().to(piece.flat.device if optimizer.defaults.get("fused") else "cpu")
+                else:
+                    state[key] = value
     for group in optimizer.param_groups:  # DeepSpeed's fused Adam counts its steps here
         group.update({key: value for key, value in shards.optimizer["param_groups"][0].items() if key == "step"})
     for name, value in shards.counters.items():
@@ -211,9 +216,14 @@ def _round_to_module(engine) -> None:
     """Renew the module's own, perhaps bf16, copy from the optimizer's float32 weights."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
-        for i, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
-            optimizer.fp16_partitioned_groups_flat[i].data.copy_(flat.data)
-            optimizer._unflatten_partitioned_parameters(i)
+        with AtHand(engine) as hand:
+            for part, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+                hand.need(part)
+                if optimizer.fp16_partitioned_groups_flat[part] is None:
+                    optimizer._partitioned_params_swap_out(part)
+                else:
+                    optimizer.fp16_partitioned_groups_flat[part].data.copy_(flat.data)
+                    optimizer._unflatten_partitioned_parameters(part)
         optimizer.checkpoint_event_epilogue()
     elif engine.zero_optimization_stage() > 0:
         optimizer.update_lp_params()

@@ -23,7 +23,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gpt1_ds import distributed, resize
+from gpt1_ds import distributed, resize, swapped
 from gpt1_ds.background import Files, memory_left
 from gpt1_ds.errors import DataError, DivergedError
 from gpt1_ds.files import flush, write_atomically
@@ -189,13 +189,14 @@ def _write_shards(engine, files: Files) -> None:
     write = engine.checkpoint_engine.save
 
     def redirected(state_dict, path):
-        files.add(Path(path).name, lambda file: write(state_dict, file))
+        files.add(Path(path).name, lambda file: write(swapped.mapped(engine, state_dict), file))
 
     engine.checkpoint_engine.save = redirected
     engine._copy_recovery_script = lambda _: None  # a script that unpickles anything has no place in a run's folder
     try:
         folder = files.folder
-        engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state={}, save_latest=False)
+        with swapped.none_to_deepspeed(engine):
+            engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state={}, save_latest=False)
     finally:
         engine.checkpoint_engine.save = write
 

@@ -37,9 +37,9 @@ def same(ours: dict, theirs: dict) -> bool:
     )  # fmt: skip
 
 
-def save_layout(ds_path: str, shards: str, folder: str, steps: int, more: int) -> list[float]:
+def save_layout(ds_path: str, shards: str, folder: str, steps: int, more: int, *overrides: str) -> list[float]:
     """Train and save; the losses of `more` steps that go on undisturbed."""
-    trainer = Trainer(ds_path, shards, NO_DROPOUT)
+    trainer = Trainer(ds_path, shards, [*NO_DROPOUT, *overrides])
     trainer.run(0, steps)
     state = {"step": steps, "cursor": {"epoch": 0, "index": 8 * steps}, "model": vars(trainer.shape)}
     saving.save(trainer.engine, Path(folder), steps, state, 2)
@@ -48,10 +48,12 @@ def save_layout(ds_path: str, shards: str, folder: str, steps: int, more: int) -
     return losses
 
 
-def resume_layout(ds_path: str, shards: str, folder: str, out: str, more: int) -> tuple[bool, list[float], dict, str]:
+def resume_layout(
+    ds_path: str, shards: str, folder: str, out: str, more: int, *overrides: str
+) -> tuple[bool, list[float], dict, str]:
     """Resume another layout's checkpoint: whether a save at once holds the same bits, the losses of `more` steps, the
     counters, and what rank 0 said."""
-    trainer = Trainer(ds_path, shards, NO_DROPOUT, seed=9)
+    trainer = Trainer(ds_path, shards, [*NO_DROPOUT, *overrides], seed=9)
     with redirect_stdout(io.StringIO()) as said:
         state = checkpoint.resume(trainer.engine, Path(folder))
     step = state["step"]

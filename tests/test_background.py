@@ -1,14 +1,21 @@
 """Files written behind the back of training: the same bytes, true seals, faults that are told, memory that is left."""
 
+import errno
+import fcntl
+import io
+import os
+
 import pytest
 
 from gpt1_ds import background
 from gpt1_ds.background import Files
-from gpt1_ds.files import file_sha256
+from gpt1_ds.files import BLOCK_BYTES, HashedFile, file_sha256
+
+LARGE = os.urandom(BLOCK_BYTES + 900_000)
 
 
 def pieces(file) -> None:
-    for piece in (b"head", memoryview(b"x" * 9_000_000), b"tail"):
+    for piece in (b"head", memoryview(LARGE), b"tail"):
         assert file.write(piece) == len(piece)
 
 
@@ -20,9 +27,36 @@ def test_files_hold_what_was_written_and_their_seals_are_true(tmp_path, behind):
     assert len(list(tmp_path.iterdir())) == (0 if behind else 2)
     files.start()
     sealed = files.sealed()
-    assert (tmp_path / "large").read_bytes() == b"head" + b"x" * 9_000_000 + b"tail" and not files.busy()
+    assert (tmp_path / "large").read_bytes() == b"head" + LARGE + b"tail" and not files.busy()
     assert sealed == {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
                       for path in tmp_path.iterdir()} and len(sealed) == 2  # fmt: skip
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES])
+def test_every_size_around_a_block_is_whole(tmp_path, size, behind):
+    files, content = Files(tmp_path, behind), (LARGE * 2)[:size]
+    files.add("file", lambda file: [file.write(content[at : at + 999_999]) for at in range(0, size, 999_999)])
+    files.start()
+    assert files.sealed()["file"] == {"bytes": size, "sha256": file_sha256(tmp_path / "file")}
+    assert (tmp_path / "file").read_bytes() == content
+
+
+class Cached(io.FileIO):
+    """Of a file system that writes through its cache alone, and at most a million bytes and one at a time."""
+
+    def write(self, data) -> int:
+        if fcntl.fcntl(self, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return super().write(memoryview(data)[:1_000_001])
+
+
+def test_a_file_system_that_refuses_to_go_past_its_cache_is_written_through_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "FileIO", Cached)
+    file = HashedFile(tmp_path / "file")
+    pieces(file.blocks)
+    assert file.seal()["sha256"] == file_sha256(tmp_path / "file") and not file.fault
+    assert (tmp_path / "file").read_bytes() == b"head" + LARGE + b"tail"
 
 
 @pytest.mark.parametrize("behind", [True, False])

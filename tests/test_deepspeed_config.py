@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from gpt1_ds.config import PretrainConfig, load
 from gpt1_ds.deepspeed_config import precision, resolve, zero_stage
@@ -94,10 +95,6 @@ def test_what_this_machine_has_not_is_refused_before_anything_starts(tmp_path, m
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(ConfigError, match="ds.json: wandb is enabled but not installed; pip install wandb"):
         resolve(written(tmp_path, wandb={"enabled": True}), run, 2)
-    for key in ("offload_optimizer", "offload_param"):
-        nvme = {"stage": 3, key: {"device": "nvme", "nvme_path": str(tmp_path)}}
-        with pytest.raises(ConfigError, match=f"{key} to nvme: DeepSpeed 0.19 forgets .* take device cpu"):
-            resolve(written(tmp_path, zero_optimization=nvme), run, 2)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     compiled = load(PretrainConfig, None, ["train.compile=true"])
@@ -105,6 +102,31 @@ def test_what_this_machine_has_not_is_refused_before_anything_starts(tmp_path, m
         resolve(FOLDER / "cpu.json", compiled, 2)
     with pytest.raises(ConfigError, match="train.compile is true but ZeRO-3"):
         resolve(FOLDER / "zero3_bf16.json", compiled, 2)
+
+
+def test_sections_of_which_the_run_knows_nothing_pass_through(tmp_path):
+    zero = {"stage": 3, "zero_hpz_partition_size": 8, "zero_quantized_weights": True, "zero_quantized_gradients": True,
+            "stage3_max_live_parameters": 1e8, "overlap_comm": True}  # fmt: skip
+    keys = {"zero_optimization": zero, "comms_logger": {"enabled": True}, "aio": {"queue_depth": 32},
+            "flops_profiler": {"enabled": True, "profile_step": 3}}  # fmt: skip
+    resolved = resolve(written(tmp_path, **keys), load(PretrainConfig, None, []), 8)
+    assert {key: resolved[key] for key in keys} == keys
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_offload_to_nvme_is_refused_where_it_cannot_be(tmp_path, monkeypatch, key):
+    run = load(PretrainConfig, None, ["run.name=mine"])
+    section = {"device": "nvme", "nvme_path": str(tmp_path)}
+    with pytest.raises(ConfigError, match=f"{key} to nvme needs zero_optimization.stage 3"):
+        resolve(written(tmp_path, zero_optimization={"stage": 2, key: section}), run, 2)
+    with pytest.raises(ConfigError, match=f"{key} to nvme has no nvme_path; give a folder"):
+        resolve(written(tmp_path, zero_optimization={"stage": 3, key: {"device": "nvme"}}), run, 2)
+    zero3 = written(tmp_path, zero_optimization={"stage": 3, key: section})
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
+    with pytest.raises(ConfigError, match=f"{key} to nvme needs DeepSpeed's async_io.*install libaio-dev"):
+        resolve(zero3, run, 2)
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
+    assert resolve(zero3, run, 2)["zero_optimization"][key]["nvme_path"] == str(tmp_path / "mine")
 
 
 def test_a_loss_scale_that_cannot_come_down_in_time_is_refused(tmp_path):

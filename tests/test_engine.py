@@ -52,6 +52,15 @@ def test_bf16_stages_agree(ranks, tiny_shards):
         assert losses(ranks, tiny_shards, count, name) == pytest.approx(first, rel=5e-3)
 
 
+def test_zero_plus_plus_trains_as_zero_3_does(ranks, tiny_shards, tmp_path):
+    """Parameters kept whole in every pair of four ranks (hpZ); its quantised halves need a GPU's kernels."""
+    zero = {"stage": 3, "zero_hpz_partition_size": 2}
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": True}}))
+    both = [ranks(4).run("tests.cases_engine:trained", str(path), str(tiny_shards), [], STEPS)[0][0]
+            for path in (tmp_path / "ds.json", FOLDER / "zero3_bf16.json")]  # fmt: skip
+    assert both[0] == pytest.approx(both[1], rel=5e-3) and both[0][-1] < both[0][0] - 0.3
+
+
 def test_less_memory_or_compiled_blocks_train_alike(ranks, tiny_shards):
     """Activation checkpointing under ZeRO 2 and 3, and torch.compile, change the losses by rounding alone."""
     for name, option in (("zero2_bf16", "activation_checkpointing"), ("zero3_bf16", "activation_checkpointing"),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # `gpt1_ds` by layer; a module imports from lower layers only. `tasks` is a subpackage whose members may see each other.
 LAYERS = {
-    0: "errors files heartbeat kernels config distributed openai_bpe tokenizer shards remote",
+    0: "errors files heartbeat kernels config distributed openai_bpe tokenizer shards remote swapped",
     1: "background command_line deepspeed_config model optim dataloader metrics preemption profiling resize "
     "run_directory tasks",
     2: "heads memory engine checkpoint saving ledger huggingface evaluation sampling zero_shot suite_report task_run",

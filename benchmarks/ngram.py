@@ -4,8 +4,7 @@
 
 Unigram, bigram and trigram are trained on split `train` of every corpus of a shard directory, and each token of split
 `valid` of one corpus is scored after its full context. Control pieces are tokens like any other. A stream is a ring, as
-in training: the context of its first tokens is its last ones. Expected for an 8,000-piece BPE of 48 novels and 12,216
-news sentences, from an earlier trial: 7.23, 5.32 and 4.89 nats a token.
+in training: the context of its first tokens is its last ones.
 
 Modified Kneser-Ney after Chen & Goodman (1998), section 3: below the highest order an n-gram's count is that of the
 different tokens seen before it; three discounts an order come from the counts of counts; the lowest order is

@@ -23,17 +23,17 @@ from gpt1_ds.errors import DataError, guard
 HERE = Path(__file__).resolve().parent
 # Row: minutes, and the script with its words; SHARDS, SAMPLE and the like are filled in.
 ROWS = {
-    "step": (12, "train_step.py NANOGPT"),
+    "step": (9, "train_step.py NANOGPT"),
     "ranks": (5, "runs.py SHARDS --threads"),
     "startup": (2, "runs.py SHARDS --startup"),
-    "checkpoint": (3, "runs.py SHARDS --checkpoint"),
-    "scaling": (8, "runs.py SHARDS --scaling"),
+    "checkpoint": (2, "runs.py SHARDS --checkpoint"),
+    "scaling": (4, "runs.py SHARDS --scaling"),
     "sharding": (3, "sharding.py SHARDS/tokenizer SAMPLE/books"),
     "tokenizing": (1, "tokenize_text.py SHARDS/tokenizer"),
     "loading": (3, "loading.py"),
     "finetuning": (3, "finetuning.py --data SAMPLE/tasks/SST-2 --tokenizer SHARDS/tokenizer"),
     "generation": (4, "generation.py"),
-    "growth-model": (4, "growth.py model"),
+    "growth-model": (1, "growth.py model"),
     "growth-corpus": (1, "growth.py corpus SHARDS/tokenizer --max-size MAX_SIZE"),
     "ngram": (1, "ngram.py SHARDS --valid-corpus CORPUS"),
 }

@@ -5,7 +5,7 @@
 Every way trains GPT-1 (dropout 0.1, bf16 weights, float32 master weights and moments, gradient clipping, the optimizer
 included) on the same random tokens. Each lives in a process of its own that sleeps while another works, so that the
 machine's slow minutes fall on all of them; two peers at a time beside ours. `limit` is the time of the matrix products
-alone. About 5 minutes, 16 GB of memory.
+alone. About 9 minutes, 16 GB of memory.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_BYTES, ALIGNMENT = 1 << 23, 1 << 12
+BLOCK_BYTES, ALIGNMENT = 1 << 22, 1 << 12
 
 
 def write_atomically(path: Path | str, data: str | bytes) -> None:

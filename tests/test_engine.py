@@ -39,6 +39,15 @@ def test_float32_losses_agree_over_ranks_and_accumulation(ranks, tiny_shards, ki
         assert other == pytest.approx(one, rel=2e-4)
 
 
+def test_float32_stages_agree(ranks, tiny_shards, tmp_path):
+    """Tolerance 2e-4, as above: each stage adds up the same gradients in its own order."""
+    whole = losses(ranks, tiny_shards, 2, "zero0_fp32")
+    for stage in (1, 2, 3):
+        (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        arguments = str(tmp_path / "ds.json"), str(tiny_shards), [], STEPS
+        assert ranks(2).run("tests.cases_engine:trained", *arguments)[0][0] == pytest.approx(whole, rel=2e-4)
+
+
 def test_bf16_stages_agree(ranks, tiny_shards):
     """ZeRO 1, 2 and 3 partition the same update: losses agree within the rounding of bf16, on one rank as on two."""
     first = losses(ranks, tiny_shards, 2, "zero1_bf16")

@@ -113,20 +113,28 @@ def test_sections_of_which_the_run_knows_nothing_pass_through(tmp_path):
     assert {key: resolved[key] for key in keys} == keys
 
 
-@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
-def test_offload_to_nvme_is_refused_where_it_cannot_be(tmp_path, monkeypatch, key):
+def test_offload_to_nvme_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
     run = load(PretrainConfig, None, ["run.name=mine"])
     section = {"device": "nvme", "nvme_path": str(tmp_path)}
-    with pytest.raises(ConfigError, match=f"{key} to nvme needs zero_optimization.stage 3"):
-        resolve(written(tmp_path, zero_optimization={"stage": 2, key: section}), run, 2)
-    with pytest.raises(ConfigError, match=f"{key} to nvme has no nvme_path; give a folder"):
-        resolve(written(tmp_path, zero_optimization={"stage": 3, key: {"device": "nvme"}}), run, 2)
-    zero3 = written(tmp_path, zero_optimization={"stage": 3, key: section})
+    refused = [
+        ({"stage": 3, "offload_param": section}, "offload_param to nvme: DeepSpeed 0.19 ends .* take device cpu"),
+        ({"stage": 2, "offload_optimizer": section}, "offload_optimizer to nvme needs zero_optimization.stage 3"),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "to nvme has no nvme_path; give a folder"),
+    ]
+    for zero, words in refused:
+        with pytest.raises(ConfigError, match=words):
+            resolve(written(tmp_path, zero_optimization=zero), run, 2)
+    zero3 = written(tmp_path, zero_optimization={"stage": 3, "offload_optimizer": section})
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
-    with pytest.raises(ConfigError, match=f"{key} to nvme needs DeepSpeed's async_io.*install libaio-dev"):
+    with pytest.raises(ConfigError, match="to nvme needs DeepSpeed's async_io.*install libaio-dev"):
         resolve(zero3, run, 2)
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
-    assert resolve(zero3, run, 2)["zero_optimization"][key]["nvme_path"] == str(tmp_path / "mine")
+    resolved = resolve(zero3, run, 2)["zero_optimization"]["offload_optimizer"]
+    assert resolved["nvme_path"] == str(tmp_path / "mine")
+    (tmp_path / "mine").rmdir()
+    (tmp_path / "mine").write_text("a file in its place")
+    with pytest.raises(ConfigError, match=f"nvme_path: {tmp_path}/mine: .*; give a folder on a local disk"):
+        resolve(zero3, run, 2)
 
 
 def test_a_loss_scale_that_cannot_come_down_in_time_is_refused(tmp_path):

@@ -146,8 +146,8 @@ def _nvme(path: Path | str, ds: dict[str, Any], config: PretrainConfig, on_this_
     """`offload_optimizer` to nvme: into a folder of the run's own, since swap files have the same names in all runs."""
     zero = ds.get("zero_optimization", {})
     if zero.get("offload_param", {}).get("device") == "nvme":
-        raise ConfigError(f"{path}: offload_param to nvme: DeepSpeed 0.19 ends in its first step (\"already assigned "
-                          "swap buffer\"); take device cpu for it, or nvme for offload_optimizer")  # fmt: skip
+        raise ConfigError(f"{path}: offload_param to nvme: DeepSpeed 0.19 ends in its first step on several ranks "
+                          "(\"already assigned swap buffer\"); take device cpu for it, or nvme for offload_optimizer")  # fmt: skip
     section = zero.get("offload_optimizer", {})
     if section.get("device") != "nvme":
         return

@@ -147,7 +147,8 @@ def _nvme(path: Path | str, ds: dict[str, Any], config: PretrainConfig, on_this_
     zero = ds.get("zero_optimization", {})
     if zero.get("offload_param", {}).get("device") == "nvme":
         raise ConfigError(f"{path}: offload_param to nvme: DeepSpeed 0.19 ends in its first step on several ranks "
-                          "(\"already assigned swap buffer\"); take device cpu for it, or nvme for offload_optimizer")  # fmt: skip
+                          "(\"already assigned swap buffer\"); take device cpu, or nvme for offload_optimizer "
+                          "alone")  # fmt: skip
     section = zero.get("offload_optimizer", {})
     if section.get("device") != "nvme":
         return

@@ -143,33 +143,35 @@ def _machine(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> No
 
 
 def _nvme(path: Path | str, ds: dict[str, Any], config: PretrainConfig, on_this_machine: bool) -> None:
-    """`offload_optimizer` to nvme: into a folder of the run's own, since swap files have the same names in all runs."""
+    """Offload to nvme goes into a folder of the run's own, since swap files have the same names in all runs."""
     zero = ds.get("zero_optimization", {})
-    if zero.get("offload_param", {}).get("device") == "nvme":
-        raise ConfigError(f"{path}: offload_param to nvme: DeepSpeed 0.19 ends in its first step on several ranks "
-                          "(\"already assigned swap buffer\"); take device cpu, or nvme for offload_optimizer "
-                          "alone")  # fmt: skip
-    section = zero.get("offload_optimizer", {})
-    if section.get("device") != "nvme":
-        return
-    if zero_stage(ds) != 3:
-        raise ConfigError(f"{path}: offload_optimizer to nvme needs zero_optimization.stage 3; set it, or device cpu")
-    if not isinstance(section.get("nvme_path"), str):
-        raise ConfigError(f"{path}: offload_optimizer to nvme has no nvme_path; give a folder on a local disk")
-    section["nvme_path"] = str(Path(section["nvme_path"]) / config.run.name)
-    if not on_this_machine:
+    sections = {key: zero[key] for key in ("offload_optimizer", "offload_param")
+                if zero.get(key, {}).get("device") == "nvme"}  # fmt: skip
+    for key, section in sections.items():
+        if zero_stage(ds) != 3:
+            raise ConfigError(f"{path}: {key} to nvme needs zero_optimization.stage 3; set it, or take device cpu")
+        if not isinstance(section.get("nvme_path"), str):
+            raise ConfigError(f"{path}: {key} to nvme has no nvme_path; give a folder on a local disk")
+        section["nvme_path"] = str(Path(section["nvme_path"]) / config.run.name)
+    if "offload_param" in sections and "offload_optimizer" not in sections:
+        raise ConfigError(f"{path}: offload_param to nvme needs offload_optimizer there too; set it, or device cpu")
+    if "offload_param" in sections and zero.setdefault("stage3_prefetch_bucket_size", 0) != 0:
+        raise ConfigError(f"{path}: offload_param to nvme needs stage3_prefetch_bucket_size 0: DeepSpeed 0.19 gives a "
+                          "parameter that it fetches ahead two buffers, and ends")  # fmt: skip
+    if not sections or not on_this_machine:
         return
     distributed.import_deepspeed()
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ConfigError(f"{path}: offload_optimizer to nvme needs DeepSpeed's async_io, which cannot be built here; "
-                          "install libaio-dev (libaio-devel), or take device cpu")  # fmt: skip
-    try:
-        os.makedirs(section["nvme_path"], exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path}: offload_optimizer.nvme_path: {section['nvme_path']}: {error.strerror}; give a "
-                          "folder on a local disk that the run may write to") from error  # fmt: skip
+        raise ConfigError(f"{path}: {next(iter(sections))} to nvme needs DeepSpeed's async_io, which cannot be built "
+                          "here; install libaio-dev (libaio-devel), or take device cpu")  # fmt: skip
+    for key, section in sections.items():
+        try:
+            os.makedirs(section["nvme_path"], exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path}: {key}.nvme_path: {section['nvme_path']}: {error.strerror}; give a folder on a "
+                              "local disk that the run may write to") from error  # fmt: skip
 
 
 def _optimizer(path: Path | str, ds: dict[str, Any], config: PretrainConfig) -> None:

@@ -219,8 +219,11 @@ def _round_to_module(engine) -> None:
         with AtHand(engine) as hand:
             for part, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
                 hand.need(part)
-                optimizer.fp16_partitioned_groups_flat[part].data.copy_(flat.data)
-                optimizer._unflatten_partitioned_parameters(part)
+                if optimizer.fp16_partitioned_groups_flat[part] is None:
+                    optimizer._partitioned_params_swap_out(part)
+                else:
+                    optimizer.fp16_partitioned_groups_flat[part].data.copy_(flat.data)
+                    optimizer._unflatten_partitioned_parameters(part)
         optimizer.checkpoint_event_epilogue()
     elif engine.zero_optimization_stage() > 0:
         optimizer.update_lp_params()

@@ -1,4 +1,4 @@
-"""Optimizer state that DeepSpeed keeps in swap files (`offload_optimizer` to nvme).
+"""Optimizer state that DeepSpeed keeps in swap files (`offload_optimizer` to nvme, perhaps `offload_param` too).
 
 DeepSpeed checkpoints it by copying the swap files to a folder of their own, in no manifest, and its load leaves Adam's
 step count at 0. Here a checkpoint is that of any ZeRO-3 run, with the swap files mapped in place of the empty tensors

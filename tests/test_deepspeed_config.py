@@ -117,7 +117,11 @@ def test_offload_to_nvme_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
     run = load(PretrainConfig, None, ["run.name=mine"])
     section = {"device": "nvme", "nvme_path": str(tmp_path)}
     refused = [
-        ({"stage": 3, "offload_param": section}, "offload_param to nvme: DeepSpeed 0.19 ends .*; take device cpu"),
+        ({"stage": 3, "offload_param": section}, "offload_param to nvme needs offload_optimizer there too"),
+        (
+            {"stage": 3, "offload_param": section, "offload_optimizer": section, "stage3_prefetch_bucket_size": 1000},
+            "offload_param to nvme needs stage3_prefetch_bucket_size 0",
+        ),
         ({"stage": 2, "offload_optimizer": section}, "offload_optimizer to nvme needs zero_optimization.stage 3"),
         ({"stage": 3, "offload_optimizer": {"device": "nvme"}}, "to nvme has no nvme_path; give a folder"),
     ]

@@ -27,11 +27,9 @@ test: lint
 soak: $(INSTALLED)
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
-# Ruff reads no setup.cfg: each line of its section there becomes one --config option.
 lint: $(INSTALLED)
-	@awk '/^\[/ {ours = /^\[ruff\]$$/} ours && / = / {print "--config"; print}' setup.cfg > .venv/ruff-options
-	@xargs -d '\n' $(BIN)/ruff check --quiet < .venv/ruff-options
-	@xargs -d '\n' $(BIN)/ruff format --quiet --diff < .venv/ruff-options
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --quiet --diff
 
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)

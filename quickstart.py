@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds import distributed
+from gpt1_ds.distributed import environment
 
 HOME = Path("quickstart")
 PROMPT = "One morning"
@@ -37,24 +37,43 @@ def steps() -> list[Step]:
     deepspeed = f"deepspeed --quiet --num_accelerators {processes} --master_port {PORT}"
     books = f"stories={HOME}/sample/books"
     return [
-        ("write the sample", f"python -m data_prep.sample --out {HOME}/sample", "sample/sample.json"),
-        ("train a tokenizer",
-         f"python -m data_prep.train_tokenizer --corpus {books}/train --vocab-size 2000 --out {HOME}/tok",
-         "tok/tokenizer.model"),
-        ("tokenise and shard on 2 MPI ranks",
-         f"mpirun -n 2 python -m data_prep.build_shards --tokenizer {HOME}/tok --corpus {books}/train"
-         f" --validation {books}/valid --out {HOME}/shards",
-         "shards/manifest.json"),
-        (f"pre-train under DeepSpeed: {processes} processes, ZeRO-2, bf16",
-         f"{deepspeed} gpt1_ds/train.py --deepspeed_config {mechanics} --config gpt1_ds/configs/quickstart.yaml",
-         "runs/pretrain/done"),
-        *((f"fine-tune {folder} from the sharded checkpoint",
-           f"{deepspeed} gpt1_ds/finetune.py --deepspeed_config {mechanics}"
-           f" --config gpt1_ds/configs/finetune_{name}.yaml task.data={HOME}/sample/tasks/{folder}"
-           f" init.checkpoint={HOME}/runs/pretrain run.dir={HOME}/runs run.name={name} {FINETUNING}",
-           f"runs/{name}/done") for name, folder in TASKS.items()),
-        ("write a paragraph", f"python -m gpt1_ds.generate {HOME}/runs/pretrain --prompt {shlex.quote(PROMPT)}", ""),
-    ]  # fmt: skip
+        (
+            "write the sample",
+            f"python -m data_prep.sample --out {HOME}/sample",
+            "sample/sample.json",
+        ),
+        (
+            "train a tokenizer",
+            f"python -m data_prep.train_tokenizer --corpus {books}/train --vocab-size 2000 --out {HOME}/tok",
+            "tok/tokenizer.model",
+        ),
+        (
+            "tokenise and shard on 2 MPI ranks",
+            f"mpirun -n 2 python -m data_prep.build_shards --tokenizer {HOME}/tok --corpus {books}/train"
+            f" --validation {books}/valid --out {HOME}/shards",
+            "shards/manifest.json",
+        ),
+        (
+            f"pre-train under DeepSpeed: {processes} processes, ZeRO-2, bf16",
+            f"{deepspeed} gpt1_ds/train.py --deepspeed_config {mechanics} --config gpt1_ds/configs/quickstart.yaml",
+            "runs/pretrain/done",
+        ),
+        *(
+            (
+                f"fine-tune {folder} from the sharded checkpoint",
+                f"{deepspeed} gpt1_ds/finetune.py --deepspeed_config {mechanics}"
+                f" --config gpt1_ds/configs/finetune_{name}.yaml task.data={HOME}/sample/tasks/{folder}"
+                f" init.checkpoint={HOME}/runs/pretrain run.dir={HOME}/runs run.name={name} {FINETUNING}",
+                f"runs/{name}/done",
+            )
+            for name, folder in TASKS.items()
+        ),
+        (
+            "write a paragraph",
+            f"python -m gpt1_ds.generate {HOME}/runs/pretrain --prompt {shlex.quote(PROMPT)}",
+            "",
+        ),
+    ]
 
 
 def main() -> None:
@@ -65,14 +84,16 @@ def main() -> None:
         # Open MPI asks for a second thought before it runs as root, which is who one is in a container.
         os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would find out by itself, with a warning a process
+        os.environ["DS_ACCELERATOR"] = (
+            "cpu"  # DeepSpeed would find out by itself, with a warning a process
+        )
     # Two ranks start also where Open MPI counts one core.
     os.environ["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
 
     plan = steps()
     forget_another_plan(plan)
     for number, (title, command, done) in enumerate(plan, 1):
-        command = command.replace(PORT, str(distributed.free_port()))
+        command = command.replace(PORT, str(environment.free_port()))
         print(f"\n[{number}/{len(plan)}] {title}\n$ {command}", flush=True)
         run(title, command, HOME / done)
     print_summary()
@@ -84,7 +105,9 @@ def run(title: str, command: str, done: Path) -> None:
         return
     began = time.monotonic()
     if code := subprocess.run(shlex.split(command)).returncode:
-        sys.exit(f"error: '{title}' ended with exit code {code}; mend what it says above, then run it again")
+        sys.exit(
+            f"error: '{title}' ended with exit code {code}; mend what it says above, then run it again"
+        )
     if done.name == "done":
         done.touch()  # a training run's folder fills from its first step on
     print(f"    {time.monotonic() - began:.0f} s")
@@ -93,8 +116,17 @@ def run(title: str, command: str, done: Path) -> None:
 def forget_another_plan(plan: list[Step]) -> None:
     """Delete quickstart/ if it was made by other commands or configuration files."""
     commands = [command for _, command, _ in plan]
-    settings = sorted({word for command in commands for word in command.split() if word.endswith((".json", ".yaml"))})
-    now = json.dumps([*commands, *(Path(file).read_text(encoding="utf-8") for file in settings)], indent=1)
+    settings = sorted(
+        {
+            word
+            for command in commands
+            for word in command.split()
+            if word.endswith((".json", ".yaml"))
+        }
+    )
+    now = json.dumps(
+        [*commands, *(Path(file).read_text(encoding="utf-8") for file in settings)], indent=1
+    )
     record = HOME / "plan.json"
     if record.exists() and record.read_text(encoding="utf-8") != now:
         print(f"the quickstart has changed since {HOME}/ was made: starting anew")
@@ -104,8 +136,12 @@ def forget_another_plan(plan: list[Step]) -> None:
 
 
 def print_summary() -> None:
-    records = [json.loads(line) for line in open(HOME / "runs/pretrain/metrics.jsonl", encoding="utf-8")]
-    train, valid = ([record for record in records if record["split"] == split] for split in ("train", "valid"))
+    records = [
+        json.loads(line) for line in open(HOME / "runs/pretrain/metrics.jsonl", encoding="utf-8")
+    ]
+    train, valid = (
+        [record for record in records if record["split"] == split] for split in ("train", "valid")
+    )
     rows = [
         ("training loss", f"{train[0]['loss']:.2f} -> {train[-1]['loss']:.2f} nats a token"),
         ("validation loss", f"{valid[0]['loss']:.2f} -> {valid[-1]['loss']:.2f} nats a token"),
@@ -113,9 +149,15 @@ def print_summary() -> None:
     ]
     for name, folder in TASKS.items():
         result = json.loads((HOME / "runs" / name / "result.json").read_text(encoding="utf-8"))
-        score = f"{result['metric']} {result['score']:.3f} (majority class {result['majority']:.3f})"
+        score = (
+            f"{result['metric']} {result['score']:.3f} (majority class {result['majority']:.3f})"
+        )
         rows.append((f"{folder}, fine-tuned", score))
-    places = {"TensorBoard logs": "runs/*/", "checkpoints": "runs/pretrain/checkpoints/", "shards": "shards/"}
+    places = {
+        "TensorBoard logs": "runs/*/",
+        "checkpoints": "runs/pretrain/checkpoints/",
+        "shards": "shards/",
+    }
     rows += [(name, f"{HOME}/{place}") for name, place in places.items()]
     print("\n" + "\n".join(f"{name:<22} {value}" for name, value in rows))
     print(f"""

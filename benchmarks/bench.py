@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds.errors import DataError, guard
+from gpt1_ds.base.errors import DataError, guard
 
 HERE = Path(__file__).resolve().parent
 # Row: minutes, and the script with its words; SHARDS, SAMPLE and the like are filled in.
@@ -40,24 +40,46 @@ ROWS = {
 
 
 def main(argv: list[str]) -> int:
-    listed = "".join(f"\n  {name:15}{minutes:3} min  {words}" for name, (minutes, words) in ROWS.items())
-    parser = argparse.ArgumentParser(description=f"{__doc__}\nrows:{listed}",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    listed = "".join(
+        f"\n  {name:15}{minutes:3} min  {words}" for name, (minutes, words) in ROWS.items()
+    )
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\nrows:{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("shards", type=Path, metavar="SHARDS")
-    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help="these rows (default: all)")
-    parser.add_argument("--corpus", default="stories", help="the corpus of SHARDS that `ngram` validates on")
-    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="checkout of nanoGPT; left out without it")
-    parser.add_argument("--max-size", type=float, default=1e8, help="bytes of text in `growth-corpus` (default: 1e8)")
+    parser.add_argument(
+        "--only", nargs="+", choices=ROWS, metavar="ROW", help="these rows (default: all)"
+    )
+    parser.add_argument(
+        "--corpus", default="stories", help="the corpus of SHARDS that `ngram` validates on"
+    )
+    parser.add_argument(
+        "--nanogpt", type=Path, metavar="PATH", help="checkout of nanoGPT; left out without it"
+    )
+    parser.add_argument(
+        "--max-size",
+        type=float,
+        default=1e8,
+        help="bytes of text in `growth-corpus` (default: 1e8)",
+    )
     args = parser.parse_args(argv)
     if not (args.shards / "manifest.json").exists():
-        raise DataError(f"{args.shards}: no shards here: make quickstart first, or name others: make SHARDS=DIR bench")
+        raise DataError(
+            f"{args.shards}: no shards here: make quickstart first, or name others: make SHARDS=DIR bench"
+        )
     failed = []
     with tempfile.TemporaryDirectory(prefix="bench-") as sample:
         make = [sys.executable, "-m", "data_prep.sample", "--out", sample, "--megabytes", "24"]
         subprocess.run(make, cwd=HERE.parent, check=True, stdout=subprocess.DEVNULL)
         nanogpt = f"--nanogpt {args.nanogpt.resolve()}" if args.nanogpt else ""
-        filled = {"SHARDS": str(args.shards.resolve()), "SAMPLE": sample, "CORPUS": args.corpus, "NANOGPT": nanogpt,
-                  "MAX_SIZE": f"{args.max_size:.0f}"}  # fmt: skip
+        filled = {
+            "SHARDS": str(args.shards.resolve()),
+            "SAMPLE": sample,
+            "CORPUS": args.corpus,
+            "NANOGPT": nanogpt,
+            "MAX_SIZE": f"{args.max_size:.0f}",
+        }
         for name in args.only or ROWS:
             minutes, words = ROWS[name]
             print(f"\n== {name}: {words} (about {minutes} min)", flush=True)
@@ -65,7 +87,9 @@ def main(argv: list[str]) -> int:
                 words = words.replace(placeholder, value)
             script, *options = words.split()
             began = time.monotonic()
-            if subprocess.run([sys.executable, HERE / script, *options], cwd=HERE.parent).returncode:
+            if subprocess.run(
+                [sys.executable, HERE / script, *options], cwd=HERE.parent
+            ).returncode:
                 failed.append(name)
             print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
     if failed:

@@ -19,10 +19,10 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from gpt1_ds import errors
+from gpt1_ds.base.errors import guard
 from gpt1_ds.generate import generate
-from gpt1_ds.huggingface import to_theirs
-from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.interchange.weights import to_theirs
+from gpt1_ds.model.gpt import GPT, GPTConfig
 
 PROMPT_TOKENS, TURN_TOKENS = 8, 20
 
@@ -33,14 +33,22 @@ def with_the_weights_of(model: GPT):
     theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=model.config.vocab_size)).eval()
     weights = dict(to_theirs(*item, model.config) for item in model.state_dict().items())
     unfilled = theirs.load_state_dict(weights, strict=False).missing_keys
-    assert all(name == "lm_head.weight" or name.endswith(".attn.bias") for name in unfilled), unfilled
+    assert all(name == "lm_head.weight" or name.endswith(".attn.bias") for name in unfilled), (
+        unfilled
+    )
     return theirs
 
 
 def main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/generation.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--new-tokens", type=int, default=400, help="tokens a sequence (default: %(default)s)")
-    parser.add_argument("--sequences", type=int, default=1, help="written side by side (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/generation.py", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--new-tokens", type=int, default=400, help="tokens a sequence (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sequences", type=int, default=1, help="written side by side (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -60,15 +68,25 @@ def main(argv: list[str]) -> int | None:
             written[row].append(token)
         seconds["ours"] += time.perf_counter() - started
         started = time.perf_counter()
-        texts_BT = theirs.generate(texts_BT, attention_mask=torch.ones_like(texts_BT), do_sample=False,
-                                   max_new_tokens=turn, eos_token_id=None, pad_token_id=0)  # fmt: skip
+        texts_BT = theirs.generate(
+            texts_BT,
+            attention_mask=torch.ones_like(texts_BT),
+            do_sample=False,
+            max_new_tokens=turn,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         seconds["transformers"] += time.perf_counter() - started
     same = texts_BT[:, PROMPT_TOKENS:].tolist() == written
     for name, spent in seconds.items():
-        print(f"{name:12} {args.sequences * args.new_tokens / spent:7.2f} tokens/s  ({spent:.1f} s)")
-    print(f"ratio        {seconds['transformers'] / seconds['ours']:7.2f}, {'the same' if same else 'OTHER'} tokens")
+        print(
+            f"{name:12} {args.sequences * args.new_tokens / spent:7.2f} tokens/s  ({spent:.1f} s)"
+        )
+    print(
+        f"ratio        {seconds['transformers'] / seconds['ours']:7.2f}, {'the same' if same else 'OTHER'} tokens"
+    )
     return 0 if same else 1
 
 
 if __name__ == "__main__":
-    errors.guard(main)
+    guard(main)

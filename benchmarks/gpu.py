@@ -24,22 +24,33 @@ if __name__ == "__main__":
 import torch
 
 from benchmarks import train_step
-from gpt1_ds import checkpoint, distributed, engine, saving
-from gpt1_ds.config import PretrainConfig, load
-from gpt1_ds.deepspeed_config import resolve
-from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.checkpoints.loading import resume
+from gpt1_ds.checkpoints.saving import save_checkpoint
+from gpt1_ds.distributed import collectives, rendezvous
+from gpt1_ds.engine.start import initialize
+from gpt1_ds.engine.timing import Throughput
+from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.plan import BOOKS_CORPUS_TOKENS
-from gpt1_ds.profiling import Throughput
+from gpt1_ds.settings.deepspeed_json import resolve
+from gpt1_ds.settings.loading import load
+from gpt1_ds.settings.sections import PretrainConfig
 
 WARM_STEPS, TIMEOUT_SECONDS, EPOCHS = 5, 600, 100
 ROOT = Path(__file__).resolve().parents[1]
-OWN = {"ZeRO-1 bf16": "zero1_bf16.json", "ZeRO-2 bf16": "zero2_bf16.json", "ZeRO-3 bf16": "zero3_bf16.json",
-       "ZeRO-2 fp16": "zero2_fp16.json", "ZeRO-2 offload": "zero2_offload.json"}  # fmt: skip
+OWN = {
+    "ZeRO-1 bf16": "zero1_bf16.json",
+    "ZeRO-2 bf16": "zero2_bf16.json",
+    "ZeRO-3 bf16": "zero3_bf16.json",
+    "ZeRO-2 fp16": "zero2_fp16.json",
+    "ZeRO-2 offload": "zero2_offload.json",
+}
 WAYS = {f"gpt1_ds {name}": partial(train_step.ours, ds=ds) for name, ds in OWN.items()}
-WAYS |= {"gpt1_ds ZeRO-1 bf16, compiled": train_step.compiled,
-         "transformers, plain loop": train_step.transformers_plain,
-         "transformers, DeepSpeed ZeRO-1": train_step.transformers_deepspeed,
-         "nanoGPT compiled": train_step.nanogpt}  # fmt: skip
+WAYS |= {
+    "gpt1_ds ZeRO-1 bf16, compiled": train_step.compiled,
+    "transformers, plain loop": train_step.transformers_plain,
+    "transformers, DeepSpeed ZeRO-1": train_step.transformers_deepspeed,
+    "nanoGPT compiled": train_step.nanogpt,
+}
 
 
 def wait() -> None:
@@ -51,7 +62,9 @@ def work(name: str, layers: int, windows: int, steps: int) -> dict:
     """Time one way, in this process."""
     torch.manual_seed(0)
     step = WAYS[name](layers, windows)
-    ids_BT = torch.randint(0, train_step.VOCAB_SIZE, (windows, train_step.N_CTX + 1)).to(distributed.device())
+    ids_BT = torch.randint(0, train_step.VOCAB_SIZE, (windows, train_step.N_CTX + 1)).to(
+        collectives.device()
+    )
     for _ in range(WARM_STEPS):
         step(ids_BT)
     wait()
@@ -61,19 +74,30 @@ def work(name: str, layers: int, windows: int, steps: int) -> dict:
     wait()
     tokens_per_second = steps * windows * train_step.N_CTX / (time.perf_counter() - began)
     shape = GPTConfig(train_step.VOCAB_SIZE, n_layer=layers)
-    mfu = tokens_per_second * shape.flops_per_token / Throughput(shape.flops_per_token, "bf16").peak_flops
+    mfu = (
+        tokens_per_second
+        * shape.flops_per_token
+        / Throughput(shape.flops_per_token, "bf16").peak_flops
+    )
     memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
     hours = EPOCHS * BOOKS_CORPUS_TOKENS / tokens_per_second / 3600
-    return {"tokens_per_second": round(tokens_per_second), "mfu": round(mfu, 4), "gigabytes": memory, "hours": hours}
+    return {
+        "tokens_per_second": round(tokens_per_second),
+        "mfu": round(mfu, 4),
+        "gigabytes": memory,
+        "hours": hours,
+    }
 
 
 def check() -> dict:
     """The largest difference of losses from the CPU's, float32 without dropout; losses of a run and of its resume."""
-    shape = GPTConfig(1000, n_layer=2, n_head=4, n_embd=128, n_ctx=64, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
+    shape = GPTConfig(
+        1000, n_layer=2, n_head=4, n_embd=128, n_ctx=64, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
+    )
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 1000, (4, 65), generator=generator) for _ in range(6)]
     sides = []
-    for device in (torch.device("cpu"), distributed.device()):
+    for device in (torch.device("cpu"), collectives.device()):
         torch.manual_seed(0)
         model, losses = GPT(shape).to(device), []
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -86,23 +110,28 @@ def check() -> dict:
         sides.append(losses)
     difference = max(abs(ours - theirs) for ours, theirs in zip(*sides, strict=True))
     config = load(PretrainConfig, None, ["train.global_batch=4", "train.micro_batch=4"])
-    distributed.start(600.0)
+    rendezvous.join_process_group(600.0)
     config_ds = resolve(ROOT / "ds_configs" / "zero1_bf16.json", config, 1)
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for seed in (0, 1):
             torch.manual_seed(seed)
-            trainer = engine.initialize(GPT(GPTConfig(1000, n_layer=2, n_head=4, n_embd=128, n_ctx=64)), config,
-                                        config_ds)  # fmt: skip
+            trainer = initialize(
+                GPT(GPTConfig(1000, n_layer=2, n_head=4, n_embd=128, n_ctx=64)), config, config_ds
+            )
             if seed == 0:
                 train(trainer, batches[:3])
-                saving.save(trainer, Path(folder), 3, {"step": 3}, keep=1)
+                save_checkpoint(trainer, Path(folder), 3, {"step": 3}, keep=1)
             else:
-                checkpoint.resume(trainer, Path(folder))
+                resume(trainer, Path(folder))
             runs.append(train(trainer, batches[3:]))
             trainer.destroy()
-    return {"difference_from_cpu": difference, "undisturbed": runs[0], "resumed": runs[1],
-            "passed": difference < 1e-3 and runs[0] == runs[1]}  # fmt: skip
+    return {
+        "difference_from_cpu": difference,
+        "undisturbed": runs[0],
+        "resumed": runs[1],
+        "passed": difference < 1e-3 and runs[0] == runs[1],
+    }
 
 
 def train(trainer, batches: list[torch.Tensor]) -> list[float]:
@@ -128,22 +157,33 @@ def alone(*words: object) -> dict:
 
 
 def table(device: str, checks: dict, rows: list[dict]) -> str:
-    lines = [f"{device}, torch {torch.__version__}; losses within {checks['difference_from_cpu']:.1e} of the CPU's, "
-             "resume exact", "",
-             "| way to train GPT-1 | windows | tokens/s | MFU | GB | hours for 100 epochs of BooksCorpus |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"{device}, torch {torch.__version__}; losses within {checks['difference_from_cpu']:.1e} of the CPU's, "
+        "resume exact",
+        "",
+        "| way to train GPT-1 | windows | tokens/s | MFU | GB | hours for 100 epochs of BooksCorpus |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        found = row.get("fault") or (f"{row['tokens_per_second']:,} | {row['mfu']:.1%} | "
-                                     f"{row['gigabytes'] or 0:.1f} | {row['hours']:,.0f}")  # fmt: skip
+        found = row.get("fault") or (
+            f"{row['tokens_per_second']:,} | {row['mfu']:.1%} | "
+            f"{row['gigabytes'] or 0:.1f} | {row['hours']:,.0f}"
+        )
         lines.append(f"| {row['way']} | {row['windows']} | {found} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", metavar="OUT", help="the files OUT.json and OUT.md")
-    parser.add_argument("--nanogpt", metavar="PATH", help="checkout of nanoGPT; left out without it")
-    parser.add_argument("--windows", type=int, nargs="+", default=[32, 64, 128], help="micro-batches")
+    parser.add_argument(
+        "--nanogpt", metavar="PATH", help="checkout of nanoGPT; left out without it"
+    )
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[32, 64, 128], help="micro-batches"
+    )
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each")
     parser.add_argument("--layers", type=int, default=12, help="blocks")
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)

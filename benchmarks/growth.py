@@ -25,26 +25,38 @@ import numpy as np
 import torch
 
 from benchmarks.sharding import timed
-from data_prep import sample_world
-from gpt1_ds import distributed, engine
-from gpt1_ds.config import PretrainConfig, load
-from gpt1_ds.dataloader import Batches, Cursor, WindowOrder
-from gpt1_ds.deepspeed_config import resolve
-from gpt1_ds.model import GPT, GPTConfig
-from gpt1_ds.shards import TokenStream, read_manifest
+from data_prep.stories import world
+from gpt1_ds.data.batches import Batches
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.data.order import Cursor, WindowOrder
+from gpt1_ds.data.token_stream import TokenStream
+from gpt1_ds.distributed import rendezvous
+from gpt1_ds.engine.start import initialize
+from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.settings.deepspeed_json import resolve
+from gpt1_ds.settings.loading import load
+from gpt1_ds.settings.sections import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB_SIZE, WINDOWS, HEAD_WIDTH = 2048, 4, 64
 BASE = {"layers": 4, "width": 256, "context": 256}
-RANGES = {"layers": (2, 4, 8, 16), "width": (128, 256, 512, 1024), "context": (64, 128, 256, 512, 1024)}
+RANGES = {
+    "layers": (2, 4, 8, 16),
+    "width": (128, 256, 512, 1024),
+    "context": (64, 128, 256, 512, 1024),
+}
 BOOK_BYTES, BATCH, N_CTX, BATCHES = 500_000, 64, 512, 50
 
 
 def step_seconds(layers: int, width: int, context: int, steps: int) -> tuple[float, float]:
     """Median seconds of a step, and its GFLOP."""
-    config = load(PretrainConfig, None, [f"train.global_batch={WINDOWS}", f"train.micro_batch={WINDOWS}"])
+    config = load(
+        PretrainConfig, None, [f"train.global_batch={WINDOWS}", f"train.micro_batch={WINDOWS}"]
+    )
     shape = GPTConfig(VOCAB_SIZE, layers, width // HEAD_WIDTH, width, context)
-    trainer = engine.initialize(GPT(shape), config, resolve(ROOT / "ds_configs" / "zero1_bf16.json", config, 1))
+    trainer = initialize(
+        GPT(shape), config, resolve(ROOT / "ds_configs" / "zero1_bf16.json", config, 1)
+    )
     ids_BT, times = torch.randint(0, VOCAB_SIZE, (WINDOWS, context + 1)), []
     for _ in range(steps + 2):
         began = time.perf_counter()
@@ -57,20 +69,27 @@ def step_seconds(layers: int, width: int, context: int, steps: int) -> tuple[flo
 
 def model(steps: int) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
-    distributed.start(600.0)
+    rendezvous.join_process_group(600.0)
     base = ", ".join(f"{value} {name}" for name, value in BASE.items())
-    print(f"a step of {WINDOWS} windows; where not varied {base}\n{'':16}{'seconds':>9}{'GFLOP':>9}{'GFLOP/s':>9}")
+    print(
+        f"a step of {WINDOWS} windows; where not varied {base}\n{'':16}{'seconds':>9}{'GFLOP':>9}{'GFLOP/s':>9}"
+    )
     for name, values in RANGES.items():
         for value in values:
             seconds, gflop = step_seconds(**BASE | {name: value}, steps=steps)
-            print(f"{f'{name} {value}':16}{seconds:9.3f}{gflop:9.1f}{gflop / seconds:9.1f}", flush=True)
+            print(
+                f"{f'{name} {value}':16}{seconds:9.3f}{gflop:9.1f}{gflop / seconds:9.1f}",
+                flush=True,
+            )
 
 
 def write_books(folder: Path, size: int) -> None:
     """Random words of the sample's vocabulary, the first of them the commonest, in sentences of 12."""
     rng = np.random.default_rng(size)
-    lists = [value for value in vars(sample_world).values() if isinstance(value, list)]
-    words = np.array(sorted({word for phrase in sum(lists, []) for word in str(phrase).lower().split()}))
+    lists = [value for value in vars(world).values() if isinstance(value, list)]
+    words = np.array(
+        sorted({word for phrase in sum(lists, []) for word in str(phrase).lower().split()})
+    )
     folder.mkdir()
     for number in range(-(-size // BOOK_BYTES)):
         left = min(BOOK_BYTES, size - number * BOOK_BYTES)
@@ -80,18 +99,36 @@ def write_books(folder: Path, size: int) -> None:
 
 
 def corpus(tokenizer: Path, max_size: float) -> None:
-    print(f"{'text':>9}{'sharding':>10}{'peak':>9}{'tokens':>15}{'shards':>8}{'manifest':>10}{'open':>9}"
-          f"{'batch at 90 %':>15}{'windows/s':>11}")  # fmt: skip
+    print(
+        f"{'text':>9}{'sharding':>10}{'peak':>9}{'tokens':>15}{'shards':>8}{'manifest':>10}{'open':>9}"
+        f"{'batch at 90 %':>15}{'windows/s':>11}"
+    )
     size = 10_000_000
     while size <= max_size:
         with tempfile.TemporaryDirectory(prefix="growth-") as folder:
             books, root = Path(folder) / "books", Path(folder) / "shards"
             write_books(books, size)
             written = sum(path.stat().st_size for path in books.iterdir())
-            seconds, _ = timed([sys.executable, "-m", "data_prep.build_shards", "--tokenizer", str(tokenizer),
-                                "--corpus", f"c={books}", "--validation-fraction", "0", "--duplicate-paragraphs", "0",
-                                "--out", str(root)])  # fmt: skip
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # of all so far, this the largest
+            seconds, _ = timed(
+                [
+                    sys.executable,
+                    "-m",
+                    "data_prep.build_shards",
+                    "--tokenizer",
+                    str(tokenizer),
+                    "--corpus",
+                    f"c={books}",
+                    "--validation-fraction",
+                    "0",
+                    "--duplicate-paragraphs",
+                    "0",
+                    "--out",
+                    str(root),
+                ]
+            )
+            peak = (
+                resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+            )  # of all so far, this the largest
             began = time.perf_counter()
             manifest = read_manifest(root)
             stream = TokenStream(root, manifest, "train", "c")
@@ -105,16 +142,23 @@ def corpus(tokenizer: Path, max_size: float) -> None:
             for number in range(BATCHES):
                 batches.read(number * BATCH)
             rate = BATCHES * BATCH / (time.perf_counter() - began_reading)
-            print(f"{written / 1e6:6.0f} MB{written / seconds / 1e6:5.1f} MB/s{peak:6.2f} GB{stream.tokens:15,}"
-                  f"{len(manifest.shards()):8}{(root / 'manifest.json').stat().st_size / 1e3:7.0f} kB"
-                  f"{(opened - began) * 1e3:6.1f} ms{first * 1e3:12.2f} ms{rate:11,.0f}", flush=True)  # fmt: skip
+            print(
+                f"{written / 1e6:6.0f} MB{written / seconds / 1e6:5.1f} MB/s{peak:6.2f} GB{stream.tokens:15,}"
+                f"{len(manifest.shards()):8}{(root / 'manifest.json').stat().st_size / 1e3:7.0f} kB"
+                f"{(opened - began) * 1e3:6.1f} ms{first * 1e3:12.2f} ms{rate:11,.0f}",
+                flush=True,
+            )
         size *= 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = parser.add_subparsers(dest="part", required=True)
-    parts.add_parser("model").add_argument("--steps", type=int, default=6, help="timed steps of each shape")
+    parts.add_parser("model").add_argument(
+        "--steps", type=int, default=6, help="timed steps of each shape"
+    )
     options = parts.add_parser("corpus")
     options.add_argument("tokenizer", type=Path, help="its folder")
     options.add_argument("--max-size", type=float, default=1e9, help="bytes of text (default: 1e9)")

@@ -26,36 +26,49 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from gpt1_ds.dataloader import TABLE_WINDOWS, Batches, Cursor, WindowOrder
-from gpt1_ds.errors import guard
-from gpt1_ds.shards import (
+from gpt1_ds.base.errors import guard
+from gpt1_ds.data.batches import TABLE_WINDOWS, Batches
+from gpt1_ds.data.manifest import (
     MANIFEST,
     SAMPLE_TOKENS,
     CorpusEntry,
     Manifest,
     Shard,
-    ShardWriter,
-    TokenStream,
     read_manifest,
     write_manifest,
 )
+from gpt1_ds.data.order import Cursor, WindowOrder
+from gpt1_ds.data.shard_writer import ShardWriter
+from gpt1_ds.data.token_stream import TokenStream
 
 BATCH, N_CTX, ROUNDS, TURN_SECONDS = 64, 512, 15, 0.2
 VOCAB_SIZE, SHARD_TOKENS = 40_000, 1 << 24
 BOOK_TOKENS = 100_000
-TOKENIZER = {"kind": "none", "files": [], "sha256": "", "vocab_size": VOCAB_SIZE, "special_ids": {"eot": 4}}
+TOKENIZER = {
+    "kind": "none",
+    "files": [],
+    "sha256": "",
+    "vocab_size": VOCAB_SIZE,
+    "special_ids": {"eot": 4},
+}
 
 
 def make_corpus(root: Path, tokens: int) -> None:
     """Random tokens in books of 100,000, laid out as build_shards does."""
     rng, shards = np.random.default_rng(0), []
-    for number, size in enumerate([SHARD_TOKENS] * (tokens // SHARD_TOKENS) + [tokens % SHARD_TOKENS]):
-        with ShardWriter(root, f"train/books/books-{number:06d}.tar", "books", VOCAB_SIZE) as writer:
+    for number, size in enumerate(
+        [SHARD_TOKENS] * (tokens // SHARD_TOKENS) + [tokens % SHARD_TOKENS]
+    ):
+        with ShardWriter(
+            root, f"train/books/books-{number:06d}.tar", "books", VOCAB_SIZE
+        ) as writer:
             for begin in range(0, size, SAMPLE_TOKENS):
                 count = min(SAMPLE_TOKENS, size - begin)
                 writer.add(rng.integers(0, VOCAB_SIZE, count), [("book", -(begin % BOOK_TOKENS))])
             shards.append(writer.close())
-    write_manifest(root, Manifest(TOKENIZER, {}, {"train": {"books": CorpusEntry(0, tokens, shards)}}))
+    write_manifest(
+        root, Manifest(TOKENIZER, {}, {"train": {"books": CorpusEntry(0, tokens, shards)}})
+    )
 
 
 def per_batch(contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -78,7 +91,9 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
     corpus, entry = max(manifest.splits["train"].items(), key=lambda item: item[1].tokens)
     stream = TokenStream(root, manifest, "train", corpus)
     flat = scratch / "flat.bin"
-    flat.write_bytes(stream.read(np.zeros(1, np.int64), stream.tokens)[0].astype(manifest.dtype).tobytes())
+    flat.write_bytes(
+        stream.read(np.zeros(1, np.int64), stream.tokens)[0].astype(manifest.dtype).tobytes()
+    )
     memory_map = np.memmap(flat, manifest.dtype, mode="r")
     rng = np.random.default_rng(1)
     starts = [rng.integers(0, stream.tokens - N_CTX - 1, BATCH) for _ in range(1000)]
@@ -101,7 +116,9 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
 
     single = [str(scratch / "single.tar")]
     with webdataset.TarWriter(single[0]) as writer:
-        for number, tokens in enumerate(stream.read(np.arange(20_000) * N_CTX, N_CTX + 1).astype(manifest.dtype)):
+        for number, tokens in enumerate(
+            stream.read(np.arange(20_000) * N_CTX, N_CTX + 1).astype(manifest.dtype)
+        ):
             writer.write({"__key__": f"{number:06d}", "tokens.npy": tokens})
     urls = [str(root / shard.file) for shard in entry.shards]
     plain, alone, shuffled = web(urls, 0), web(single, 0), web(single, 1000)
@@ -109,10 +126,12 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
         "ours, as training reads": lambda: tables(stream, ours),
         "ours, a batch alone": lambda: stream.read(next(alone_B), N_CTX + 1),
         "ours, with the order, to torch": lambda: batches.read(next(first) * BATCH),
-        "memmap, one gather": lambda: memory_map[next(gathered)[:, None] + window_T].astype(np.int64),
-        "memmap, a slice a window": lambda: np.stack([memory_map[at : at + N_CTX + 1] for at in next(sliced)]).astype(
+        "memmap, one gather": lambda: memory_map[next(gathered)[:, None] + window_T].astype(
             np.int64
         ),
+        "memmap, a slice a window": lambda: np.stack(
+            [memory_map[at : at + N_CTX + 1] for at in next(sliced)]
+        ).astype(np.int64),
         "WebDataset, these shards, in order": lambda: next(plain),
         "WebDataset, a sample a window": lambda: next(alone),
         "the same, shuffle(1000)": lambda: next(shuffled),
@@ -124,11 +143,15 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
         times |= per_batch({"mosaicml streaming, shuffled": lambda: next(mosaic)})
     else:
         print("mosaicml streaming is left out: pip install mosaicml-streaming")
-    print(f"{stream.tokens:,} tokens of {corpus} in {len(entry.shards)} shards; {BATCH} x {N_CTX + 1} a batch")
+    print(
+        f"{stream.tokens:,} tokens of {corpus} in {len(entry.shards)} shards; {BATCH} x {N_CTX + 1} a batch"
+    )
     print(f"{'':34s}{'ms a batch':>12s}{'windows/s':>12s}{'ours is faster by':>20s}")
     best = times["ours, as training reads"]
     for name, milliseconds in times.items():
-        print(f"{name:34s}{milliseconds:12.3f}{BATCH / milliseconds * 1000:12,.0f}{milliseconds / best:19.1f}x")
+        print(
+            f"{name:34s}{milliseconds:12.3f}{BATCH / milliseconds * 1000:12,.0f}{milliseconds / best:19.1f}x"
+        )
 
 
 def iterate_streaming(folder: Path, stream: TokenStream) -> Iterator[np.ndarray]:
@@ -142,7 +165,9 @@ def iterate_streaming(folder: Path, stream: TokenStream) -> Iterator[np.ndarray]
     dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
     samples = itertools.chain.from_iterable(itertools.repeat(dataset))
     while True:
-        yield np.stack([sample["tokens"] for sample in itertools.islice(samples, BATCH)]).astype(np.int64)
+        yield np.stack([sample["tokens"] for sample in itertools.islice(samples, BATCH)]).astype(
+            np.int64
+        )
 
 
 TABLE: list[np.ndarray] = []
@@ -167,12 +192,17 @@ def resume(scratch: Path, like: Shard) -> None:
     print(f"\n{'resume at 90 % of an epoch':34s}{heads}")
     for n_shards in (6, 600, 60_000):
         root = scratch / f"sparse-{n_shards}"
-        shards = [dataclasses.replace(like, file=f"train/books/books-{n:06d}.tar") for n in range(n_shards)]
+        shards = [
+            dataclasses.replace(like, file=f"train/books/books-{n:06d}.tar")
+            for n in range(n_shards)
+        ]
         (root / "train" / "books").mkdir(parents=True)
         for shard in shards:
             with open(root / shard.file, "wb") as file:
                 file.truncate(shard.bytes)
-        manifest = Manifest(TOKENIZER, {}, {"train": {"books": CorpusEntry(0, like.tokens * n_shards, shards)}})
+        manifest = Manifest(
+            TOKENIZER, {}, {"train": {"books": CorpusEntry(0, like.tokens * n_shards, shards)}}
+        )
         times = []
         for seed in range(15):
             began = time.perf_counter()
@@ -182,8 +212,13 @@ def resume(scratch: Path, like: Shard) -> None:
             cursor = Cursor(0, int(0.9 * order.epoch_windows) // BATCH * BATCH)
             next(iter(Batches({"books": stream}, order, cursor, BATCH, BATCH, 0, 1)))
             times.append((opened - began, time.perf_counter() - opened))
-        (open_ms, first_ms), best = np.median(times, axis=0) * 1000, min(first for _, first in times) * 1000
-        print(f"{f'{stream.tokens:,} tokens':34s}{n_shards:12,}{open_ms:12.2f}{first_ms:20.2f}{best:12.2f}")
+        (open_ms, first_ms), best = (
+            np.median(times, axis=0) * 1000,
+            min(first for _, first in times) * 1000,
+        )
+        print(
+            f"{f'{stream.tokens:,} tokens':34s}{n_shards:12,}{open_ms:12.2f}{first_ms:20.2f}{best:12.2f}"
+        )
 
 
 def big_manifest(scratch: Path, like: Shard, n_shards: int) -> None:
@@ -191,16 +226,23 @@ def big_manifest(scratch: Path, like: Shard, n_shards: int) -> None:
     before, after = text.split(json.dumps(like.file))
     with open(scratch / MANIFEST, "w") as file:
         entry = f'{{"documents": {like.documents * n_shards}, "tokens": {like.tokens * n_shards}, "shards": ['
-        file.write(f'{{"version": 1, "preparation": {{}}, "tokenizer": {json.dumps(TOKENIZER)}, "splits": {{"train": ')
+        file.write(
+            f'{{"version": 1, "preparation": {{}}, "tokenizer": {json.dumps(TOKENIZER)}, "splits": {{"train": '
+        )
         file.write(f'{{"books": {entry}')
-        file.writelines(f'{"," if n else ""}{before}"train/books/books-{n:06d}.tar"{after}' for n in range(n_shards))
+        file.writelines(
+            f'{"," if n else ""}{before}"train/books/books-{n:06d}.tar"{after}'
+            for n in range(n_shards)
+        )
         file.write("]}}}}")
     size, began = (scratch / MANIFEST).stat().st_size, time.perf_counter()
     manifest = read_manifest(scratch)
     seconds, samples = time.perf_counter() - began, like.samples * n_shards
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"\nmanifest of {n_shards:,} shards, {samples:,} samples, {len(manifest.shards()) * like.tokens:,} tokens: "
-          f"{size / 1e6:,.0f} MB, read and checked in {seconds:.1f} s; the process grew to {rss:.1f} GB")  # fmt: skip
+    print(
+        f"\nmanifest of {n_shards:,} shards, {samples:,} samples, {len(manifest.shards()) * like.tokens:,} tokens: "
+        f"{size / 1e6:,.0f} MB, read and checked in {seconds:.1f} s; the process grew to {rss:.1f} GB"
+    )
 
 
 def shuffle_quality() -> None:
@@ -211,33 +253,54 @@ def shuffle_quality() -> None:
         _, start = order.locate(np.arange(order.epoch_windows))
         ranks.append(abs(np.corrcoef(np.argsort(np.argsort(start)), np.arange(len(start)))[0, 1]))
     groups = [start[at : at + 65_536] for at in range(0, len(start) - 65_536, 65_536)]
-    within = [abs(np.corrcoef(np.argsort(np.argsort(group)), np.arange(65_536))[0, 1]) for group in groups]
+    within = [
+        abs(np.corrcoef(np.argsort(np.argsort(group)), np.arange(65_536))[0, 1]) for group in groups
+    ]
     perfect = np.random.default_rng(0).permutation(start)
 
     def neighbours(at: np.ndarray) -> float:
-        documents = np.sort((at[: len(at) // BATCH * BATCH] // BOOK_TOKENS).reshape(-1, BATCH), axis=1)
+        documents = np.sort(
+            (at[: len(at) // BATCH * BATCH] // BOOK_TOKENS).reshape(-1, BATCH), axis=1
+        )
         return (np.diff(documents, axis=1) == 0).sum(axis=1).mean()
 
-    print(f"\nshuffle of {tokens:,} tokens in books of {BOOK_TOKENS:,}\n"
-          f"  rank correlation of place and time: over an epoch {np.mean(ranks):.3f} in size, mean of 5 seeds (its "
-          f"{len(groups)} groups in random order: {len(groups) ** -0.5 * 0.8:.3f}); within a group of 65,536 windows "
-          f"at most {max(within):.4f}\n"
-          f"  windows of a batch of {BATCH} whose book another has too: {neighbours(start):.2f}; in a perfect shuffle "
-          f"{neighbours(perfect):.2f}; without one {neighbours(np.sort(start)):.2f}")  # fmt: skip
+    print(
+        f"\nshuffle of {tokens:,} tokens in books of {BOOK_TOKENS:,}\n"
+        f"  rank correlation of place and time: over an epoch {np.mean(ranks):.3f} in size, mean of 5 seeds (its "
+        f"{len(groups)} groups in random order: {len(groups) ** -0.5 * 0.8:.3f}); within a group of 65,536 windows "
+        f"at most {max(within):.4f}\n"
+        f"  windows of a batch of {BATCH} whose book another has too: {neighbours(start):.2f}; in a perfect shuffle "
+        f"{neighbours(perfect):.2f}; without one {neighbours(np.sort(start)):.2f}"
+    )
     mixed = WindowOrder(
-        {"books": 10**9, "lm1b": 8 * 10**8, "small": 10**7}, N_CTX, 1, {"books": 5, "lm1b": 4, "small": 1}
+        {"books": 10**9, "lm1b": 8 * 10**8, "small": 10**7},
+        N_CTX,
+        1,
+        {"books": 5, "lm1b": 4, "small": 1},
     )
     corpus, _ = mixed.locate(np.arange(mixed.epoch_windows))
     shares = np.bincount(corpus) / len(corpus)
-    print("  mixture asked 50 %, 40 %, 10 %: over an epoch " + ", ".join(f"{share:.4%}" for share in shares))
+    print(
+        "  mixture asked 50 %, 40 %, 10 %: over an epoch "
+        + ", ".join(f"{share:.4%}" for share in shares)
+    )
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/loading.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--shards", type=Path, metavar="DIR", help="shard directory (default: a made one)")
-    parser.add_argument("--tokens", type=int, default=50_000_000, help="size of the made one (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/loading.py", description=__doc__.split("\n")[0]
+    )
     parser.add_argument(
-        "--manifest-shards", type=int, default=100_000, help="of the big manifest (default: %(default)s)"
+        "--shards", type=Path, metavar="DIR", help="shard directory (default: a made one)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=50_000_000, help="size of the made one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--manifest-shards",
+        type=int,
+        default=100_000,
+        help="of the big manifest (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="loading-") as folder:

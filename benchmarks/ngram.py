@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from gpt1_ds import errors, shards
+from gpt1_ds.base.errors import guard
+from gpt1_ds.data.manifest import Manifest, read_manifest
+from gpt1_ds.data.token_stream import TokenStream
 
 NAMES = ("unigram", "bigram", "trigram")
 
@@ -47,7 +49,9 @@ class Level:
     def fit(cls, keys_N: np.ndarray, counts_N: np.ndarray, vocab_size: int) -> "Level":
         discount_N = discounts(counts_N)[np.minimum(counts_N, 3)]
         # Sorted keys hold each context's n-grams side by side.
-        contexts_M, starts_M, sizes_M = np.unique(keys_N // vocab_size, return_index=True, return_counts=True)
+        contexts_M, starts_M, sizes_M = np.unique(
+            keys_N // vocab_size, return_index=True, return_counts=True
+        )
         totals_M = np.add.reduceat(counts_N, starts_M)
         mass_N = (counts_N - discount_N) / np.repeat(totals_M, sizes_M)
         return cls(keys_N, mass_N, contexts_M, np.add.reduceat(discount_N, starts_M) / totals_M)
@@ -66,10 +70,14 @@ def discounts(counts_N: np.ndarray) -> np.ndarray:
     y = n1 / (n1 + 2 * n2)
     estimates = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
     # An estimate outside (0, count) can come of a tiny corpus, and would make a probability negative or zero.
-    return np.array([0.0] + [d if 0 < d < count else 0.5 for count, d in enumerate(estimates, start=1)])
+    return np.array(
+        [0.0] + [d if 0 < d < count else 0.5 for count, d in enumerate(estimates, start=1)]
+    )
 
 
-def lookup(keys_N: np.ndarray, values_N: np.ndarray, queries_T: np.ndarray, missing: float) -> np.ndarray:
+def lookup(
+    keys_N: np.ndarray, values_N: np.ndarray, queries_T: np.ndarray, missing: float
+) -> np.ndarray:
     """Value (T,) of each query among the sorted keys, `missing` where there is none."""
     at_T = np.minimum(np.searchsorted(keys_N, queries_T), len(keys_N) - 1)
     return np.where(keys_N[at_T] == queries_T, values_N[at_T], missing)
@@ -77,7 +85,9 @@ def lookup(keys_N: np.ndarray, values_N: np.ndarray, queries_T: np.ndarray, miss
 
 def fit(streams: Iterable[np.ndarray], order: int, vocab_size: int) -> list[Level]:
     """The levels of an `order`-gram model, unigrams first."""
-    keys, counts = np.unique(np.concatenate([ngrams(s, order, vocab_size) for s in streams]), return_counts=True)
+    keys, counts = np.unique(
+        np.concatenate([ngrams(s, order, vocab_size) for s in streams]), return_counts=True
+    )
     levels = [Level.fit(keys, counts, vocab_size)]
     for length in range(order - 1, 0, -1):
         # Each different longer n-gram counts once: a token seen after one word only is a poor guess after others.
@@ -90,34 +100,48 @@ def probabilities(levels: list[Level], stream_T: np.ndarray, vocab_size: int) ->
     """Probability (T,) of every token of the stream after its full context."""
     probability_T = np.full(len(stream_T), 1 / vocab_size)
     for order, level in enumerate(levels, start=1):
-        probability_T = level.probability(ngrams(stream_T, order, vocab_size), probability_T, vocab_size)
+        probability_T = level.probability(
+            ngrams(stream_T, order, vocab_size), probability_T, vocab_size
+        )
     return probability_T
 
 
-def read_all(root: str, manifest: shards.Manifest, split: str, corpus: str) -> np.ndarray:
-    stream = shards.TokenStream(root, manifest, split, corpus)
+def read_all(root: str, manifest: Manifest, split: str, corpus: str) -> np.ndarray:
+    stream = TokenStream(root, manifest, split, corpus)
     return stream.read(np.zeros(1, np.int64), stream.tokens)[0]
 
 
 def main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/ngram.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/ngram.py", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("shards", help="shard directory (of data_prep.build_shards)")
-    parser.add_argument("--valid-corpus", required=True, metavar="NAME", help="corpus whose split `valid` is scored")
+    parser.add_argument(
+        "--valid-corpus", required=True, metavar="NAME", help="corpus whose split `valid` is scored"
+    )
     args = parser.parse_args(argv)
 
-    manifest = shards.read_manifest(args.shards)
+    manifest = read_manifest(args.shards)
     vocab_size = manifest.tokenizer["vocab_size"]
     valid_T = read_all(args.shards, manifest, "valid", args.valid_corpus)
-    streams = [read_all(args.shards, manifest, "train", corpus) for corpus in manifest.splits["train"]]
-    trained = ", ".join(f"{corpus} {entry.tokens:,}" for corpus, entry in manifest.splits["train"].items())
-    print(f"interpolated modified Kneser-Ney, {vocab_size:,} pieces; train tokens: {trained}; "
-          f"valid tokens: {args.valid_corpus} {len(valid_T):,}")  # fmt: skip
+    streams = [
+        read_all(args.shards, manifest, "train", corpus) for corpus in manifest.splits["train"]
+    ]
+    trained = ", ".join(
+        f"{corpus} {entry.tokens:,}" for corpus, entry in manifest.splits["train"].items()
+    )
+    print(
+        f"interpolated modified Kneser-Ney, {vocab_size:,} pieces; train tokens: {trained}; "
+        f"valid tokens: {args.valid_corpus} {len(valid_T):,}"
+    )
     for order, name in enumerate(tqdm(NAMES, "n-grams", disable=None), start=1):
         started = time.perf_counter()
         loss = -np.log(probabilities(fit(streams, order, vocab_size), valid_T, vocab_size)).mean()
         seconds = time.perf_counter() - started
-        tqdm.write(f"{name:8} {loss:7.4f} nats/token  perplexity {math.exp(loss):10.2f}  ({seconds:.1f} s)")
+        tqdm.write(
+            f"{name:8} {loss:7.4f} nats/token  perplexity {math.exp(loss):10.2f}  ({seconds:.1f} s)"
+        )
 
 
 if __name__ == "__main__":
-    errors.guard(main)
+    guard(main)

@@ -21,16 +21,19 @@ if __name__ == "__main__":
 import numpy as np
 import sentencepiece
 
-from data_prep.cleaning import Cleaning, add_option, parse_steps
-from data_prep.corpus import SourceReader, find_sources
+from data_prep.reading.cleaning import Cleaning, add_option, parse_steps
+from data_prep.reading.corpus import SourceReader, find_sources
 from data_prep.verify_shards import iter_samples
-from gpt1_ds.shards import read_manifest
-from gpt1_ds.tokenizer import MODEL_FILE, load_tokenizer
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.data.tokenizer import MODEL_FILE, load_tokenizer
 
 # Open MPI refuses root, which is what containers run as.
 os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCHERS = {"1 process": [], "2 ranks": [str(Path(sys.executable).with_name("mpirun")), "--oversubscribe", "-n", "2"]}
+LAUNCHERS = {
+    "1 process": [],
+    "2 ranks": [str(Path(sys.executable).with_name("mpirun")), "--oversubscribe", "-n", "2"],
+}
 
 
 def clean_documents(corpus: str, cleaning: Cleaning) -> list[str]:
@@ -72,17 +75,41 @@ def main() -> None:
             seconds["encode"].append((time.monotonic() - wall, time.process_time() - cpu))
             for way, launcher in LAUNCHERS.items():
                 out = Path(folder) / f"{number} {way}"
-                options = ["--tokenizer", args.tokenizer, "--corpus", f"c={args.corpus}", "--validation-fraction", 0]
-                options += ["--duplicate-paragraphs", 0, *(word for steps in args.clean for word in ("--clean", steps))]
-                command = [*launcher, sys.executable, "-m", "data_prep.build_shards", *options, "--out", out]
+                options = [
+                    "--tokenizer",
+                    args.tokenizer,
+                    "--corpus",
+                    f"c={args.corpus}",
+                    "--validation-fraction",
+                    0,
+                ]
+                options += [
+                    "--duplicate-paragraphs",
+                    0,
+                    *(word for steps in args.clean for word in ("--clean", steps)),
+                ]
+                command = [
+                    *launcher,
+                    sys.executable,
+                    "-m",
+                    "data_prep.build_shards",
+                    *options,
+                    "--out",
+                    out,
+                ]
                 seconds[way].append(timed([str(word) for word in command]))
         shards = read_manifest(out).splits["train"]["c"].shards
-        sharded_T = np.concatenate([tokens for shard in shards for tokens, _, _ in iter_samples(out / shard.file)])
+        sharded_T = np.concatenate(
+            [tokens for shard in shards for tokens, _, _ in iter_samples(out / shard.file)]
+        )
     raw_T = np.concatenate([np.array([*one, eot], np.int64) for one in ids])
-    print(f"{megabytes:.1f} MB in {len(documents):,} documents, {len(raw_T):,} tokens; {args.rounds} rounds")
+    print(
+        f"{megabytes:.1f} MB in {len(documents):,} documents, {len(raw_T):,} tokens; {args.rounds} rounds"
+    )
     print(f"{'':<12}{'MB/s':>8}{'MB per CPU second':>20}{'beside encode, per core':>26}")
     best = {
-        way: tuple(megabytes / min(column) for column in zip(*times, strict=True)) for way, times in seconds.items()
+        way: tuple(megabytes / min(column) for column in zip(*times, strict=True))
+        for way, times in seconds.items()
     }
     for way, (wall, cpu) in best.items():
         print(f"{way:<12}{wall:>8.2f}{cpu:>20.2f}{cpu / best['encode'][1]:>25.2f}x")

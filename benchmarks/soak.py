@@ -26,10 +26,13 @@ from pathlib import Path
 import psutil
 import torch
 
+from gpt1_ds.checkpoints.deepspeed_files import SavedParameters, allow_known_classes
+from gpt1_ds.checkpoints.folder import find_checkpoint, read_manifest_file
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gpt1_ds import checkpoint, resize  # noqa: E402
+pass  # DROP  # noqa: E402
 
 SIGNALS = {
     "SIGKILL a rank": ("rank", signal.SIGKILL),
@@ -48,16 +51,33 @@ class Job:
 
     def __init__(self, folder: Path, arguments: list[str], ranks: int):
         self.folder, self.log = folder, folder.parent / f"{folder.name}.log"
-        self.command = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", "{port}",
-                        str(ROOT / "gpt1_ds" / "train.py"), *arguments, f"run.dir={folder}",
-                        "run.name=soak", "distributed.timeout_seconds=60"]  # fmt: skip
+        self.command = [
+            "deepspeed",
+            "--num_accelerators",
+            str(ranks),
+            "--master_port",
+            "{port}",
+            str(ROOT / "gpt1_ds" / "train.py"),
+            *arguments,
+            f"run.dir={folder}",
+            "run.name=soak",
+            "distributed.timeout_seconds=60",
+        ]
         self.seen: dict[int, psutil.Process] = {}
 
     def start(self) -> None:
-        command = [word.format(port=free_port()) if word == "{port}" else word for word in self.command]
+        command = [
+            word.format(port=free_port()) if word == "{port}" else word for word in self.command
+        ]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
-                                            start_new_session=True)  # fmt: skip
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                start_new_session=True,
+            )
         self.seen = {self.process.pid: psutil.Process(self.process.pid)}
 
     def look(self) -> list[psutil.Process]:
@@ -67,7 +87,11 @@ class Job:
                 self.seen |= {child.pid: child for child in known.children(recursive=True)}
             except psutil.NoSuchProcess:
                 pass
-        return [process for process in self.alive() if any("--local_rank" in word for word in command(process))]
+        return [
+            process
+            for process in self.alive()
+            if any("--local_rank" in word for word in command(process))
+        ]
 
     def alive(self) -> list[psutil.Process]:
         return [p for p in self.seen.values() if p.is_running() and command(p)]
@@ -75,7 +99,9 @@ class Job:
     def step(self) -> int:
         try:
             lines = (self.folder / "soak" / "metrics.jsonl").read_text().splitlines()
-            return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+            return max(
+                (json.loads(line)["step"] for line in lines if line.endswith("}")), default=0
+            )
         except (OSError, ValueError):
             return 0
 
@@ -88,7 +114,9 @@ class Job:
         while self.process.poll() is None or self.alive():
             self.look()
             if time.monotonic() - began > GONE_SECONDS:
-                raise SystemExit(f"error: {self.folder}: {[command(p) for p in self.alive()]} live on; see {self.log}")
+                raise SystemExit(
+                    f"error: {self.folder}: {[command(p) for p in self.alive()]} live on; see {self.log}"
+                )
             time.sleep(0.5)
         return round(time.monotonic() - began, 1)
 
@@ -101,7 +129,7 @@ def command(process: psutil.Process) -> list[str]:
 
 
 def free_port() -> int:
-    from gpt1_ds.distributed import free_port
+    from gpt1_ds.distributed.environment import free_port
 
     return free_port()
 
@@ -111,7 +139,9 @@ def mount(folder: Path) -> bool:
     folder.mkdir(exist_ok=True)
     if folder.is_mount():
         return True
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], capture_output=True
+    )
     return done.returncode == 0
 
 
@@ -129,7 +159,12 @@ def punish(job: Job, deed: str, chance: random.Random) -> dict:
     step = job.step()
     if deed == DISK_FULL:
         fill_disk(job, seconds := chance.uniform(30, 90))
-        return {"deed": deed, "step": step, "seconds": round(seconds, 1), "ended": job.process.poll()}
+        return {
+            "deed": deed,
+            "step": step,
+            "seconds": round(seconds, 1),
+            "ended": job.process.poll(),
+        }
     whom, number = SIGNALS[deed]
     pool = ranks if whom == "rank" else [p for p in job.alive() if p not in ranks]
     if not pool:
@@ -141,19 +176,26 @@ def punish(job: Job, deed: str, chance: random.Random) -> dict:
 
 def bits(folder: Path) -> dict[str, torch.Tensor]:
     """Every parameter's float32 weight and moments in the newest checkpoint, by name."""
-    newest = checkpoint.find(folder)
-    checkpoint._allow_known_classes()
-    shards, found = resize.Shards(newest, checkpoint._read_manifest(newest)), {}
+    newest = find_checkpoint(folder)
+    allow_known_classes()
+    shards, found = SavedParameters(newest, read_manifest_file(newest)), {}
     for name, weight in shards.weights():
         found[f"{newest.name}: {name}"] = weight
-        found |= {f"{newest.name}: {name} {key}": torch.as_tensor(v) for key, v in shards.state(name).items()}
+        found |= {
+            f"{newest.name}: {name} {key}": torch.as_tensor(v)
+            for key, v in shards.state(name).items()
+        }
     return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder of both runs")
-    parser.add_argument("--every", type=float, default=240.0, help="seconds from deed to deed, on average")
+    parser.add_argument(
+        "--every", type=float, default=240.0, help="seconds from deed to deed, on average"
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the killer")
     parser.add_argument("arguments", nargs="+", help="of gpt1_ds/train.py, after --")
@@ -183,26 +225,37 @@ def main() -> int:
             disturbed.start()
         if time.monotonic() > due:
             order = order or chance.sample(deeds, len(deeds))  # each once before any comes again
-            entry = {"minute": round((time.monotonic() - began) / 60, 2), **punish(disturbed, order.pop(), chance)}
+            entry = {
+                "minute": round((time.monotonic() - began) / 60, 2),
+                **punish(disturbed, order.pop(), chance),
+            }
             done[entry["deed"]] += 1
             with ledger.open("a") as file:
                 print(json.dumps(entry), file=file)
-            print(f"{entry['minute']:7.2f} min  step {entry['step']:>6}  {entry['deed']:22} {entry.get('seconds')} s, "
-                  f"launcher's exit code {entry['ended']}", flush=True)  # fmt: skip
+            print(
+                f"{entry['minute']:7.2f} min  step {entry['step']:>6}  {entry['deed']:22} {entry.get('seconds')} s, "
+                f"launcher's exit code {entry['ended']}",
+                flush=True,
+            )
             due = time.monotonic() + chance.expovariate(1 / args.every)
     undisturbed.process.wait()
     if not undisturbed.done():
         raise SystemExit(f"error: the undisturbed run failed; see {undisturbed.log}")
     ours, theirs = bits(disturbed.folder / "soak"), bits(undisturbed.folder / "soak")
-    differing = [name for name in ours.keys() | theirs.keys()
-                 if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])]  # fmt: skip
+    differing = [
+        name
+        for name in ours.keys() | theirs.keys()
+        if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])
+    ]
     if mounted:
         shutil.copytree(disturbed.folder, args.out / "kept")
         subprocess.run(["umount", "-l", str(disturbed.folder)], check=True)
         disturbed.folder.rmdir()
         (args.out / "kept").rename(disturbed.folder)
-    print(f"{sum(done.values())} deeds in {(time.monotonic() - began) / 60:.1f} minutes: "
-          + ", ".join(f"{deed} {count}" for deed, count in sorted(done.items())))  # fmt: skip
+    print(
+        f"{sum(done.values())} deeds in {(time.monotonic() - began) / 60:.1f} minutes: "
+        + ", ".join(f"{deed} {count}" for deed, count in sorted(done.items()))
+    )
     same = f"all {len(ours)} tensors (weights and both moments) of the last checkpoints are the same, bit for bit"
     print(f"{len(differing)} of {len(ours)} tensors differ: {differing[:5]}" if differing else same)
     return 1 if differing else 0

@@ -27,21 +27,29 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import sentencepiece
 
 from data_prep import sample
-from data_prep.cleaning import Cleaning, parse_steps
-from data_prep.corpus import Source, SourceReader, find_sources
-from gpt1_ds import errors, huggingface
-from gpt1_ds.tokenizer import MODEL_FILE, load_tokenizer
+from data_prep.reading.cleaning import Cleaning, parse_steps
+from data_prep.reading.corpus import Source, SourceReader, find_sources
+from gpt1_ds.base.errors import guard
+from gpt1_ds.data.tokenizer import MODEL_FILE, load_tokenizer
+from gpt1_ds.interchange.tokenizer_json import tokenizer_json
 
 BATCH_CHARACTERS = 1 << 20
 Way = Callable[[list[str]], Any]
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks/tokenize_text.py", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "tokenizer", type=Path, metavar="TOKENIZER", help="folder of train_tokenizer or of OpenAI's BPE"
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/tokenize_text.py", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--text", type=Path, metavar="PATH", help="a corpus (default: 4 MB of the embedded sample)")
+    parser.add_argument(
+        "tokenizer",
+        type=Path,
+        metavar="TOKENIZER",
+        help="folder of train_tokenizer or of OpenAI's BPE",
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="PATH", help="a corpus (default: 4 MB of the embedded sample)"
+    )
     parser.add_argument("--megabytes", type=float, default=20, help="how much of it (default: 20)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each way (default: 5)")
     args = parser.parse_args(argv)
@@ -77,7 +85,9 @@ def compare(folder: Path, text: Path, megabytes: float, rounds: int) -> None:
                 encode(batch)
             speeds[name].append(size / (time.process_time() - start) / 1e6)
     base = next(iter(ways))
-    print(f"{warm.kind}, {warm.vocab_size:,} pieces; {size / 1e6:.1f} MB of {text.name}; {rounds} rounds")
+    print(
+        f"{warm.kind}, {warm.vocab_size:,} pieces; {size / 1e6:.1f} MB of {text.name}; {rounds} rounds"
+    )
     print(f"{'':<16}{'MB/s':>8}   times {base}")
     for name, found in speeds.items():
         ratio = statistics.median(a / b for a, b in zip(found, speeds[base], strict=True))
@@ -88,7 +98,9 @@ def read(sources: list[Source], limit_bytes: float) -> Iterator[list[str]]:
     """Lines of the cleaned text, in batches of about a million characters, as `build_shards` has them."""
     cleaning = Cleaning(parse_steps([], {"text"}))
     batch, characters, total = [], 0, 0
-    for piece in itertools.chain.from_iterable(SourceReader(source, cleaning).pieces() for source in sources):
+    for piece in itertools.chain.from_iterable(
+        SourceReader(source, cleaning).pieces() for source in sources
+    ):
         batch += piece.text.split("\n")
         characters += len(piece.text)
         if characters >= BATCH_CHARACTERS:
@@ -104,9 +116,11 @@ def read(sources: list[Source], limit_bytes: float) -> Iterator[list[str]]:
 def hugging_face(folder: Path) -> Way:
     import tokenizers
 
-    converted = huggingface.tokenizer_json(load_tokenizer(folder), folder)
+    converted = tokenizer_json(load_tokenizer(folder), folder)
     fast = tokenizers.Tokenizer.from_str(json.dumps(converted))
-    return lambda batch: [encoding.ids for encoding in fast.encode_batch_fast(batch, add_special_tokens=False)]
+    return lambda batch: [
+        encoding.ids for encoding in fast.encode_batch_fast(batch, add_special_tokens=False)
+    ]
 
 
 def same(ours: Way, theirs: Way, batches: list[list[str]], name: str) -> None:
@@ -116,7 +130,7 @@ def same(ours: Way, theirs: Way, batches: list[list[str]], name: str) -> None:
 
 
 def cli() -> None:
-    errors.guard(main)
+    guard(main)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,13 @@ if __name__ == "__main__":
 
 import torch
 
-from gpt1_ds import distributed, engine
-from gpt1_ds.config import PretrainConfig, load
-from gpt1_ds.deepspeed_config import resolve
-from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.distributed import collectives, environment, rendezvous
+from gpt1_ds.engine.internals import import_deepspeed
+from gpt1_ds.engine.start import initialize
+from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.settings.deepspeed_json import resolve
+from gpt1_ds.settings.loading import load
+from gpt1_ds.settings.sections import PretrainConfig
 
 VOCAB_SIZE, N_CTX = 40_478, 512
 LR, CLIP = 2.5e-4, 1.0
@@ -35,11 +38,19 @@ Step = Callable[[torch.Tensor], None]
 
 
 def ours(layers: int, windows: int, *overrides: str, ds: str = "zero1_bf16.json") -> Step:
-    options = [f"model.n_layer={layers}", f"train.global_batch={windows}", f"train.micro_batch={windows}", *overrides]
+    options = [
+        f"model.n_layer={layers}",
+        f"train.global_batch={windows}",
+        f"train.micro_batch={windows}",
+        *overrides,
+    ]
     config = load(PretrainConfig, None, options)
-    distributed.start(600.0)
-    trainer = engine.initialize(GPT(GPTConfig(VOCAB_SIZE, n_layer=layers)), config, resolve(
-        ROOT / "ds_configs" / ds, config, 1))  # fmt: skip
+    rendezvous.join_process_group(600.0)
+    trainer = initialize(
+        GPT(GPTConfig(VOCAB_SIZE, n_layer=layers)),
+        config,
+        resolve(ROOT / "ds_configs" / ds, config, 1),
+    )
 
     def step(ids_BT: torch.Tensor) -> None:
         trainer.backward(trainer(ids_BT[:, :-1], ids_BT[:, 1:])[1].mean())
@@ -55,17 +66,31 @@ def compiled(layers: int, windows: int) -> Step:
 def transformers_model(layers: int) -> torch.nn.Module:
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=VOCAB_SIZE, n_layer=layers)).bfloat16().train()
+    return (
+        OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=VOCAB_SIZE, n_layer=layers))
+        .bfloat16()
+        .train()
+    )
 
 
 def transformers_deepspeed(layers: int, windows: int) -> Step:
     """As shipped: DeepSpeed's own Adam would be compiled for minutes, so torch's."""
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(distributed.free_port()))  # fmt: skip
-    deepspeed = distributed.import_deepspeed()
-    ds = {"train_batch_size": windows, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1},
-          "gradient_clipping": CLIP, "steps_per_print": 2**31 - 1,
-          "optimizer": {"type": "AdamW", "params": {"lr": LR, "torch_adam": True}}}  # fmt: skip
+    os.environ.update(
+        RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_RANK="0",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(environment.free_port()),
+    )
+    deepspeed = import_deepspeed()
+    ds = {
+        "train_batch_size": windows,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 1},
+        "gradient_clipping": CLIP,
+        "steps_per_print": 2**31 - 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": LR, "torch_adam": True}},
+    }
     model = transformers_model(layers)
     trainer, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=ds)
 
@@ -78,7 +103,7 @@ def transformers_deepspeed(layers: int, windows: int) -> Step:
 
 def plain_loop(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor]) -> Step:
     """bf16 weights, float32 masters, clipping, fused AdamW, by hand."""
-    weights = [p for p in model.bfloat16().to(distributed.device()).parameters() if p.requires_grad]
+    weights = [p for p in model.bfloat16().to(collectives.device()).parameters() if p.requires_grad]
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=LR, fused=True)
 
@@ -106,7 +131,9 @@ def nanogpt(layers: int, windows: int) -> Step:
     sys.path.insert(0, os.environ["NANOGPT"])
     import model as nano
 
-    shape = nano.GPTConfig(block_size=N_CTX, vocab_size=VOCAB_SIZE, n_layer=layers, n_head=12, n_embd=768, dropout=0.1)
+    shape = nano.GPTConfig(
+        block_size=N_CTX, vocab_size=VOCAB_SIZE, n_layer=layers, n_head=12, n_embd=768, dropout=0.1
+    )
     model = nano.GPT(shape).train()
     forward = torch.compile(model)
     return plain_loop(model, lambda ids_BT: forward(ids_BT[:, :-1], ids_BT[:, 1:].contiguous())[1])
@@ -116,7 +143,10 @@ def limit(layers: int, windows: int) -> Step:
     """The bf16 matrix products of a step, forward and both of backward, and nothing else; attention's half of it."""
     best_allocator()
     rows, width = windows * N_CTX, 768
-    x = {size: torch.randn(rows, size).bfloat16() for size in (width, 3 * width, 4 * width, VOCAB_SIZE)}
+    x = {
+        size: torch.randn(rows, size).bfloat16()
+        for size in (width, 3 * width, 4 * width, VOCAB_SIZE)
+    }
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)] * layers
     shapes.append((width, VOCAB_SIZE))
     weights = {shape: torch.randn(shape).bfloat16() for shape in shapes}
@@ -136,13 +166,22 @@ def limit(layers: int, windows: int) -> Step:
 def best_allocator() -> None:
     """glibc keeps what is freed instead of returning it page by page, as `distributed.start` does for us."""
     libc = ctypes.CDLL(None)
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    for option, value in (
+        (-4, 0),
+        (-1, 2**31 - 1),
+        (-2, 1 << 28),
+    ):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
         libc.mallopt(option, value)
 
 
-WAYS = {"gpt1_ds": ours, "gpt1_ds, train.compile": compiled, "transformers, DeepSpeed ZeRO-1": transformers_deepspeed,
-        "transformers, plain loop, best allocator": transformers_plain, "nanoGPT compiled, best allocator": nanogpt,
-        "limit: matrix products alone": limit}  # fmt: skip
+WAYS = {
+    "gpt1_ds": ours,
+    "gpt1_ds, train.compile": compiled,
+    "transformers, DeepSpeed ZeRO-1": transformers_deepspeed,
+    "transformers, plain loop, best allocator": transformers_plain,
+    "nanoGPT compiled, best allocator": nanogpt,
+    "limit: matrix products alone": limit,
+}
 OWN = "gpt1_ds"
 TOGETHER = 2
 """Peers beside ours at a time: each way holds about 5 GB."""
@@ -160,25 +199,36 @@ def work(name: str, layers: int, windows: int, pipe) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way, taken in turn")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="timed steps of each way, taken in turn"
+    )
     parser.add_argument("--windows", type=int, default=4, help="windows of 512 tokens a step")
     parser.add_argument("--layers", type=int, default=12, help="blocks")
-    parser.add_argument("--nanogpt", metavar="PATH", help="checkout of nanoGPT; left out without it")
+    parser.add_argument(
+        "--nanogpt", metavar="PATH", help="checkout of nanoGPT; left out without it"
+    )
     args = parser.parse_args()
     os.environ["DS_ACCELERATOR"] = "cpu"
     if args.nanogpt:
         os.environ["NANOGPT"] = args.nanogpt
     peers = [name for name in WAYS if name != OWN and (WAYS[name] is not nanogpt or args.nanogpt)]
-    print(f"{'way to train GPT-1, ' + str(args.windows) + ' x 512':44}{'tokens/s':>9}{'min':>7}{'max':>7}   {OWN} is")
+    print(
+        f"{'way to train GPT-1, ' + str(args.windows) + ' x 512':44}{'tokens/s':>9}{'min':>7}{'max':>7}   {OWN} is"
+    )
     for first in range(0, len(peers), TOGETHER):
         names = [OWN, *peers[first : first + TOGETHER]]
         seconds = in_turns(names, args)
         tokens, own = args.windows * N_CTX, statistics.median(seconds[OWN])
         for name, times in seconds.items():
             median = statistics.median(times)
-            print(f"{name:44}{tokens / median:9.0f}{tokens / max(times):7.0f}{tokens / min(times):7.0f}"
-                  f"{median / own:10.2f} x", flush=True)  # fmt: skip
+            print(
+                f"{name:44}{tokens / median:9.0f}{tokens / max(times):7.0f}{tokens / min(times):7.0f}"
+                f"{median / own:10.2f} x",
+                flush=True,
+            )
 
 
 def in_turns(names: list[str], args: argparse.Namespace) -> dict[str, list[float]]:
@@ -186,7 +236,9 @@ def in_turns(names: list[str], args: argparse.Namespace) -> dict[str, list[float
     context, workers = multiprocessing.get_context("spawn"), {}
     for name in names:
         here, there = context.Pipe()
-        process = context.Process(target=work, args=(name, args.layers, args.windows, there), daemon=True)
+        process = context.Process(
+            target=work, args=(name, args.layers, args.windows, there), daemon=True
+        )
         process.start()
         there.close()  # else a worker that fails would leave us waiting
         here.send(True)

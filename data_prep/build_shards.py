@@ -22,17 +22,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
-from data_prep.corpus import Source, find_sources, in_ranges, is_divisible
-from data_prep.duplicates import bands
-from data_prep.encoding import Encoder, Unit, plan_units
-from data_prep.formats import BLOCK_LINES
-from data_prep.layout import Layout, Parts, ShardBuilder, plan_shards
-from data_prep.ranks import CLAIM, Ranks
-from gpt1_ds.errors import ConfigError, DataError, guard
-from gpt1_ds.files import file_sha256, write_atomically
-from gpt1_ds.shards import MANIFEST, SAMPLE_TOKENS, SPLITS, CorpusEntry, Manifest, read_manifest, write_manifest
-from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
+from data_prep.building.duplicates import bands
+from data_prep.building.encoding import Encoder, Unit, plan_units
+from data_prep.building.layout import Layout, Parts, ShardBuilder, plan_shards
+from data_prep.building.ranks import CLAIM, Ranks
+from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
+from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
+from data_prep.reading.formats import BLOCK_LINES
+from data_prep.reading.table import print_table
+from gpt1_ds.base.errors import ConfigError, DataError, guard
+from gpt1_ds.base.files import file_sha256, write_atomically
+from gpt1_ds.data.manifest import (
+    MANIFEST,
+    SAMPLE_TOKENS,
+    SPLITS,
+    CorpusEntry,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 
 WORK = ".work"
 PLAN = ".plan.json"
@@ -58,7 +67,9 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
         sources = find_sources(args.corpus, args.validation)
         held.enter_context(_lock(args.out))
         if _is_finished(args, tokenizer, sources):
-            print(f"{args.out}: finished before, from the same sources, options and tokenizer; nothing to do")
+            print(
+                f"{args.out}: finished before, from the same sources, options and tokenizer; nothing to do"
+            )
             return None
         tokenizer.copy_to(args.out / "tokenizer")
         (args.out / WORK).mkdir(exist_ok=True)
@@ -69,28 +80,70 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.build_shards", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.build_shards", description=__doc__.split("\n")[0]
+    )
     option = parser.add_argument
-    option("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of train_tokenizer, or OpenAI's files")
-    option("--corpus", action="append", required=True, metavar="NAME=PATH",
-           help="text, a file or a folder; repeatable, also for one NAME")  # fmt: skip
-    option("--validation", action="append", default=[], metavar="NAME=PATH",
-           help="held-out text of that corpus, of which then nothing else is held out; repeatable")  # fmt: skip
-    option("--validation-fraction", type=float, default=0.005, metavar="FRACTION",
-           help="share of documents, chosen by their hash, that corpora without a held-out part give to validation;"
-           " one document at least (default: 0.005)")  # fmt: skip
+    option(
+        "--tokenizer",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of train_tokenizer, or OpenAI's files",
+    )
+    option(
+        "--corpus",
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="text, a file or a folder; repeatable, also for one NAME",
+    )
+    option(
+        "--validation",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="held-out text of that corpus, of which then nothing else is held out; repeatable",
+    )
+    option(
+        "--validation-fraction",
+        type=float,
+        default=0.005,
+        metavar="FRACTION",
+        help="share of documents, chosen by their hash, that corpora without a held-out part give to validation;"
+        " one document at least (default: 0.005)",
+    )
     add_option(parser)
-    option("--bad-text", choices=BAD_TEXT, default="mend",
-           help="what becomes of documents that are not clean UTF-8: converted (UTF-16, Latin-1) or mended, dropped, or"
-           " refused, which ends the job; the first two are counted (default: mend)")  # fmt: skip
-    option("--duplicate-paragraphs", type=int, default=200, metavar="CHARACTERS",
-           help="least length of paragraphs that are dropped where they occurred before, in any corpus; 0 drops none;"
-           " duplicate documents are always dropped (default: 200)")  # fmt: skip
-    option("--near-duplicates", type=float, default=0.0, metavar="SIMILARITY",
-           help="drop documents too whose five-word runs are those of an earlier one to this share (Jaccard, by"
-           " MinHash; 0.8, say); 0: off (default: 0)")  # fmt: skip
-    option("--shard-tokens", type=int, default=1 << 24, metavar="TOKENS",
-           help="most tokens in one shard (default: 16777216, 32 MiB)")  # fmt: skip
+    option(
+        "--bad-text",
+        choices=BAD_TEXT,
+        default="mend",
+        help="what becomes of documents that are not clean UTF-8: converted (UTF-16, Latin-1) or mended, dropped, or"
+        " refused, which ends the job; the first two are counted (default: mend)",
+    )
+    option(
+        "--duplicate-paragraphs",
+        type=int,
+        default=200,
+        metavar="CHARACTERS",
+        help="least length of paragraphs that are dropped where they occurred before, in any corpus; 0 drops none;"
+        " duplicate documents are always dropped (default: 200)",
+    )
+    option(
+        "--near-duplicates",
+        type=float,
+        default=0.0,
+        metavar="SIMILARITY",
+        help="drop documents too whose five-word runs are those of an earlier one to this share (Jaccard, by"
+        " MinHash; 0.8, say); 0: off (default: 0)",
+    )
+    option(
+        "--shard-tokens",
+        type=int,
+        default=1 << 24,
+        metavar="TOKENS",
+        help="most tokens in one shard (default: 16777216, 32 MiB)",
+    )
     option("--out", type=Path, required=True, metavar="DIR", help="shard directory to make")
     return parser
 
@@ -99,7 +152,11 @@ def _check(args: argparse.Namespace) -> None:
     for option, fits, bounds in (
         ("--validation-fraction", lambda value: 0 <= value < 1, "at least 0 and below 1"),
         ("--near-duplicates", lambda value: 0 <= value <= 1, "between 0 and 1"),
-        ("--shard-tokens", lambda value: value >= SAMPLE_TOKENS, f"at least {SAMPLE_TOKENS}, a sample"),
+        (
+            "--shard-tokens",
+            lambda value: value >= SAMPLE_TOKENS,
+            f"at least {SAMPLE_TOKENS}, a sample",
+        ),
         ("--duplicate-paragraphs", lambda value: value >= 0, "at least 0"),
     ):
         if not fits(value := getattr(args, option[2:].replace("-", "_"))):
@@ -117,7 +174,13 @@ def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> Non
     tokenizer = load_tokenizer(args.tokenizer)
     work = args.out / WORK
     units = _plan(ranks, work, sources)
-    encoder = Encoder(work, tokenizer, _cleaning(args), args.duplicate_paragraphs or sys.maxsize, args.near_duplicates)
+    encoder = Encoder(
+        work,
+        tokenizer,
+        _cleaning(args),
+        args.duplicate_paragraphs or sys.maxsize,
+        args.near_duplicates,
+    )
     with ranks.progress("tokenising", sum(unit.bytes for unit in units), work) as progress:
         for unit in ranks.shared(work, "unit", [unit.cost for unit in units]):
             with _writing(args.out):
@@ -130,9 +193,13 @@ def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> Non
             with _writing(args.out):
                 found.find(bucket)
             progress.add(found.bytes // found.buckets, 0)
-    layout = ranks.from_first(lambda: plan_shards(parts, args.validation_fraction, args.shard_tokens))
+    layout = ranks.from_first(
+        lambda: plan_shards(parts, args.validation_fraction, args.shard_tokens)
+    )
     builder = ShardBuilder(parts, layout, args.out, tokenizer.vocab_size)
-    with ranks.progress("writing shards", sum(plan.tokens for plan in layout.shards), work) as progress:
+    with ranks.progress(
+        "writing shards", sum(plan.tokens for plan in layout.shards), work
+    ) as progress:
         for number in ranks.shared(work, "shard", [plan.tokens for plan in layout.shards]):
             plan = layout.shards[number]
             progress.doing = plan.file
@@ -146,9 +213,13 @@ def _plan(ranks: Ranks, work: Path, sources: list[Source]) -> list[Unit]:
     """The units of work, large plain files in ranges, which the ranks look for together."""
     ranges = [[source] for source in sources]
     large = [number for number, source in enumerate(sources) if is_divisible(source)]
-    with ranks.progress("looking into large files", sum(sources[number].bytes for number in large), work) as progress:
+    with ranks.progress(
+        "looking into large files", sum(sources[number].bytes for number in large), work
+    ) as progress:
         mine = {}
-        for number in (large[job] for job in ranks.shared(work, "source", [sources[i].bytes for i in large])):
+        for number in (
+            large[job] for job in ranks.shared(work, "source", [sources[i].bytes for i in large])
+        ):
             progress.doing = str(sources[number].path)
             mine[number] = in_ranges(sources[number])
             progress.add(sources[number].bytes, 0)
@@ -164,7 +235,9 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or out
-        raise DataError(f"{where}: cannot be written ({error.strerror}); mend it and run again") from error
+        raise DataError(
+            f"{where}: cannot be written ({error.strerror}); mend it and run again"
+        ) from error
 
 
 def _lock(out: Path) -> Any:
@@ -173,10 +246,15 @@ def _lock(out: Path) -> Any:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise DataError(f"--out {out}: another build is writing there; wait for it, or choose another folder") from None
+        raise DataError(
+            f"--out {out}: another build is writing there; wait for it, or choose another folder"
+        ) from None
     except OSError as error:
         # Some cluster file systems are mounted without locks; building there is the user's choice.
-        print(f"warning: {out} cannot be locked ({error.strerror}); start one build at a time", file=sys.stderr)
+        print(
+            f"warning: {out} cannot be locked ({error.strerror}); start one build at a time",
+            file=sys.stderr,
+        )
     return file
 
 
@@ -185,7 +263,9 @@ def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
     folds = {"nfkc": ("\uff11", "1"), "lower": ("B", "b")}
     return {
         "tokenizer": tokenizer.sha256,
-        "by_the_tokenizer": {name: tokenizer.encode(a) == tokenizer.encode(b) for name, (a, b) in folds.items()},
+        "by_the_tokenizer": {
+            name: tokenizer.encode(a) == tokenizer.encode(b) for name, (a, b) in folds.items()
+        },
         "normalization": _cleaning(args).record(),
         "duplicate_paragraphs": args.duplicate_paragraphs,
         "near_duplicates": args.near_duplicates,
@@ -203,7 +283,10 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
     its sources have changed, cleared away.
     """
     out, settings = args.out, _settings(args, tokenizer)
-    plan = {"settings": settings, "sources": [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources]}
+    plan = {
+        "settings": settings,
+        "sources": [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources],
+    }
     before = json.loads((out / PLAN).read_text()) if (out / PLAN).exists() else None
     finished = (out / MANIFEST).exists()
     if finished:
@@ -214,7 +297,9 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
         shutil.rmtree(out / WORK, ignore_errors=True)  # left by a kill right after the manifest
     elif before is None:
         if any(path.name != LOCK for path in out.iterdir()):
-            raise DataError(f"--out {out}: is neither empty nor a shard directory; choose another folder")
+            raise DataError(
+                f"--out {out}: is neither empty nor a shard directory; choose another folder"
+            )
     elif before["sources"] != plan["sources"]:
         print(f"{out}: the sources have changed since the unfinished build there; starting anew")
         for folder in (WORK, *SPLITS):
@@ -228,7 +313,9 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
 def _refuse_other_settings(out: Path, now: dict[str, Any], before: dict[str, Any]) -> None:
     for name, value in now.items():
         if before.get(name) != value:
-            raise DataError(f"--out {out}: built with {name} {before.get(name)}, now {value}; {_OTHER_FOLDER}")
+            raise DataError(
+                f"--out {out}: built with {name} {before.get(name)}, now {value}; {_OTHER_FOLDER}"
+            )
 
 
 def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest) -> None:
@@ -238,16 +325,25 @@ def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest) 
         for source in record["sources"]
     }
     now = {(s.corpus, s.name, s.validation, s.bytes): s.path for s in sources}
-    differing = sorted(built.keys() ^ now.keys()) or [key for key in now if file_sha256(now[key]) != built[key]]
+    differing = sorted(built.keys() ^ now.keys()) or [
+        key for key in now if file_sha256(now[key]) != built[key]
+    ]
     for corpus, name, *_ in differing[:1]:
         what = f"'{name}' of corpus '{corpus}' differs, is new or is gone"
         raise DataError(f"--out {out}: built from other sources ({what}); {_OTHER_FOLDER}")
 
 
-def _finish(args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, builder: ShardBuilder) -> None:
+def _finish(
+    args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, builder: ShardBuilder
+) -> None:
     splits: dict[str, dict[str, CorpusEntry]] = {split: {} for split in SPLITS}
-    record = {name: getattr(tokenizer, name) for name in ("kind", "files", "sha256", "vocab_size", "special_ids")}
-    manifest = Manifest(record, {"settings": _settings(args, tokenizer), "corpora": layout.corpora}, splits)
+    record = {
+        name: getattr(tokenizer, name)
+        for name in ("kind", "files", "sha256", "vocab_size", "special_ids")
+    }
+    manifest = Manifest(
+        record, {"settings": _settings(args, tokenizer), "corpora": layout.corpora}, splits
+    )
     with _writing(args.out):
         for plan in layout.shards:
             shard = builder.finished(plan)
@@ -259,23 +355,6 @@ def _finish(args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, buil
         shutil.rmtree(args.out / WORK)
     print_table(manifest)
     print(f"{args.out / MANIFEST}: check it with `python -m data_prep.verify_shards {args.out}`")
-
-
-def print_table(manifest: Manifest) -> None:
-    """A line for each corpus and split, and one for what was dropped or mended, as the manifest tells it."""
-    print(f"{'corpus':<16}{'split':<7}{'documents':>12}{'tokens':>16}{'bytes/token':>13}{'unknown bytes':>15}")
-    for corpus, record in manifest.preparation["corpora"].items():
-        for split in SPLITS:
-            entry = manifest.splits[split].get(corpus)
-            if entry:
-                text = record["text"][split]
-                # The <eot> after each document stands for no text.
-                per_token = text["text_bytes"] / max(1, entry.tokens - entry.documents)
-                print(f"{corpus:<16}{split:<7}{entry.documents:>12,}{entry.tokens:>16,}{per_token:>13.2f}"
-                      f"{text['unknown']:>15,}")  # fmt: skip
-        notes = [f"{count:,} {reason}" for reason, count in record["dropped"].items() if count]
-        notes += [f"{count:,} {reason} mended" for reason, count in record["mended"].items() if count]
-        print(f"{'':<16}validation: {record['split']}; dropped: {', '.join(notes) or 'nothing'}")
 
 
 def cli() -> None:

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gpt1_ds.errors import ConfigError, DataError, guard, near
-from gpt1_ds.files import file_sha256
+from gpt1_ds.base.errors import ConfigError, DataError, guard, near
+from gpt1_ds.base.files import file_sha256
 
 ATTEMPTS = 6
 STALL_SECONDS = 60.0
@@ -43,28 +43,60 @@ class File(NamedTuple):
 
 
 SETS = {
-    "lm1b": [File(f"https://www.statmt.org/lm-benchmark/{_LM1B}.tar.gz", _LM1B, "01ba60381110baf7f189dfd2")],
+    "lm1b": [
+        File(
+            f"https://www.statmt.org/lm-benchmark/{_LM1B}.tar.gz", _LM1B, "01ba60381110baf7f189dfd2"
+        )
+    ],
     "cola": [File(_GLUE + "CoLA.zip", "CoLA", "f212fcd832b8f7b435fb991f")],
     "sst2": [File(_GLUE + "SST-2.zip", "SST-2", "d67e16fb55739c1b32cdce98")],
     "rte": [File(_GLUE + "RTE.zip", "RTE", "6bf86de103ecd335f3441bd4")],
     "qnli": [File(_GLUE + "QNLIv2.zip", "QNLI", "e634e78627a29adaecd4f955")],
-    "mnli": [File(_GLUE + "MNLI.zip", "MNLI", "e7c1d896d26ed6caf7001106"),
-             File(_GLUE + "AX.tsv", "MNLI/diagnostic.tsv", "0e13510b1bb14436ff7e2ee8")],
+    "mnli": [
+        File(_GLUE + "MNLI.zip", "MNLI", "e7c1d896d26ed6caf7001106"),
+        File(_GLUE + "AX.tsv", "MNLI/diagnostic.tsv", "0e13510b1bb14436ff7e2ee8"),
+    ],
     "wnli": [File(_GLUE + "WNLI.zip", "WNLI", "ae0e8e4d16f4d46d4a0a566e")],
     "stsb": [File(_GLUE + "STS-B.zip", "STS-B", "e60a6393de5a8b5b9bac5020")],
     "qqp": [File(_GLUE + "QQP-clean.zip", "QQP", "40e7c862c04eb26ee04b67fd")],
-    "mrpc": [File(f"{_MRPC}_train.txt", "MRPC/msr_paraphrase_train.txt", "60a9b09084528f0673eedee2"),
-             File(f"{_MRPC}_test.txt", "MRPC/msr_paraphrase_test.txt", "a04e271090879aaba6423d65")],
-    "snli": [File("https://nlp.stanford.edu/projects/snli/snli_1.0.zip", "snli_1.0", "afb3d70a5af5d8de0d9d81e2")],
-    "scitail": [File("http://data.allenai.org.s3.amazonaws.com/downloads/SciTailV1.1.zip", "SciTailV1.1",
-                     "3fccd37350a94ca280b75998")],
-    "race": [File("http://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz", "RACE", "b2769cc9fdc5c546a693300e")],
-    "dpr": [File(f"http://www.hlt.utdallas.edu/~vince/data/emnlp12/{part}.c.txt", f"DPR/{part}.c.txt")
-            for part in ("train", "test")],
-    "wnut17": [File(f"https://raw.githubusercontent.com/leondz/emerging_entities_17/master/{name}", f"WNUT17/{name}")
-               for name in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")],
-}  # fmt: skip
-SETS["glue"] = [file for name in "cola sst2 rte qnli mnli wnli stsb qqp mrpc".split() for file in SETS[name]]
+    "mrpc": [
+        File(f"{_MRPC}_train.txt", "MRPC/msr_paraphrase_train.txt", "60a9b09084528f0673eedee2"),
+        File(f"{_MRPC}_test.txt", "MRPC/msr_paraphrase_test.txt", "a04e271090879aaba6423d65"),
+    ],
+    "snli": [
+        File(
+            "https://nlp.stanford.edu/projects/snli/snli_1.0.zip",
+            "snli_1.0",
+            "afb3d70a5af5d8de0d9d81e2",
+        )
+    ],
+    "scitail": [
+        File(
+            "http://data.allenai.org.s3.amazonaws.com/downloads/SciTailV1.1.zip",
+            "SciTailV1.1",
+            "3fccd37350a94ca280b75998",
+        )
+    ],
+    "race": [
+        File(
+            "http://www.cs.cmu.edu/~glai1/data/race/RACE.tar.gz", "RACE", "b2769cc9fdc5c546a693300e"
+        )
+    ],
+    "dpr": [
+        File(f"http://www.hlt.utdallas.edu/~vince/data/emnlp12/{part}.c.txt", f"DPR/{part}.c.txt")
+        for part in ("train", "test")
+    ],
+    "wnut17": [
+        File(
+            f"https://raw.githubusercontent.com/leondz/emerging_entities_17/master/{name}",
+            f"WNUT17/{name}",
+        )
+        for name in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")
+    ],
+}
+SETS["glue"] = [
+    file for name in "cola sst2 rte qnli mnli wnli stsb qqp mrpc".split() for file in SETS[name]
+]
 ON_REQUEST = {
     "books": "BooksCorpus is no longer given out by its authors (https://yknzhu.wixsite.com/mbweb). Give a copy "
     "that you have (books_large_p1.txt and _p2.txt), or a folder of books, to `build_shards --corpus books=PATH`.",
@@ -74,10 +106,18 @@ ON_REQUEST = {
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.download", description=__doc__.split("\n")[0])
-    parser.add_argument("sets", nargs="+", metavar="SET", help=f"{', '.join(SETS)}; or {', '.join(ON_REQUEST)}")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to put the sets into")
-    parser.add_argument("--url", metavar="URL", help="a mirror: take URL/FILE instead of the publisher's file")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.download", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "sets", nargs="+", metavar="SET", help=f"{', '.join(SETS)}; or {', '.join(ON_REQUEST)}"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to put the sets into"
+    )
+    parser.add_argument(
+        "--url", metavar="URL", help="a mirror: take URL/FILE instead of the publisher's file"
+    )
     args = parser.parse_args(argv)
     for name in args.sets:
         if name not in SETS | ON_REQUEST:
@@ -103,11 +143,15 @@ def obtain(file: File, out: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"--out {out}: another download is writing there; wait for it") from None
+            raise DataError(
+                f"--out {out}: another download is writing there; wait for it"
+            ) from None
         fetch(file.url, part)
         if not file_sha256(part).startswith(file.sha256):
             part.unlink()
-            raise DataError(f"{file.url}: sha256 is not that of the published file; try again, or another --url")
+            raise DataError(
+                f"{file.url}: sha256 is not that of the published file; try again, or another --url"
+            )
         if name.endswith((".zip", ".tar.gz")):
             shutil.rmtree(unpacked, ignore_errors=True)
             unpack(part, unpacked, file.url)
@@ -139,7 +183,9 @@ def fetch(url: str, part: Path) -> None:
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = str(error)
         attempt = 1 if part.exists() and part.stat().st_size > have else attempt + 1
-    raise DataError(f"{url}: cannot be fetched ({reason}); try again later, or give a mirror with --url")
+    raise DataError(
+        f"{url}: cannot be fetched ({reason}); try again later, or give a mirror with --url"
+    )
 
 
 def _continue(url: str, part: Path, have: int) -> None:
@@ -151,7 +197,14 @@ def _continue(url: str, part: Path, have: int) -> None:
         total = have + int(length) if length else None
         with (
             open(part, "ab" if goes_on else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name[1:-5], disable=None) as bar,
+            tqdm(
+                total=total,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                desc=part.name[1:-5],
+                disable=None,
+            ) as bar,
         ):
             while block := response.read1(1 << 18):
                 file.write(block)
@@ -168,14 +221,26 @@ def unpack(archive: Path, folder: Path, url: str) -> None:
             for member in packed.infolist() if zipped else packed:
                 path = PurePosixPath(member.filename if zipped else member.name)
                 if path.is_absolute() or ".." in path.parts:
-                    raise DataError(f"{url}: member '{path}' leads out of the folder; nothing of it is kept")
+                    raise DataError(
+                        f"{url}: member '{path}' leads out of the folder; nothing of it is kept"
+                    )
                 if not (member.is_dir() if zipped else not member.isreg()):
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
                     with packed.open(member) if zipped else packed.extractfile(member) as content:
                         with open(folder / path, "wb") as file:
                             shutil.copyfileobj(content, file, 1 << 20)
-    except (OSError, EOFError, ValueError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{url}: cannot be unpacked ({error}); delete {archive} and try again") from error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise DataError(
+            f"{url}: cannot be unpacked ({error}); delete {archive} and try again"
+        ) from error
 
 
 def cli() -> None:

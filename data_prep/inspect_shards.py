@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1_ds.errors import ConfigError, DataError, guard, near
-from gpt1_ds.shards import SPLITS, Manifest, Shard, read_manifest
-from gpt1_ds.tokenizer import load_tokenizer
+from gpt1_ds.base.errors import ConfigError, DataError, guard, near
+from gpt1_ds.data.manifest import SPLITS, Manifest, Shard, read_manifest
+from gpt1_ds.data.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,44 @@ class Part:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.inspect_shards", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.inspect_shards", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("directory", type=Path, help="shard directory, the --out of build_shards")
     parser.add_argument("--corpus", metavar="NAME", help="look into this corpus (default: all)")
-    parser.add_argument("--document", metavar="ID", help="print the text of this document (default: list them)")
+    parser.add_argument(
+        "--document", metavar="ID", help="print the text of this document (default: list them)"
+    )
     args = parser.parse_args(argv)
     manifest = read_manifest(args.directory)
-    corpora = list(dict.fromkeys(name for split in SPLITS for name in manifest.splits.get(split, {})))
+    corpora = list(
+        dict.fromkeys(name for split in SPLITS for name in manifest.splits.get(split, {}))
+    )
     if args.corpus and args.corpus not in corpora:
-        raise ConfigError(f"--corpus {args.corpus}: not in {args.directory}; {near(args.corpus, corpora)}")
+        raise ConfigError(
+            f"--corpus {args.corpus}: not in {args.directory}; {near(args.corpus, corpora)}"
+        )
     for split, corpus in ((split, corpus) for split in SPLITS for corpus in corpora):
         if args.corpus in (None, corpus) and corpus in manifest.splits.get(split, {}):
             for document, pieces in documents(args.directory, manifest, split, corpus):
                 if args.document is None:
-                    print(f"{split}\t{corpus}\t{sum(part.tokens for _, _, part in pieces)}\t{document}")
+                    print(
+                        f"{split}\t{corpus}\t{sum(part.tokens for _, _, part in pieces)}\t{document}"
+                    )
                 elif args.document == document:
                     return print(text(args.directory, manifest, pieces))
     if args.document is not None:
-        raise DataError(f"--document {args.document}: not in {args.directory}; without the option, all are listed")
+        raise DataError(
+            f"--document {args.document}: not in {args.directory}; without the option, all are listed"
+        )
 
 
 Piece = tuple[Shard, int, Part]  # (shard, number of its sample, what that holds)
 
 
-def documents(root: Path, manifest: Manifest, split: str, corpus: str) -> Iterator[tuple[str, list[Piece]]]:
+def documents(
+    root: Path, manifest: Manifest, split: str, corpus: str
+) -> Iterator[tuple[str, list[Piece]]]:
     """(id, pieces) of each document, in the order of the shards."""
     pieces: list[Piece] = []
     for shard in manifest.splits[split][corpus].shards:
@@ -80,23 +94,38 @@ def parts(path: Path, manifest: Manifest, shard: Shard, sample: int) -> list[Par
             member = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
             if not member.isreg() or not member.size <= shard.bytes - file.tell():
                 raise ValueError(f"{member.name} is not the sample's json")
-            starts = [(str(name), int(start)) for name, start in json.loads(file.read(member.size))["documents"]]
+            starts = [
+                (str(name), int(start))
+                for name, start in json.loads(file.read(member.size))["documents"]
+            ]
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: sample {sample} cannot be read ({error}); run data_prep.verify_shards") from error
+        raise DataError(
+            f"{path}: sample {sample} cannot be read ({error}); run data_prep.verify_shards"
+        ) from error
     ends = [start for _, start in starts[1:]] + [tokens]
-    return [Part(name, max(0, -start), max(0, start), end - max(0, start))
-            for (name, start), end in zip(starts, ends, strict=True)]  # fmt: skip
+    return [
+        Part(name, max(0, -start), max(0, start), end - max(0, start))
+        for (name, start), end in zip(starts, ends, strict=True)
+    ]
 
 
 def text(root: Path, manifest: Manifest, pieces: list[Piece]) -> str:
     """The pieces' tokens, decoded."""
-    ids = np.concatenate([
-        np.fromfile(root / shard.file, manifest.dtype, part.tokens,
-                    offset=shard.sample_offsets[sample] + part.first * manifest.dtype.itemsize)
-        for shard, sample, part in pieces
-    ])  # fmt: skip
+    ids = np.concatenate(
+        [
+            np.fromfile(
+                root / shard.file,
+                manifest.dtype,
+                part.tokens,
+                offset=shard.sample_offsets[sample] + part.first * manifest.dtype.itemsize,
+            )
+            for shard, sample, part in pieces
+        ]
+    )
     if ids.max(initial=0) >= manifest.tokenizer["vocab_size"]:
-        raise DataError(f"{root}: token id {ids.max()} outside the vocabulary; run data_prep.verify_shards")
+        raise DataError(
+            f"{root}: token id {ids.max()} outside the vocabulary; run data_prep.verify_shards"
+        )
     return load_tokenizer(root / "tokenizer").decode(ids.tolist())
 
 

@@ -24,11 +24,11 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from data_prep.cleaning import Cleaning, add_option, parse_steps
-from data_prep.corpus import Source, SourceReader, find_sources
-from gpt1_ds.errors import ConfigError, DataError, guard
-from gpt1_ds.files import write_atomically
-from gpt1_ds.tokenizer import CONTROL_PIECES, MODEL_FILE
+from data_prep.reading.cleaning import Cleaning, add_option, parse_steps
+from data_prep.reading.corpus import Source, SourceReader, find_sources
+from gpt1_ds.base.errors import ConfigError, DataError, guard
+from gpt1_ds.base.files import write_atomically
+from gpt1_ds.data.tokenizer import CONTROL_PIECES, MODEL_FILE
 
 CHUNK_CHARACTERS = 1000
 """SentencePiece skips training sentences of more than 4,192 bytes; a character has up to 4."""
@@ -40,19 +40,40 @@ UNK_ID = len(CONTROL_PIECES)
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.train_tokenizer", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.train_tokenizer", description=__doc__.split("\n")[0]
+    )
     option = parser.add_argument
-    option("--corpus", action="append", required=True, metavar="NAME=PATH",
-           help="training text, a file or a folder; repeatable")  # fmt: skip
-    option("--vocab-size", type=int, default=40_000, metavar="PIECES",
-           help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)")  # fmt: skip
+    option(
+        "--corpus",
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="training text, a file or a folder; repeatable",
+    )
+    option(
+        "--vocab-size",
+        type=int,
+        default=40_000,
+        metavar="PIECES",
+        help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)",
+    )
     option("--out", type=Path, required=True, metavar="DIR", help="folder for tokenizer.model")
-    option("--sample-bytes", type=int, default=500_000_000, metavar="BYTES",
-           help="text to learn from; of more, a seeded sample of lines is taken (default: 500000000)")  # fmt: skip
+    option(
+        "--sample-bytes",
+        type=int,
+        default=500_000_000,
+        metavar="BYTES",
+        help="text to learn from; of more, a seeded sample of lines is taken (default: 500000000)",
+    )
     option("--seed", type=int, default=42, help="seed of that sample (default: 42)")
-    option("--normalization-rule", choices=RULES, default=RULES[0],
-           help="the model's: NFKC and lower case, NFKC alone, or neither; the first encodes fastest"
-           f" (default: {RULES[0]})")  # fmt: skip
+    option(
+        "--normalization-rule",
+        choices=RULES,
+        default=RULES[0],
+        help="the model's: NFKC and lower case, NFKC alone, or neither; the first encodes fastest"
+        f" (default: {RULES[0]})",
+    )
     add_option(parser)
     args = parser.parse_args(argv)
     sources = find_sources(args.corpus, [])
@@ -62,16 +83,26 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"{option} {value}: must be at least 1")
     sampled = _Sample(sources, cleaning, args.sample_bytes, args.seed)
     model = _train(sampled, args.vocab_size, args.normalization_rule)
-    record = {"normalization": cleaning.record(), "normalization_rule": args.normalization_rule,
-              "sample_bytes": args.sample_bytes, "seed": args.seed, "sentencepiece": sentencepiece.__version__,
-              "sources": sampled.read, "vocab_size": args.vocab_size}  # fmt: skip
+    record = {
+        "normalization": cleaning.record(),
+        "normalization_rule": args.normalization_rule,
+        "sample_bytes": args.sample_bytes,
+        "seed": args.seed,
+        "sentencepiece": sentencepiece.__version__,
+        "sources": sampled.read,
+        "vocab_size": args.vocab_size,
+    }
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.out / "preparation.json", json.dumps(record, indent=1, ensure_ascii=False))
+        write_atomically(
+            args.out / "preparation.json", json.dumps(record, indent=1, ensure_ascii=False)
+        )
         write_atomically(args.out / MODEL_FILE, model)
     except OSError as error:
         raise DataError(f"--out {args.out}: cannot be written ({error.strerror})") from error
-    print(f"{args.out / MODEL_FILE}: {args.vocab_size:,} pieces from {sampled.bytes / 1e6:,.1f} MB of text")
+    print(
+        f"{args.out / MODEL_FILE}: {args.vocab_size:,} pieces from {sampled.bytes / 1e6:,.1f} MB of text"
+    )
 
 
 class _Sample:
@@ -98,8 +129,14 @@ class _Sample:
                             self.bytes += len(line.encode())
                             yield from _chunks(line)
                     bar.update(reader.bytes_read + sum(r["bytes"] for r in self.read) - bar.n)
-                self.read.append({"corpus": source.corpus, "file": source.name, "bytes": source.bytes,
-                                  "sha256": reader.sha256})  # fmt: skip
+                self.read.append(
+                    {
+                        "corpus": source.corpus,
+                        "file": source.name,
+                        "bytes": source.bytes,
+                        "sha256": reader.sha256,
+                    }
+                )
 
 
 def _chunks(line: str) -> Iterator[str]:
@@ -116,11 +153,24 @@ def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
     try:
         pad, bos, eos, *others = CONTROL_PIECES
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, model_type="bpe", vocab_size=vocab_size,
-            normalization_rule_name=rule, byte_fallback=True, character_coverage=0.9999, pad_id=0, pad_piece=pad,
-            bos_id=1, bos_piece=bos, eos_id=2, eos_piece=eos, control_symbols=others, unk_id=UNK_ID, minloglevel=2,
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            normalization_rule_name=rule,
+            byte_fallback=True,
+            character_coverage=0.9999,
+            pad_id=0,
+            pad_piece=pad,
+            bos_id=1,
+            bos_piece=bos,
+            eos_id=2,
+            eos_piece=eos,
+            control_symbols=others,
+            unk_id=UNK_ID,
+            minloglevel=2,
             num_threads=2,  # a constant: it is recorded in the model's bytes
-        )  # fmt: skip
+        )
     except RuntimeError as error:
         limit = re.search(r"set it to a value <= (\d+)", str(error))
         least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.build_shards import print_table
 from data_prep.inspect_shards import documents
-from gpt1_ds.errors import DataError, guard
-from gpt1_ds.shards import SAMPLE_TOKENS, SPLITS, Manifest, Shard, damage, read_manifest
+from data_prep.reading.table import print_table
+from gpt1_ds.base.errors import DataError, guard
+from gpt1_ds.data.manifest import SAMPLE_TOKENS, SPLITS, Manifest, Shard, damage, read_manifest
 
 _KEY = re.compile(r"([\w-]+)\.tokens\.npy", re.ASCII)
 _RECORD_BYTES = 1 << 26
@@ -31,11 +31,17 @@ _RECORD_BYTES = 1 << 26
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.verify_shards", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.verify_shards", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("directory", type=Path, help="shard directory, the --out of build_shards")
-    parser.add_argument("--stats", action="store_true", help="print a table, draw the documents' lengths")
+    parser.add_argument(
+        "--stats", action="store_true", help="print a table, draw the documents' lengths"
+    )
     picture_help = "where --stats draws (default: %(default)s)"
-    parser.add_argument("--picture", type=Path, default="documents.png", metavar="FILE", help=picture_help)
+    parser.add_argument(
+        "--picture", type=Path, default="documents.png", metavar="FILE", help=picture_help
+    )
     args = parser.parse_args(argv)
     root, manifest = args.directory, read_manifest(args.directory)
     shards = manifest.shards()
@@ -45,9 +51,13 @@ def main(argv: list[str]) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise DataError(f"{root}: {len(problems)} problems, listed above; delete the folder and build it again")
+        raise DataError(
+            f"{root}: {len(problems)} problems, listed above; delete the folder and build it again"
+        )
     tokens = sum(shard.tokens for shard in shards)
-    print(f"{root}: {len(shards):,} shards, {total / 1e6:,.1f} MB, {tokens:,} tokens, all as the manifest says")
+    print(
+        f"{root}: {len(shards):,} shards, {total / 1e6:,.1f} MB, {tokens:,} tokens, all as the manifest says"
+    )
     if args.stats:
         print_table(manifest)
         print(f"{draw_lengths(root, manifest, args.picture)}: lengths of the documents, in tokens")
@@ -59,17 +69,25 @@ def draw_lengths(root: Path, manifest: Manifest, path: Path) -> Path:
 
     corpora = list(manifest.preparation["corpora"])
     figure = Figure(figsize=(8, 1 + 2.5 * len(corpora)), layout="constrained")
-    for corpus, axes in zip(corpora, figure.subplots(len(corpora), squeeze=False)[:, 0], strict=True):
+    for corpus, axes in zip(
+        corpora, figure.subplots(len(corpora), squeeze=False)[:, 0], strict=True
+    ):
         splits = [split for split in SPLITS if corpus in manifest.splits[split]]
         found = [documents(root, manifest, split, corpus) for split in splits]
-        lengths_D = np.array([sum(part.tokens for _, _, part in pieces) for each in found for _, pieces in each])
+        lengths_D = np.array(
+            [sum(part.tokens for _, _, part in pieces) for each in found for _, pieces in each]
+        )
         axes.hist(lengths_D, np.geomspace(lengths_D.min(), lengths_D.max() + 1, 60))
         axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
-        axes.set_title(f"{corpus}: {len(lengths_D):,} documents, median {np.median(lengths_D):,.0f} tokens")
+        axes.set_title(
+            f"{corpus}: {len(lengths_D):,} documents, median {np.median(lengths_D):,.0f} tokens"
+        )
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"--picture {path}: cannot be written ({error}); choose another file") from error
+        raise DataError(
+            f"--picture {path}: cannot be written ({error}); choose another file"
+        ) from error
     return path
 
 
@@ -85,7 +103,9 @@ def verify(root: Path | str, progress: Callable[[int], None] | None = None) -> l
     for split, corpora in manifest.splits.items():
         for corpus, entry in corpora.items():
             if sum(shard.documents for shard in entry.shards) != entry.documents:
-                problems.append(f"{split}/{corpus}: the shards' documents do not add up to {entry.documents}")
+                problems.append(
+                    f"{split}/{corpus}: the shards' documents do not add up to {entry.documents}"
+                )
             for shard in entry.shards:
                 found = _verify_shard(root, manifest, corpus, shard)
                 problems += [f"{root / shard.file}: {problem}" for problem in found]
@@ -118,15 +138,36 @@ def _verify_shard(root: Path, manifest: Manifest, corpus: str, shard: Shard) -> 
             offsets.append(offset)
             starts = [start for _, start in record["documents"]]
             documents += sum(start >= 0 for start in starts)
-            if tokens.dtype != manifest.dtype or tokens.ndim != 1 or not 0 < len(tokens) <= SAMPLE_TOKENS:
+            if (
+                tokens.dtype != manifest.dtype
+                or tokens.ndim != 1
+                or not 0 < len(tokens) <= SAMPLE_TOKENS
+            ):
                 return [f"sample {len(counts) - 1}: {tokens.dtype} array of shape {tokens.shape}"]
             if int(tokens.max()) >= manifest.tokenizer["vocab_size"]:
                 return [f"sample {len(counts) - 1}: token id {tokens.max()} outside the vocabulary"]
-            if record["corpus"] != corpus or starts != sorted(starts) or not starts or starts[-1] >= len(tokens):
+            if (
+                record["corpus"] != corpus
+                or starts != sorted(starts)
+                or not starts
+                or starts[-1] >= len(tokens)
+            ):
                 return [f"sample {len(counts) - 1}: documents do not fit its tokens"]
-    except (OSError, EOFError, MemoryError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+    except (
+        OSError,
+        EOFError,
+        MemoryError,
+        tarfile.TarError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         return [f"cannot be read as a shard ({error})"]
-    if (counts, offsets, documents) != (list(shard.sample_tokens), list(shard.sample_offsets), shard.documents):
+    if (counts, offsets, documents) != (
+        list(shard.sample_tokens),
+        list(shard.sample_offsets),
+        shard.documents,
+    ):
         return ["samples, their places or documents differ from the manifest's"]
     return []
 
@@ -147,13 +188,19 @@ def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, dict[str, Any], int]]
                     f"member {first.name!r} is not the first of a pair KEY.tokens.npy, KEY.json of its own"
                 )
             keys.add(key[1])
-            tokens, header_bytes = _read_tokens(_read_member(tar, first, SAMPLE_TOKENS * 4 + (1 << 14)))
+            tokens, header_bytes = _read_tokens(
+                _read_member(tar, first, SAMPLE_TOKENS * 4 + (1 << 14))
+            )
             record = json.loads(_read_member(tar, second, _RECORD_BYTES))
             yield tokens, record, first.offset_data + header_bytes
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, most_bytes: int) -> bytes:
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.size > most_bytes:
+    if (
+        member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE)
+        or member.issparse()
+        or member.size > most_bytes
+    ):
         raise ValueError(f"member {member.name!r} is no plain file of at most {most_bytes} bytes")
     data = tar.extractfile(member).read()
     if len(data) != member.size:
@@ -168,7 +215,9 @@ def _read_tokens(npy: bytes) -> tuple[np.ndarray, int]:
         raise ValueError("not a .npy file of version 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject or len(npy) - file.tell() != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"array of {dtype} and shape {shape} does not fit its member's {len(npy)} bytes")
+        raise ValueError(
+            f"array of {dtype} and shape {shape} does not fit its member's {len(npy)} bytes"
+        )
     return np.frombuffer(npy, dtype, offset=file.tell()).reshape(shape), file.tell()
 
 

@@ -16,38 +16,83 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds import checkpoint, distributed
-from gpt1_ds.errors import ConfigError, guard
-from gpt1_ds.metrics import progress_bar
-from gpt1_ds.model import GPT
-from gpt1_ds.sampling import generate
-from gpt1_ds.tokenizer import Tokenizer
+from gpt1_ds.base.errors import ConfigError, guard
+from gpt1_ds.data.tokenizer import Tokenizer
+from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed.console import progress_bar
+from gpt1_ds.model.gpt import GPT
+from gpt1_ds.model.sampling import generate
+from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 
 
 def main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="run folder (runs/NAME) or one of its checkpoints/step-*")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="text to continue; repeatable; '-': one from "
-                        "each line of standard input (default: begin a document)")  # fmt: skip
-    parser.add_argument("--max-new-tokens", type=int, default=120, help="tokens a sample (default: %(default)s)")
-    parser.add_argument("--num-samples", type=int, default=1, help="samples a prompt (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=40, help="of the K likeliest; 0: of all (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="of the likeliest that together have this probability "
-                        "(above 0, default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="text to continue; repeatable; '-': one from "
+        "each line of standard input (default: begin a document)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=120, help="tokens a sample (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=1, help="samples a prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="0: always the likeliest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=40, help="of the K likeliest; 0: of all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="of the likeliest that together have this probability (above 0, default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the sampling (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show the Python traceback of an error"
+    )
     args = parser.parse_args(argv)
-    if not (args.temperature >= 0 and args.top_k >= 0 and args.max_new_tokens >= 1 and args.num_samples >= 1):
-        raise ConfigError("--temperature and --top-k must be 0 or more, --max-new-tokens and --num-samples 1 or more")
+    if not (
+        args.temperature >= 0
+        and args.top_k >= 0
+        and args.max_new_tokens >= 1
+        and args.num_samples >= 1
+    ):
+        raise ConfigError(
+            "--temperature and --top-k must be 0 or more, --max-new-tokens and --num-samples 1 or more"
+        )
     if not 0 < args.top_p <= 1 or args.seed < 0:
         raise ConfigError("--top-p must be above 0 and at most 1, --seed 0 or more")
 
     model, tokenizer = load(args.run)
-    prompts = [[tokenizer.special_ids["eot"], *tokenizer.encode(text)] for text in read_prompts(args.prompt)]
+    prompts = [
+        [tokenizer.special_ids["eot"], *tokenizer.encode(text)]
+        for text in read_prompts(args.prompt)
+    ]
     sequences = [[*prompt] for prompt in prompts for _ in range(args.num_samples)]
-    tokens = generate(model, tokenizer.special_ids, sequences, args.max_new_tokens, args.temperature, args.top_k,
-                      args.top_p, args.seed)  # fmt: skip
+    tokens = generate(
+        model,
+        tokenizer.special_ids,
+        sequences,
+        args.max_new_tokens,
+        args.temperature,
+        args.top_k,
+        args.top_p,
+        args.seed,
+    )
     if len(sequences) == 1:
         return stream(tokenizer, sequences[0], tokens)
     with progress_bar(args.max_new_tokens * len(sequences), 0, "token", "generating") as bar:
@@ -60,15 +105,17 @@ def main(argv: list[str]) -> int | None:
 
 def load(run: Path | str) -> tuple[GPT, Tokenizer]:
     """The model of a pre-training run, on the GPU where there is one, and the tokenizer beside its checkpoints."""
-    model, state, folder = checkpoint.load_gpt(run)
-    return model.to(distributed.device()), checkpoint.run_tokenizer(folder, state)
+    model, state, folder = load_gpt(run)
+    return model.to(collectives.device()), run_tokenizer(folder, state)
 
 
 def read_prompts(given: Sequence[str] | None) -> list[str]:
     texts = []
     for text in given or [""]:
         # The bytes, since a line that is not UTF-8 should cost its odd characters and not the run.
-        texts += sys.stdin.buffer.read().decode(errors="replace").splitlines() if text == "-" else [text]
+        texts += (
+            sys.stdin.buffer.read().decode(errors="replace").splitlines() if text == "-" else [text]
+        )
     texts = [text for text in texts if text.strip()] if given else texts
     if not texts:
         raise ConfigError("--prompt: no text; give some, or leave it out to begin a document")

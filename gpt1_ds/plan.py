@@ -18,19 +18,25 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds import deepspeed_config
-from gpt1_ds.command_line import field_docs
-from gpt1_ds.config import PRESETS, PretrainConfig, load
-from gpt1_ds.dataloader import WindowOrder, total_steps
-from gpt1_ds.errors import ConfigError, guard
-from gpt1_ds.memory import activation_bytes, state_bytes
-from gpt1_ds.model import GPTConfig
-from gpt1_ds.shards import read_manifest
+from gpt1_ds.base.errors import ConfigError, guard
+from gpt1_ds.data.batches import total_steps
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.data.order import WindowOrder
+from gpt1_ds.engine.memory import activation_bytes, state_bytes
+from gpt1_ds.model.gpt import GPTConfig
+from gpt1_ds.settings import deepspeed_json
+from gpt1_ds.settings.command_line import field_docs
+from gpt1_ds.settings.deepspeed_json import resolve
+from gpt1_ds.settings.loading import load
+from gpt1_ds.settings.sections import PRESETS, PretrainConfig
 
 GB = 1e9
 FRAMEWORK_GB = 1.5  # context, kernels and communication buffers of a GPU process
 ALLOCATOR = 1.05  # fragmentation
-PCIE, HOST_MEMORY = 25 * GB, 100 * GB  # bytes/s a GPU for offload, bytes/s a node for the Adam on its CPUs
+PCIE, HOST_MEMORY = (
+    25 * GB,
+    100 * GB,
+)  # bytes/s a GPU for offload, bytes/s a node for the Adam on its CPUs
 HIDDEN_SHARE = 2 / 3  # of the compute time, the backward, behind which communication can run
 BOOKS_CORPUS_TOKENS = 1_430_000_000
 """BPE tokens an epoch, as one reproduction counted; used where no shards are at hand."""
@@ -91,14 +97,23 @@ class Estimate:
         if self.gpu_bytes > self.cluster.gpu_memory * GB:
             states, batch = "model states", "activations: a smaller train.micro_batch helps"
             larger = states if self.states > self.activations else batch
-            reasons.append(f"{self.gpu_bytes / GB:.0f} of {self.cluster.gpu_memory:.0f} GB a GPU, mostly {larger}")
+            reasons.append(
+                f"{self.gpu_bytes / GB:.0f} of {self.cluster.gpu_memory:.0f} GB a GPU, mostly {larger}"
+            )
         if self.host > self.cluster.host_memory * GB:
             reasons.append(f"{self.host / GB:.0f} of {self.cluster.host_memory:.0f} GB a host")
         return "; ".join(reasons)
 
 
-def estimate(shape: GPTConfig, cluster: Cluster, way: str, precision: str, global_batch: int, micro_batch: int,
-             checkpointing: bool) -> Estimate:  # fmt: skip
+def estimate(
+    shape: GPTConfig,
+    cluster: Cluster,
+    way: str,
+    precision: str,
+    global_batch: int,
+    micro_batch: int,
+    checkpointing: bool,
+) -> Estimate:
     stage, gpus = int(way[0]), cluster.gpus
     states, moved = state_bytes(shape.parameters, way, precision, gpus)
     activations = activation_bytes(shape, micro_batch, precision, checkpointing)
@@ -113,7 +128,16 @@ def estimate(shape: GPTConfig, cluster: Cluster, way: str, precision: str, globa
     exposed = max(0.0, traffic - HIDDEN_SHARE * compute)
     if moved:
         exposed += moved / PCIE / 4 + moved * cluster.gpus_per_node / HOST_MEMORY
-    return Estimate(way, micro_batch, states, activations, moved * cluster.gpus_per_node, compute, exposed, cluster)
+    return Estimate(
+        way,
+        micro_batch,
+        states,
+        activations,
+        moved * cluster.gpus_per_node,
+        compute,
+        exposed,
+        cluster,
+    )
 
 
 def best(shape: GPTConfig, cluster: Cluster, precision: str, global_batch: int) -> Estimate | None:
@@ -124,52 +148,96 @@ def best(shape: GPTConfig, cluster: Cluster, precision: str, global_batch: int) 
         for order, way in enumerate(WAYS)
         for size in (2**k for k in range(8) if share % 2**k == 0)
         for checkpointing in (False, True)
-        if not (found := estimate(shape, cluster, way, precision, global_batch, size, checkpointing)).misfit
+        if not (
+            found := estimate(shape, cluster, way, precision, global_batch, size, checkpointing)
+        ).misfit
     ]
     return min(fitting, key=lambda row: row[:4])[4] if fitting else None
 
 
 def main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="YAML", default=str(Path(__file__).parent / "configs/pretrain_gpt1.yaml"),
-                        help="meaning of the run (default: the paper's)")  # fmt: skip
-    parser.add_argument("--deepspeed_config", metavar="JSON", default=str(PROJECT / "ds_configs/zero2_bf16.json"),
-                        help="mechanics: precision and micro-batch (default: zero2_bf16.json)")  # fmt: skip
-    parser.add_argument("--tokens", type=int, help="training tokens an epoch (default: those of data.shards, or "
-                        f"BooksCorpus's {BOOKS_CORPUS_TOKENS:,})")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        metavar="YAML",
+        default=str(Path(__file__).parent / "configs/pretrain_gpt1.yaml"),
+        help="meaning of the run (default: the paper's)",
+    )
+    parser.add_argument(
+        "--deepspeed_config",
+        metavar="JSON",
+        default=str(PROJECT / "ds_configs/zero2_bf16.json"),
+        help="mechanics: precision and micro-batch (default: zero2_bf16.json)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help="training tokens an epoch (default: those of data.shards, or "
+        f"BooksCorpus's {BOOKS_CORPUS_TOKENS:,})",
+    )
     for field in dataclasses.fields(Cluster):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default,
-                            help=f"{field_docs(Cluster)[field.name]} (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--sweep", action="store_true", help="compare presets and cluster sizes up to 4,096 GPUs")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as in gpt1_ds/train.py")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=field.type,
+            default=field.default,
+            help=f"{field_docs(Cluster)[field.name]} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--sweep", action="store_true", help="compare presets and cluster sizes up to 4,096 GPUs"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="as in gpt1_ds/train.py"
+    )
     args = parser.parse_intermixed_args(argv)
-    cluster = Cluster(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Cluster)})
+    cluster = Cluster(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Cluster)}
+    )
     if min(dataclasses.astuple(cluster)) <= 0 or cluster.utilization > 1:
-        raise ConfigError("nodes, GPUs, memory, TFLOP/s, bandwidth and price must be above 0, --utilization at most 1")
+        raise ConfigError(
+            "nodes, GPUs, memory, TFLOP/s, bandwidth and price must be above 0, --utilization at most 1"
+        )
     config = load(PretrainConfig, args.config, args.overrides)
     sweep(config, cluster) if args.sweep else table(config, cluster, args)
 
 
 def table(config: PretrainConfig, cluster: Cluster, args: argparse.Namespace) -> None:
     """One run on one cluster: a line for every stage."""
-    ds = deepspeed_config.resolve(args.deepspeed_config, config, cluster.gpus, on_this_machine=False)
-    precision, micro_batch = deepspeed_config.precision(ds), ds["train_micro_batch_size_per_gpu"]
+    ds = resolve(args.deepspeed_config, config, cluster.gpus, on_this_machine=False)
+    precision, micro_batch = deepspeed_json.precision(ds), ds["train_micro_batch_size_per_gpu"]
     tokens, vocab_size = corpus(config, args.tokens)
-    shape = GPTConfig(vocab_size, **{key: value for key, value in vars(config.model).items() if key != "preset"})
+    shape = GPTConfig(
+        vocab_size, **{key: value for key, value in vars(config.model).items() if key != "preset"}
+    )
     batch = config.train.global_batch
     order = WindowOrder({"all": tokens}, shape.n_ctx, config.run.seed, {})
     steps = total_steps(order, config.train)
-    print(f"model    {shape.parameters:,} parameters, {shape.flops_per_token / 1e9:.3f} GFLOP a token\n"
-          f"data     {tokens:,} tokens an epoch; {steps:,} updates of {batch * shape.n_ctx:,} tokens\n"
-          f"cluster  {cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:.0f} GB, {precision}, "
-          f"micro-batch {micro_batch}, {cluster.utilization:.0%} of {cluster.tflops:.0f} TFLOP/s\n")  # fmt: skip
-    print(f"{'ZeRO':10}{'states':>9}{'activ.':>9}{'GPU':>9}{'host':>9}{'step':>10}{'hours':>10}{'cost':>12}  fits")
+    print(
+        f"model    {shape.parameters:,} parameters, {shape.flops_per_token / 1e9:.3f} GFLOP a token\n"
+        f"data     {tokens:,} tokens an epoch; {steps:,} updates of {batch * shape.n_ctx:,} tokens\n"
+        f"cluster  {cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:.0f} GB, {precision}, "
+        f"micro-batch {micro_batch}, {cluster.utilization:.0%} of {cluster.tflops:.0f} TFLOP/s\n"
+    )
+    print(
+        f"{'ZeRO':10}{'states':>9}{'activ.':>9}{'GPU':>9}{'host':>9}{'step':>10}{'hours':>10}{'cost':>12}  fits"
+    )
     for way in WAYS:
-        e = estimate(shape, cluster, way, precision, batch, micro_batch, config.train.activation_checkpointing)
+        e = estimate(
+            shape,
+            cluster,
+            way,
+            precision,
+            batch,
+            micro_batch,
+            config.train.activation_checkpointing,
+        )
         hours = steps * e.step_seconds / 3600
-        print(f"{way:10}{e.states / GB:7.1f}GB{e.activations / GB:7.1f}GB{e.gpu_bytes / GB:7.1f}GB{e.host / GB:7.0f}GB"
-              f"{e.step_seconds:9.3f}s{hours:10,.1f}{hours * cluster.gpus * cluster.price:12,.0f}  "
-              f"{'no: ' + e.misfit if e.misfit else 'yes'}")  # fmt: skip
+        print(
+            f"{way:10}{e.states / GB:7.1f}GB{e.activations / GB:7.1f}GB{e.gpu_bytes / GB:7.1f}GB{e.host / GB:7.0f}GB"
+            f"{e.step_seconds:9.3f}s{hours:10,.1f}{hours * cluster.gpus * cluster.price:12,.0f}  "
+            f"{'no: ' + e.misfit if e.misfit else 'yes'}"
+        )
 
 
 def sweep(config: PretrainConfig, cluster: Cluster) -> None:
@@ -182,9 +250,14 @@ def sweep(config: PretrainConfig, cluster: Cluster) -> None:
         sized = dataclasses.replace(cluster, nodes=math.ceil(gpus / cluster.gpus_per_node))
         found = "does not fit"
         if e := best(shape, sized, "bf16", batch):
-            speed, exposed = batch * shape.n_ctx / e.step_seconds, e.exposed_seconds / e.step_seconds
-            found = (f"{e.way:10}{e.micro_batch:6}{e.gpu_bytes / GB:7.1f}GB{e.step_seconds:9.3f}s"
-                     f"{speed:14,.0f}{exposed:9.0%}")  # fmt: skip
+            speed, exposed = (
+                batch * shape.n_ctx / e.step_seconds,
+                e.exposed_seconds / e.step_seconds,
+            )
+            found = (
+                f"{e.way:10}{e.micro_batch:6}{e.gpu_bytes / GB:7.1f}GB{e.step_seconds:9.3f}s"
+                f"{speed:14,.0f}{exposed:9.0%}"
+            )
         print(f"{name:11}{sized.gpus:6}{batch:7}  {found}")
 
 
@@ -192,7 +265,9 @@ def corpus(config: PretrainConfig, tokens: int | None) -> tuple[int, int]:
     """Training tokens an epoch and the vocabulary's size: of the shards, where there are any."""
     if tokens is None and Path(config.data.shards, "manifest.json").exists():
         manifest = read_manifest(config.data.shards)
-        return sum(entry.tokens for entry in manifest.splits["train"].values()), manifest.tokenizer["vocab_size"]
+        return sum(entry.tokens for entry in manifest.splits["train"].values()), manifest.tokenizer[
+            "vocab_size"
+        ]
     return tokens or BOOKS_CORPUS_TOKENS, 40_000
 
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.ranks import RankPool
+from tests.support.ranks import RankPool
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -29,7 +29,9 @@ if os.geteuid() == 0:
     # Open MPI refuses root, which is what containers and CI run as.
     os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
 # A test started inside a batch job or under a launcher must not take that job's rank for its own.
-for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_COMM_", "PMI_", "PMIX_"))]:
+for name in [
+    name for name in os.environ if name.startswith(("SLURM_", "OMPI_COMM_", "PMI_", "PMIX_"))
+]:
     del os.environ[name]
 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(name, None)
@@ -37,7 +39,9 @@ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
 
 def pytest_configure(config: pytest.Config) -> None:
     if unknown := REQUIRED - COMPONENTS:
-        raise pytest.UsageError(f"GPT1_REQUIRE names {sorted(unknown)}; choose from {sorted(COMPONENTS)}")
+        raise pytest.UsageError(
+            f"GPT1_REQUIRE names {sorted(unknown)}; choose from {sorted(COMPONENTS)}"
+        )
 
 
 def need(component: str, reason: str) -> NoReturn:
@@ -53,35 +57,52 @@ def shared_data() -> Path:
     """Folder of real corpora and labelled sets."""
     folder = Path(os.environ.get("GPT1_DATA", ROOT.parent / "shared" / "data")).resolve()
     if not (folder / "books").is_dir():
-        need("data", f"there is no real data at {folder}: set GPT1_DATA to a folder with books/, lm1b/ and tasks/")
+        need(
+            "data",
+            f"there is no real data at {folder}: set GPT1_DATA to a folder with books/, lm1b/ and tasks/",
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
-    """`ranks(2)` is the session's pool of two ranks; see `tests/ranks.py`."""
+    """`ranks(2)` is the session's pool of two ranks; see `tests/support/ranks.py`."""
     pools: dict[int, RankPool] = {}
     yield lambda world_size=2: pools.setdefault(world_size, RankPool(world_size))
     for pool in pools.values():
         pool.close()
 
 
-def run(*command: object, timeout_seconds: float = 240.0, **env: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: object, timeout_seconds: float = 240.0, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's root to its end, as a user would; `env` is added to the environment."""
     words = [str(word) for word in command]
     if words[0] == "python":
         words[0] = sys.executable
     try:
         return subprocess.run(
-            words, cwd=ROOT, env=os.environ | env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            words,
+            cwd=ROOT,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             timeout=timeout_seconds,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as error:
-        output = b"".join(part[-2000:] for part in (error.stdout, error.stderr) if part).decode(errors="replace")
-        pytest.fail(f"{' '.join(words)}: still running after {timeout_seconds:.0f} s\n{output}", pytrace=False)
+        output = b"".join(part[-2000:] for part in (error.stdout, error.stderr) if part).decode(
+            errors="replace"
+        )
+        pytest.fail(
+            f"{' '.join(words)}: still running after {timeout_seconds:.0f} s\n{output}",
+            pytrace=False,
+        )
 
 
-def succeed(*command: object, timeout_seconds: float = 240.0, **env: str) -> subprocess.CompletedProcess[str]:
+def succeed(
+    *command: object, timeout_seconds: float = 240.0, **env: str
+) -> subprocess.CompletedProcess[str]:
     """`run`, and fail the test with the command's output unless it exits 0."""
     done = run(*command, timeout_seconds=timeout_seconds, **env)
     if done.returncode:
@@ -104,9 +125,30 @@ def tiny_shards(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     train, valid = f"books={sample / 'books' / 'train'}", f"books={sample / 'books' / 'valid'}"
     tokenizer = folder / "tok"
-    succeed("python", "-m", "data_prep.train_tokenizer", "--corpus", train, "--vocab-size", 512, "--out", tokenizer)
-    succeed("python", "-m", "data_prep.build_shards", "--tokenizer", tokenizer, "--corpus", train,
-            "--validation", valid, "--out", folder / "shards")  # fmt: skip
+    succeed(
+        "python",
+        "-m",
+        "data_prep.train_tokenizer",
+        "--corpus",
+        train,
+        "--vocab-size",
+        512,
+        "--out",
+        tokenizer,
+    )
+    succeed(
+        "python",
+        "-m",
+        "data_prep.build_shards",
+        "--tokenizer",
+        tokenizer,
+        "--corpus",
+        train,
+        "--validation",
+        valid,
+        "--out",
+        folder / "shards",
+    )
     return folder / "shards"
 
 
@@ -114,23 +156,36 @@ def tiny_shards(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the training command on those shards: 60 steps of a tiny model with a context of 32."""
     runs = tmp_path_factory.mktemp("runs")
-    succeed("python", "gpt1_ds/train.py", "--deepspeed_config", "ds_configs/cpu.json", f"data.shards={tiny_shards}",
-            f"run.dir={runs}", "run.name=tiny", "model.preset=gpt1-tiny", "model.n_ctx=32", "train.max_steps=60",
-            "train.global_batch=8", "optim.lr=3e-3", "schedule.warmup_steps=10", "eval.batches=null")  # fmt: skip
+    succeed(
+        "python",
+        "gpt1_ds/train.py",
+        "--deepspeed_config",
+        "ds_configs/cpu.json",
+        f"data.shards={tiny_shards}",
+        f"run.dir={runs}",
+        "run.name=tiny",
+        "model.preset=gpt1-tiny",
+        "model.n_ctx=32",
+        "train.max_steps=60",
+        "train.global_batch=8",
+        "optim.lr=3e-3",
+        "schedule.warmup_steps=10",
+        "eval.batches=null",
+    )
     return runs / "tiny"
 
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small corpora of several layouts; like the three fixtures below to be copied, not changed."""
-    from tests.cases_shards import make_corpora
+    from tests.support.cases_shards import make_corpora
 
     return make_corpora(tmp_path_factory.mktemp("corpora"))
 
 
 @pytest.fixture(scope="session")
 def tokenizer(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.cases_shards import make_tokenizer
+    from tests.support.cases_shards import make_tokenizer
 
     return make_tokenizer(corpora, tmp_path_factory.mktemp("tok"))
 
@@ -138,7 +193,7 @@ def tokenizer(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def options(corpora: Path, tokenizer: Path) -> list[str]:
     """What build_shards takes for them."""
-    from tests.cases_shards import build_options
+    from tests.support.cases_shards import build_options
 
     return build_options(corpora, tokenizer)
 
@@ -158,7 +213,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, a megabyte large."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root; file size limits are tested everywhere")
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip(
+            "mounting a small file system needs root; file size limits are tested everywhere"
+        )
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)

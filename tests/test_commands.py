@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt1_ds.config import FinetuneConfig, PretrainConfig
+from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 from tests.conftest import ROOT, run, succeed
 
 TRAINING = {"--deepspeed_config", "--config", "--from-scratch", "--traceback", "--local_rank"}
@@ -18,11 +18,25 @@ TRAINING = {"--deepspeed_config", "--config", "--from-scratch", "--traceback", "
 OPTIONS = {
     "data_prep/sample.py": {"--out", "--megabytes", "--seed"},
     "data_prep/train_tokenizer.py": {
-        "--corpus", "--vocab-size", "--out", "--sample-bytes", "--seed", "--normalization-rule", "--clean",
+        "--corpus",
+        "--vocab-size",
+        "--out",
+        "--sample-bytes",
+        "--seed",
+        "--normalization-rule",
+        "--clean",
     },
     "data_prep/build_shards.py": {
-        "--tokenizer", "--corpus", "--validation", "--validation-fraction", "--shard-tokens", "--out",
-        "--clean", "--bad-text", "--duplicate-paragraphs", "--near-duplicates",
+        "--tokenizer",
+        "--corpus",
+        "--validation",
+        "--validation-fraction",
+        "--shard-tokens",
+        "--out",
+        "--clean",
+        "--bad-text",
+        "--duplicate-paragraphs",
+        "--near-duplicates",
     },
     "data_prep/verify_shards.py": {"--stats", "--picture"},
     "data_prep/inspect_shards.py": {"--corpus", "--document"},
@@ -31,29 +45,67 @@ OPTIONS = {
     "gpt1_ds/train.py": TRAINING,
     "gpt1_ds/finetune.py": TRAINING,
     "gpt1_ds/eval.py": {
-        "--data", "--corpus", "--lines", "--stride", "--task", "--predict", "--zero-shot", "--traceback",
+        "--data",
+        "--corpus",
+        "--lines",
+        "--stride",
+        "--task",
+        "--predict",
+        "--zero-shot",
+        "--traceback",
     },
     "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--shard-gb", "--traceback"},
     "gpt1_ds/plan.py": {
-        "--config", "--deepspeed_config", "--tokens", "--nodes", "--gpus-per-node", "--gpu-memory", "--host-memory",
-        "--tflops", "--utilization", "--network", "--nvlink", "--price", "--sweep",
+        "--config",
+        "--deepspeed_config",
+        "--tokens",
+        "--nodes",
+        "--gpus-per-node",
+        "--gpu-memory",
+        "--host-memory",
+        "--tflops",
+        "--utilization",
+        "--network",
+        "--nvlink",
+        "--price",
+        "--sweep",
     },
     "gpt1_ds/suite.py": {
-        "--init", "--tasks", "--seeds", "--data", "--ablations", "--lstm", "--layers", "--zero-shot",
-        "--deepspeed_config", "--ranks", "--out", "--table-only", "--traceback",
+        "--init",
+        "--tasks",
+        "--seeds",
+        "--data",
+        "--ablations",
+        "--lstm",
+        "--layers",
+        "--zero-shot",
+        "--deepspeed_config",
+        "--ranks",
+        "--out",
+        "--table-only",
+        "--traceback",
     },
     "gpt1_ds/report.py": {"--out"},
     "gpt1_ds/generate.py": {
-        "--prompt", "--max-new-tokens", "--num-samples", "--temperature", "--top-k", "--top-p", "--seed", "--traceback",
+        "--prompt",
+        "--max-new-tokens",
+        "--num-samples",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--seed",
+        "--traceback",
     },
-}  # fmt: skip
+}
 SECTIONS = {"gpt1_ds/train.py": PretrainConfig, "gpt1_ds/finetune.py": FinetuneConfig}
 # Keys that scripts outside set; the others are ours to change.
 FROZEN_KEYS = """run.name run.dir run.seed model.preset model.n_layer model.n_head model.n_embd model.n_ctx
     data.shards data.weights train.max_steps train.epochs train.global_batch train.micro_batch optim.lr
     optim.weight_decay optim.kind schedule.kind schedule.warmup_steps eval.every eval.batches checkpoint.every
     checkpoint.keep log.every tokenizer.kind init.checkpoint""".split()
-FROZEN_TASK_KEYS = """task.name task.data task.lm_coef task.task_coef task.pool task.label_all_subtokens""".split()
+FROZEN_TASK_KEYS = (
+    """task.name task.data task.lm_coef task.task_coef task.pool task.label_all_subtokens""".split()
+)
 CPU = ("--deepspeed_config", "ds_configs/cpu.json")
 
 
@@ -67,7 +119,9 @@ def command(path: str) -> tuple[str, ...]:
 def test_every_entry_point_is_frozen_here():
     files = (path for folder in ("gpt1_ds", "data_prep") for path in (ROOT / folder).glob("*.py"))
     found = {
-        str(path.relative_to(ROOT)) for path in files if "\n    guard(main)" in path.read_text().replace("errors.", "")
+        str(path.relative_to(ROOT))
+        for path in files
+        if "\n    guard(main)" in path.read_text().replace("errors.", "")
     }
     assert found == set(OPTIONS)
 
@@ -90,7 +144,11 @@ def test_help_names_every_option(path):
     if path in SECTIONS:
         keys = set(re.findall(r"(?m)^  (\w+\.\w+)=", help_text)) - {"section.key"}
         fields = dataclasses.fields(SECTIONS[path])
-        assert keys == {f"{s.name}.{key.name}" for s in fields for key in dataclasses.fields(s.default_factory())}
+        assert keys == {
+            f"{s.name}.{key.name}"
+            for s in fields
+            for key in dataclasses.fields(s.default_factory())
+        }
         assert set(FROZEN_KEYS) <= keys
         assert path == "gpt1_ds/train.py" or set(FROZEN_TASK_KEYS) <= keys
 
@@ -131,7 +189,7 @@ def refused(exit_code: int, *words: object) -> str:
         (2, ("init.checkpoint",), ["init.checkpoint", "section.key=value"]),
     ],
     ids=["unknown key", "batch", "yaml", "json", "shards", "no value"],
-)  # fmt: skip
+)
 def test_train_refuses_in_one_line(exit_code, words, says):
     line = refused(exit_code, "python", "gpt1_ds/train.py", *CPU, *words)
     assert all(text in line for text in says), line
@@ -152,7 +210,15 @@ def test_data_preparation_refuses_in_one_line(tmp_path):
     assert "/absent" in refused(3, *tokenizer, "books=/absent")
     empty = write(tmp_path, "empty.txt", "")
     assert "empty.txt" in refused(3, *tokenizer, f"books={empty}")
-    shards = ("python", "-m", "data_prep.build_shards", "--corpus", f"books={empty}", "--out", tmp_path / "shards")
+    shards = (
+        "python",
+        "-m",
+        "data_prep.build_shards",
+        "--corpus",
+        f"books={empty}",
+        "--out",
+        tmp_path / "shards",
+    )
     assert "/absent" in refused(3, *shards, "--tokenizer", "/absent")
     assert "manifest.json" in refused(3, "python", "-m", "data_prep.verify_shards", tmp_path)
     assert not (tmp_path / "tok" / "tokenizer.model").exists()
@@ -170,4 +236,8 @@ def test_finetune_refuses_in_one_line(tmp_path):
 
 def test_traceback_is_shown_on_request():
     done = run("python", "gpt1_ds/train.py", *CPU, "optim.lrr=1", "--traceback", timeout_seconds=60)
-    assert done.returncode == 2 and "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
+    assert (
+        done.returncode == 2
+        and "Traceback" in done.stderr
+        and done.stderr.splitlines()[-1].startswith("error: ")
+    )

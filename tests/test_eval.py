@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt1_ds import checkpoint
 from gpt1_ds import eval as evaluate
-from gpt1_ds.errors import UserError
-from gpt1_ds.evaluation import token_nll
-from gpt1_ds.shards import read_manifest
+from gpt1_ds.base.errors import UserError
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.model.perplexity import token_nll
+from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from tests.conftest import run
 
 TEXTS = {
@@ -36,14 +36,23 @@ def figures(capsys: pytest.CaptureFixture, *words: object) -> dict[str, tuple[fl
     return {title: (float(mean), float(error), counted) for title, mean, error, counted in rows}
 
 
-def test_shards_are_scored_as_in_training_and_counted_as_they_were_built(tiny_run, tiny_shards, sample, capsys):
+def test_shards_are_scored_as_in_training_and_counted_as_they_were_built(
+    tiny_run, tiny_shards, sample, capsys
+):
     rows = figures(capsys, tiny_run, "--data", tiny_shards, "--corpus", "books")
     losses = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     logged = [line["loss"] for line in losses if line["split"] == "valid"][-1]
-    assert math.log(rows["token perplexity"][0]) == pytest.approx(logged, rel=5e-3)  # bf16 weights there, float32 here
+    assert math.log(rows["token perplexity"][0]) == pytest.approx(
+        logged, rel=5e-3
+    )  # bf16 weights there, float32 here
     entry = read_manifest(tiny_shards).splits["valid"]["books"]
-    files = [path.read_text(encoding="utf-8") for path in sorted((sample / "books" / "valid").glob("*.txt"))]
-    words, text_bytes = (sum(map(len, parts)) for parts in (map(str.split, files), map(str.encode, files)))
+    files = [
+        path.read_text(encoding="utf-8")
+        for path in sorted((sample / "books" / "valid").glob("*.txt"))
+    ]
+    words, text_bytes = (
+        sum(map(len, parts)) for parts in (map(str.split, files), map(str.encode, files))
+    )
     assert rows["token perplexity"][2] == f"{entry.tokens - 1:,} tokens"
     assert rows["word perplexity"][2] == f"{words:,} words and {entry.documents:,} ends"
     counted = int(rows["bits per byte"][2].split()[0].replace(",", ""))
@@ -53,37 +62,50 @@ def test_shards_are_scored_as_in_training_and_counted_as_they_were_built(tiny_ru
 @pytest.mark.parametrize("lines", [False, True], ids=["files", "lines"])
 def test_figures_of_a_folder_of_text(tiny_run, texts, capsys, lines):
     rows = figures(capsys, tiny_run, "--data", texts, *["--lines"] * lines)
-    model, state, folder = checkpoint.load_gpt(tiny_run)
-    tokenizer = checkpoint.run_tokenizer(folder, state)
+    model, state, folder = load_gpt(tiny_run)
+    tokenizer = run_tokenizer(folder, state)
     raw = [text.removeprefix("\ufeff") for text in TEXTS.values()]
     eot = [tokenizer.special_ids["eot"]]
     parts = [line for text in raw for line in text.splitlines() if line] if lines else raw
     documents = [np.array(eot + tokenizer.encode(part) + eot * lines) for part in parts]
-    nll_D = [token_nll(model, [ids_T], model.config.n_ctx, "").sum(dtype=float) for ids_T in documents]
+    nll_D = [
+        token_nll(model, [ids_T], model.config.n_ctx, "").sum(dtype=float) for ids_T in documents
+    ]
     tokens, ends = sum(map(len, documents)) - len(documents), 4 if lines else 0
     words, size = 14, sum(len(text.encode()) for text in raw)
     assert rows["token perplexity"][0] == pytest.approx(math.exp(sum(nll_D) / tokens), abs=1e-3)
-    assert rows["word perplexity"][0] == pytest.approx(math.exp(sum(nll_D) / (words + ends)), rel=1e-5)
+    assert rows["word perplexity"][0] == pytest.approx(
+        math.exp(sum(nll_D) / (words + ends)), rel=1e-5
+    )
     assert rows["bits per byte"][0] == pytest.approx(sum(nll_D) / size / math.log(2), abs=1e-4)
     counts = [counted for _, _, counted in rows.values()]
     assert counts == [f"{tokens} tokens", f"{words} words and {ends} ends", f"{size} bytes"]
     if lines:  # each document is shorter than the context: one draw each
-        residuals = [nll - sum(nll_D) * (len(ids) - 1) / tokens for nll, ids in zip(nll_D, documents, strict=True)]
+        residuals = [
+            nll - sum(nll_D) * (len(ids) - 1) / tokens
+            for nll, ids in zip(nll_D, documents, strict=True)
+        ]
         error = math.sqrt(sum(r * r for r in residuals) * 4 / 3) / size / math.log(2)
         assert rows["bits per byte"][1] == pytest.approx(error, abs=1e-4)
 
 
 def test_a_smaller_stride_gives_each_token_the_context_of_its_window(tiny_run, tiny_shards, capsys):
-    model, _, _ = checkpoint.load_gpt(tiny_run)
+    model, _, _ = load_gpt(tiny_run)
     ids_T = np.arange(75) * 7 % model.config.vocab_size
     expected = []
     for place in range(1, 75):
-        end = min(74, 32 + 8 * math.ceil(max(0, place - 32) / 8))  # the first window is full, each later one 8 further
+        end = min(
+            74, 32 + 8 * math.ceil(max(0, place - 32) / 8)
+        )  # the first window is full, each later one 8 further
         with torch.no_grad():
-            _, logits_BV = model(torch.from_numpy(ids_T[max(0, end - 32) : place])[None], logits=True)
+            _, logits_BV = model(
+                torch.from_numpy(ids_T[max(0, end - 32) : place])[None], logits=True
+            )
         expected.append(-logits_BV.log_softmax(-1)[0, ids_T[place]].item())
     assert token_nll(model, [ids_T], 8, "") == pytest.approx(np.array(expected), abs=1e-4)
-    figures_of = [figures(capsys, tiny_run, "--data", tiny_shards, "--stride", stride) for stride in (32, 8)]
+    figures_of = [
+        figures(capsys, tiny_run, "--data", tiny_shards, "--stride", stride) for stride in (32, 8)
+    ]
     assert figures_of[0] == figures(capsys, tiny_run, "--data", tiny_shards) != figures_of[1]
 
 
@@ -108,7 +130,7 @@ def test_one_file_alone_has_no_standard_error(tiny_run, texts, capsys):
         ("--data {other}", 3, "another tokenizer"),
         ("--data {bare}", 3, "no tokens in the validation split"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused_in_one_line(tiny_run, tiny_shards, texts, words, exit_code, says):
     (texts / "binary").write_bytes(bytes(range(256)))
     (texts / "zeros").write_bytes(bytes(512))
@@ -123,9 +145,17 @@ def test_bad_input_is_refused_in_one_line(tiny_run, tiny_shards, texts, words, e
         (shards[folder] / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": changed}))
     with pytest.raises(UserError) as caught:
         evaluate.main([str(tiny_run), *words.format(texts, **shards).split()])
-    assert caught.value.exit_code == exit_code and says in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        caught.value.exit_code == exit_code
+        and says in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_the_command_exits_with_the_errors_code(tiny_run, texts):
     done = run("python", "-m", "gpt1_ds.eval", tiny_run, "--data", texts / "absent.txt")
-    assert done.returncode == 3 and done.stderr.startswith("error: --data") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 3
+        and done.stderr.startswith("error: --data")
+        and done.stderr.count("\n") == 1
+    )

@@ -7,10 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
-from gpt1_ds import checkpoint, generate, sampling
-from gpt1_ds.errors import ConfigError
-from gpt1_ds.model import GPT, GPTConfig
-from gpt1_ds.tokenizer import Tokenizer, load_tokenizer
+from gpt1_ds import generate
+from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.checkpoints.folder import find_checkpoint
+from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
+from gpt1_ds.model import sampling
+from gpt1_ds.model.gpt import GPT, GPTConfig
 from tests.conftest import run, succeed
 
 LONG, SHORT, OTHER = [4, *range(20, 45)], [4, 7], [4, 9, 11, 200]
@@ -24,14 +26,20 @@ def tokenizer(tiny_shards) -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer) -> GPT:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(tokenizer.vocab_size - 3, n_layer=3, n_head=4, n_embd=32, n_ctx=48)).eval()
+    model = GPT(
+        GPTConfig(tokenizer.vocab_size - 3, n_layer=3, n_head=4, n_embd=32, n_ctx=48)
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)  # far from uniform, and so are the padding rows
+            parameter.add_(
+                torch.randn_like(parameter) * 0.2
+            )  # far from uniform, and so are the padding rows
     return model
 
 
-def continuations(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]], tokens: int, **choice) -> list[list[int]]:
+def continuations(
+    model: GPT, tokenizer: Tokenizer, prompts: list[list[int]], tokens: int, **choice
+) -> list[list[int]]:
     new: list[list[int]] = [[] for _ in prompts]
     for row, token in generate.generate(model, tokenizer.special_ids, prompts, tokens, **choice):
         new[row].append(token)
@@ -47,25 +55,34 @@ def plain(model: GPT, tokenizer: Tokenizer, prompt: list[int], tokens: int) -> l
         if len(text) - start > n_ctx:
             start = len(text) - n_ctx // 2
         logits_V = model(torch.tensor([text[start:]]), logits=True)[1][0]
-        logits_V[[number for name, number in tokenizer.special_ids.items() if name != "eot"]] = -torch.inf
+        logits_V[
+            [number for name, number in tokenizer.special_ids.items() if name != "eot"]
+        ] = -torch.inf
         if (token := int(logits_V.argmax())) == tokenizer.special_ids["eot"]:
             break
         text.append(token)
     return text[length:]
 
 
-@pytest.mark.parametrize("prompts", [[SHORT], [LONG, SHORT, OTHER, SHORT], [LONG * 3, LONG]],
-                         ids=["one", "of different lengths", "longer than the context"])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompts",
+    [[SHORT], [LONG, SHORT, OTHER, SHORT], [LONG * 3, LONG]],
+    ids=["one", "of different lengths", "longer than the context"],
+)
 def test_greedy_equals_a_plain_loop_past_the_context(model, tokenizer, prompts):
     expected = [plain(model, tokenizer, prompt, 120) for prompt in prompts]
     assert continuations(model, tokenizer, prompts, 120) == expected
     assert len({*map(tuple, expected)}) > 1 or len(prompts) == 1
 
 
-@pytest.mark.parametrize(("batch", "lengths"), [(1, (1, 1, 46)), (3, (9, 1, 1, 20, 1, 16)), (2, (47, 1)), (8, (48,))])
+@pytest.mark.parametrize(
+    ("batch", "lengths"), [(1, (1, 1, 46)), (3, (9, 1, 1, 20, 1, 16)), (2, (47, 1)), (8, (48,))]
+)
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
 def test_cached_logits_equal_uncached_ones(model, batch, lengths, context):
-    ids_BT = torch.randint(0, 300, (batch, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    ids_BT = torch.randint(
+        0, 300, (batch, sum(lengths)), generator=torch.Generator().manual_seed(1)
+    )
     cache, end = [], 0
     with context():
         for length in lengths:
@@ -79,17 +96,29 @@ def theirs(model: GPT):
     """transformers' model with the weights of ours; the padding of the vocabulary is left out."""
     transformers = pytest.importorskip("transformers")
     config = model.config
-    other = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(
-        vocab_size=config.vocab_size, n_positions=config.n_ctx, n_embd=config.n_embd, n_layer=config.n_layer,
-        n_head=config.n_head)).eval()  # fmt: skip
-    state = {"transformer.tokens_embed.weight": model.wte[: config.vocab_size],
-             "transformer.positions_embed.weight": model.wpe}  # fmt: skip
+    other = transformers.OpenAIGPTLMHeadModel(
+        transformers.OpenAIGPTConfig(
+            vocab_size=config.vocab_size,
+            n_positions=config.n_ctx,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+        )
+    ).eval()
+    state = {
+        "transformer.tokens_embed.weight": model.wte[: config.vocab_size],
+        "transformer.positions_embed.weight": model.wpe,
+    }
     for name, parameter in model.blocks.named_parameters():
         is_matrix = parameter.ndim == 2  # Conv1D keeps the transpose
         state[f"transformer.h.{name}"] = parameter.T if is_matrix else parameter
     state["lm_head.weight"] = state["transformer.tokens_embed.weight"]
     state = {name: tensor.detach().clone() for name, tensor in state.items()}
-    state |= {name: buffer for name, buffer in other.state_dict().items() if name not in state and "bias" in name}
+    state |= {
+        name: buffer
+        for name, buffer in other.state_dict().items()
+        if name not in state and "bias" in name
+    }
     assert not other.load_state_dict(state, strict=False).missing_keys
     return other
 
@@ -102,8 +131,14 @@ def test_greedy_equals_transformers(model, tokenizer, tiny_run, trained):
     silent = [number for name, number in tokenizer.special_ids.items() if name != "eot"]
     prompts = [SHORT, OTHER, [eot, *tokenizer.encode("the old miller")], [eot]]
     for prompt, mine in zip(prompts, continuations(model, tokenizer, prompts, 20), strict=True):
-        ids_BT = other.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=eot,
-                                pad_token_id=0, suppress_tokens=silent)  # fmt: skip
+        ids_BT = other.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=eot,
+            pad_token_id=0,
+            suppress_tokens=silent,
+        )
         new = ids_BT[0, len(prompt) :].tolist()
         assert mine == (new[: new.index(eot)] if eot in new else new)
 
@@ -111,7 +146,11 @@ def test_greedy_equals_transformers(model, tokenizer, tiny_run, trained):
 def test_a_sample_depends_on_its_prompt_number_and_seed_alone(model, tokenizer):
     choice = {"temperature": 0.9, "top_k": 50, "top_p": 0.95}
     together = continuations(model, tokenizer, [SHORT, LONG, OTHER, SHORT], 30, **choice)
-    assert continuations(model, tokenizer, [SHORT, OTHER], 30, **choice)[0] == together[0] != together[3]
+    assert (
+        continuations(model, tokenizer, [SHORT, OTHER], 30, **choice)[0]
+        == together[0]
+        != together[3]
+    )
     assert continuations(model, tokenizer, [SHORT], 30, **choice, seed=1)[0] != together[0]
 
 
@@ -137,10 +176,14 @@ def test_top_k_top_p_and_temperature_shape_the_distribution():
     generator = torch.Generator().manual_seed(0)
 
     def shares(temperature: float, top_k: int, top_p: float) -> dict[int, float]:
-        drawn = Counter(sampling._choose(temperature, top_k, top_p, generator, logits_V) for _ in range(4000))
+        drawn = Counter(
+            sampling._choose(temperature, top_k, top_p, generator, logits_V) for _ in range(4000)
+        )
         return {token: count / 4000 for token, count in drawn.items()}
 
-    assert shares(1.0, 0, 1.0) == pytest.approx({0: 0.1, 1: 0.4, 2: 0.05, 3: 0.3, 4: 0.15}, abs=0.03)
+    assert shares(1.0, 0, 1.0) == pytest.approx(
+        {0: 0.1, 1: 0.4, 2: 0.05, 3: 0.3, 4: 0.15}, abs=0.03
+    )
     assert shares(1.0, 2, 1.0) == pytest.approx({1: 4 / 7, 3: 3 / 7}, abs=0.03)
     assert shares(1.0, 0, 0.72) == pytest.approx({1: 8 / 17, 3: 6 / 17, 4: 3 / 17}, abs=0.03)
     assert shares(0.5, 2, 1.0) == pytest.approx({1: 0.64, 3: 0.36}, abs=0.03)
@@ -159,7 +202,9 @@ def test_streaming_shows_characters_when_they_are_whole(tokenizer, capsys):
 
     generate.stream(tokenizer, [4], tokens())
     assert "".join([*shown, capsys.readouterr().out]) == tokenizer.decode(ids) + "\n" == f"{text}\n"
-    assert not any("\ufffd" in part for part in shown) and "\u4f60" in shown and shown.count("") >= 4
+    assert (
+        not any("\ufffd" in part for part in shown) and "\u4f60" in shown and shown.count("") >= 4
+    )
     first_byte = next(token for token in ids if token in tokenizer.fallback_ids)
     generate.stream(tokenizer, [4, ids[0]], iter([(0, first_byte)]))
     assert capsys.readouterr().out == "o\ufffd\n"  # an end in the middle of a character shows that
@@ -177,25 +222,54 @@ def test_the_command_continues_the_prompt_and_its_seed_repeats(tiny_run, capsys)
     several = main(capsys, *words, 1, "--num-samples", 2, "--prompt", "A mill")
     parts = several.split("--- ")[1:]
     assert [part.split("\n", 1)[0] for part in parts] == ["1", "2", "3", "4"]
-    assert parts[0] == f"1\n{first}" and parts[1] != f"2\n{first}" and parts[3].startswith("4\na mill")
-    assert main(capsys, tiny_run, "--max-new-tokens", 5).strip()  # without a prompt: the beginning of a document
+    assert (
+        parts[0] == f"1\n{first}" and parts[1] != f"2\n{first}" and parts[3].startswith("4\na mill")
+    )
+    assert main(
+        capsys, tiny_run, "--max-new-tokens", 5
+    ).strip()  # without a prompt: the beginning of a document
 
 
 def test_prompts_come_from_standard_input(tiny_run, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"The old\n\nA \xff mill\n")))
     out = main(capsys, tiny_run, "--prompt", "-", "--max-new-tokens", 3, "--temperature", 0)
     assert out.startswith("--- 1\nthe old") and "--- 2\na " in out and "--- 3" not in out
-    alone = main(capsys, tiny_run, "--prompt", "The old", "--max-new-tokens", 3, "--temperature", 0, "--top-p", 0.5)
+    alone = main(
+        capsys,
+        tiny_run,
+        "--prompt",
+        "The old",
+        "--max-new-tokens",
+        3,
+        "--temperature",
+        0,
+        "--top-p",
+        0.5,
+    )
     assert out.startswith(f"--- 1\n{alone}")
 
 
 def test_a_user_sees_it_all_on_standard_output(tiny_run):
-    done = succeed("python", "-m", "gpt1_ds.generate", tiny_run, "--prompt", "The Old", "--max-new-tokens", 40)
+    done = succeed(
+        "python", "-m", "gpt1_ds.generate", tiny_run, "--prompt", "The Old", "--max-new-tokens", 40
+    )
     assert done.stdout.startswith("the old") and done.stdout.count("\n") == 1 and not done.stderr
 
 
-@pytest.mark.parametrize("words", ["--temperature nan", "--temperature -1", "--top-k -1", "--top-p 0", "--top-p 1.5",
-                                   "--max-new-tokens 0", "--num-samples 0", "--seed -1", "--prompt -"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--temperature nan",
+        "--temperature -1",
+        "--top-k -1",
+        "--top-p 0",
+        "--top-p 1.5",
+        "--max-new-tokens 0",
+        "--num-samples 0",
+        "--seed -1",
+        "--prompt -",
+    ],
+)
 def test_bad_options_are_refused(tiny_run, monkeypatch, words):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(ConfigError, match=words.split()[0]):
@@ -210,4 +284,4 @@ def test_a_folder_without_checkpoint_is_refused(tmp_path, tiny_shards, module):
 
 
 def test_find_prefers_the_newest(tiny_run):
-    assert checkpoint.find(tiny_run).name == "step-00000060"
+    assert find_checkpoint(tiny_run).name == "step-00000060"

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from gpt1_ds.config import PRESETS
-from gpt1_ds.errors import ConfigError
-from gpt1_ds.kernels import CACHED_ROWS
-from gpt1_ds.model import GPT, GPTConfig
+from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.model.kernels import CACHED_ROWS
 from gpt1_ds.plan import WAYS, Cluster, activation_bytes, best, estimate, main, state_bytes
-from tests.cases_plan import MICRO_BATCH, VOCAB_SIZE
+from gpt1_ds.settings.sections import PRESETS
 from tests.conftest import run, succeed
+from tests.support.cases_plan import MICRO_BATCH, VOCAB_SIZE
 
 
 def kept_bytes(shape: GPTConfig, windows: int, dtype: torch.dtype, checkpointing: bool) -> int:
@@ -33,7 +33,9 @@ def kept_bytes(shape: GPTConfig, windows: int, dtype: torch.dtype, checkpointing
     return sum(size for size, _ in kept.values())
 
 
-@pytest.mark.parametrize("layers, heads, width, context", [(2, 4, 128, 256), (6, 8, 256, 512), (3, 2, 64, 128)])
+@pytest.mark.parametrize(
+    "layers, heads, width, context", [(2, 4, 128, 256), (6, 8, 256, 512), (3, 2, 64, 128)]
+)
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_activations_are_what_autograd_keeps(layers, heads, width, context, precision):
     shape = GPTConfig(2000, layers, heads, width, context)
@@ -51,11 +53,15 @@ def test_processes_take_the_memory_and_time_planned():
     measured, planned = [], []
     for shape in (small, large):
         sizes = (str(shape.n_layer), str(shape.n_embd), "1")
-        output = succeed("python", "-m", "tests.cases_plan", *sizes, timeout_seconds=200).stdout
+        output = succeed(
+            "python", "-m", "tests.support.cases_plan", *sizes, timeout_seconds=200
+        ).stdout
         measured.append(json.loads(output.splitlines()[-1]))
         states, _ = state_bytes(shape.parameters, "1", "bf16", 1)
         planned.append(states + activation_bytes(shape, MICRO_BATCH, "bf16", False, flash=False))
-    assert planned[1] - planned[0] == pytest.approx(measured[1]["bytes"] - measured[0]["bytes"], rel=0.25)
+    assert planned[1] - planned[0] == pytest.approx(
+        measured[1]["bytes"] - measured[0]["bytes"], rel=0.25
+    )
     tflops = small.flops_per_token * MICRO_BATCH * 256 / measured[0]["seconds"] / 1e12
     one = Cluster(nodes=1, gpus_per_node=1, tflops=tflops, utilization=1.0)
     seconds = estimate(large, one, "1", "bf16", MICRO_BATCH, MICRO_BATCH, False).step_seconds
@@ -67,13 +73,18 @@ def test_states_of_each_stage_are_those_of_the_zero_paper():
     the gradients of the step (8 bytes a parameter of the rank's share) and its buckets."""
     gigabytes = [state_bytes(7.5e9, way, "bf16", 64)[0] / 1e9 for way in ("0", "1", "2", "3")]
     step = 8 * 7.5 / 64
-    assert gigabytes == pytest.approx([120 + 60, 31.4 + step + 1, 16.6 + step + 1, 1.9 + step + 2], abs=0.1)
+    assert gigabytes == pytest.approx(
+        [120 + 60, 31.4 + step + 1, 16.6 + step + 1, 1.9 + step + 2], abs=0.1
+    )
 
 
 def test_more_of_zero_takes_less_memory_and_what_is_chosen_fits():
     cluster = Cluster()
     shape = GPTConfig(40_005, **PRESETS["13b"])
-    sizes = [estimate(shape, cluster, way, "bf16", 64, 1, False).gpu_bytes for way in ("0", "1", "2", "3")]
+    sizes = [
+        estimate(shape, cluster, way, "bf16", 64, 1, False).gpu_bytes
+        for way in ("0", "1", "2", "3")
+    ]
     assert sizes == sorted(sizes, reverse=True)
     assert estimate(shape, cluster, "0", "bf16", 64, 1, False).misfit.startswith("340 of 80 GB")
     for name in PRESETS:
@@ -89,10 +100,14 @@ def test_table_and_sweep(tiny_shards, capsys):
     assert "of 20 GB a GPU, mostly model states" in capsys.readouterr().out
     main(["--sweep"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 4 * len(PRESETS) and all(line.split()[1] == "4096" for line in lines[4::4])
+    assert len(lines) == 1 + 4 * len(PRESETS) and all(
+        line.split()[1] == "4096" for line in lines[4::4]
+    )
 
 
-@pytest.mark.parametrize("arguments", [["--nodes", "0"], ["--utilization", "1.5"], ["train.global_batch=63"]])
+@pytest.mark.parametrize(
+    "arguments", [["--nodes", "0"], ["--utilization", "1.5"], ["train.global_batch=63"]]
+)
 def test_bad_clusters_are_refused(arguments):
     with pytest.raises(ConfigError):
         main(arguments)

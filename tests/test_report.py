@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpt1_ds import report
-from gpt1_ds.errors import DataError
+from gpt1_ds.base.errors import DataError
+from gpt1_ds.reports.run_files import Run
 from tests.conftest import need, succeed
 
 SAMPLE = 'He said <b>"&"</b>\n<script>alert(1)</script> @@BODY@@'
@@ -38,13 +39,40 @@ def run(tmp_path) -> Path:
         }
         for step in range(2, 21, 2)
     ]
-    valid = [{"step": step, "split": "valid", "corpus": "bo<ks", "loss": 6 - step / 10, "perplexity": 2.0,
-              "elapsed_seconds": 3600.0 * step} for step in (0, 10, 20)]  # fmt: skip
-    starts = [{"step": step, "split": "start", "time": 1e9, "world_size": ranks, "elapsed_seconds": 3600.0 * step}
-              for step, ranks in ((0, 1), (10, 2))]  # fmt: skip
-    saved = {"step": 20, "split": "checkpoint", "seconds": 1.5, "elapsed_seconds": 72000.0, "bytes": 2_000_000}
-    (folder / "metrics.jsonl").write_text(lines(*starts, *train, *valid, saved) + '{"step": 22, "spl')
-    (folder / "skipped.jsonl").write_text(lines({"to_step": 6, "from_step": 8, "loss": 9.5, "last": {"epoch": 0}}))
+    valid = [
+        {
+            "step": step,
+            "split": "valid",
+            "corpus": "bo<ks",
+            "loss": 6 - step / 10,
+            "perplexity": 2.0,
+            "elapsed_seconds": 3600.0 * step,
+        }
+        for step in (0, 10, 20)
+    ]
+    starts = [
+        {
+            "step": step,
+            "split": "start",
+            "time": 1e9,
+            "world_size": ranks,
+            "elapsed_seconds": 3600.0 * step,
+        }
+        for step, ranks in ((0, 1), (10, 2))
+    ]
+    saved = {
+        "step": 20,
+        "split": "checkpoint",
+        "seconds": 1.5,
+        "elapsed_seconds": 72000.0,
+        "bytes": 2_000_000,
+    }
+    (folder / "metrics.jsonl").write_text(
+        lines(*starts, *train, *valid, saved) + '{"step": 22, "spl'
+    )
+    (folder / "skipped.jsonl").write_text(
+        lines({"to_step": 6, "from_step": 8, "loss": 9.5, "last": {"epoch": 0}})
+    )
     (folder / "status.json").write_text('{"state": "done", "step": 20, "exit_code": 0}')
     (folder / "config.yaml").write_text("run: {seed: 7}\noptim: {lr: 0.001}\ndata: {shards: s}\n")
     (folder / "deepspeed.json").write_text('{"zero_optimization": {"stage": 2}}')
@@ -68,11 +96,25 @@ def text_of(html: str) -> str:
 
 def test_what_the_files_say_is_in_the_tables(run, tmp_path):
     shown = text_of(page(run, out=tmp_path / "page.html"))
-    for words in ("parameters 42,816", "steps 20", "tokens 2,000", "training loss 3.0000", "wall time 20 h 0 min",
-                  "validation loss, bo<ks 4.0000 (perplexity 54.6)", "tokens a second, median 50", "starts 2",
-                  "checkpoints 1; 2.0 MB, training stood 1.5 s", "train/bo<ks 123,456 abc", "optim.lr 0.001", "seed 7",
-                  "zero_optimization.stage 2", "2001-09-09 01:46:40 UTC 2 10 h 0 min", "6 8 9.5", "20 2,000,000 1.50",
-                  'He said <b>"&"</b> <script>alert(1)</script> @@BODY@@'):  # fmt: skip
+    for words in (
+        "parameters 42,816",
+        "steps 20",
+        "tokens 2,000",
+        "training loss 3.0000",
+        "wall time 20 h 0 min",
+        "validation loss, bo<ks 4.0000 (perplexity 54.6)",
+        "tokens a second, median 50",
+        "starts 2",
+        "checkpoints 1; 2.0 MB, training stood 1.5 s",
+        "train/bo<ks 123,456 abc",
+        "optim.lr 0.001",
+        "seed 7",
+        "zero_optimization.stage 2",
+        "2001-09-09 01:46:40 UTC 2 10 h 0 min",
+        "6 8 9.5",
+        "20 2,000,000 1.50",
+        'He said <b>"&"</b> <script>alert(1)</script> @@BODY@@',
+    ):
         assert words in shown, (words, shown)
 
 
@@ -81,7 +123,10 @@ def test_nothing_from_files_is_markup_and_nothing_is_loaded(run, tmp_path):
     for word in ("<run>", "bo<ks", "<b>", "<script>alert"):
         assert word not in html
     assert html.count("</script>") == 2 and "NaN" not in html and "@@TITLE" not in html
-    assert not re.search(r"""(src|href)\s*=|url\(|@import|fetch\(""", html) and "default-src 'none'" in html
+    assert (
+        not re.search(r"""(src|href)\s*=|url\(|@import|fetch\(""", html)
+        and "default-src 'none'" in html
+    )
 
 
 def test_runs_side_by_side_show_where_they_differ(run, tmp_path):
@@ -90,7 +135,9 @@ def test_runs_side_by_side_show_where_they_differ(run, tmp_path):
     html = page(run, other, out=tmp_path / "page.html")
     differing = [text_of(row) for row in re.findall("<tr class=.differs.*?</tr>", html)]
     assert differing == ["optim.lr 0.001 0.002", "data.shards s"]
-    assert f"elsewhere/{run.name}" in text_of(html), "two runs of one name are told apart by their folders"
+    assert f"elsewhere/{run.name}" in text_of(html), (
+        "two runs of one name are told apart by their folders"
+    )
 
 
 def test_a_task_run_shows_its_scores_and_confusion(tmp_path):
@@ -98,23 +145,40 @@ def test_a_task_run_shows_its_scores_and_confusion(tmp_path):
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(lines({"step": 5, "split": "task", "accuracy": 0.75}))
     confusion = {"classes": ["bad", "good"], "counts": [[3, 1], [0, 4]]}
-    result = {"task": "sst2", "score": 0.75, "metrics": {"accuracy": 0.75}, "majority": 0.5, "init": "none",
-              "examples": {"train": 8, "dev": 8}, "splits": {"test": {"accuracy": 0.5}},
-              "confusion": confusion}  # fmt: skip
+    result = {
+        "task": "sst2",
+        "score": 0.75,
+        "metrics": {"accuracy": 0.75},
+        "majority": 0.5,
+        "init": "none",
+        "examples": {"train": 8, "dev": 8},
+        "splits": {"test": {"accuracy": 0.5}},
+        "confusion": confusion,
+    }
     (folder / "result.json").write_text(json.dumps(result))
-    (folder / "predictions-dev.tsv").write_text("index\tgold\tprediction\n0\tgood\tgood\n1\tbad\tgood\n")
+    (folder / "predictions-dev.tsv").write_text(
+        "index\tgold\tprediction\n0\tgood\tgood\n1\tbad\tgood\n"
+    )
     shown = text_of(page(folder, out=tmp_path / "page.html"))
-    for words in ("dev accuracy 0.7500", "test accuracy 0.5000", "majority 0.5000", "bad 3 1", "good 0 4",
-                  "predictions-dev.tsv: the first errors index gold prediction 1 bad good"):  # fmt: skip
+    for words in (
+        "dev accuracy 0.7500",
+        "test accuracy 0.5000",
+        "majority 0.5000",
+        "bad 3 1",
+        "good 0 4",
+        "predictions-dev.tsv: the first errors index gold prediction 1 bad good",
+    ):
         assert words in shown, shown
 
 
 @pytest.mark.parametrize("damage", ["alone", "garbled"])
 def test_files_that_are_missing_or_damaged_are_left_out(run, tmp_path, damage):
-    for path in [path for path in run.rglob("*") if path.is_file() and path.name != "metrics.jsonl"]:
+    for path in [
+        path for path in run.rglob("*") if path.is_file() and path.name != "metrics.jsonl"
+    ]:
         path.write_bytes(b"\xff{[") if damage == "garbled" else path.unlink()
     assert "training loss 3.0000" in text_of(page(run, out=tmp_path / "page.html"))
-    assert report.Run(run).place(9) == [9, 900.0, 9.0]
+    assert Run(run).place(9) == [9, 900.0, 9.0]
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
@@ -135,14 +199,32 @@ def test_the_command_writes_into_the_run(run):
 
 def dom(address: str, profile: Path) -> str:
     """The page after its script has run in headless Chromium; no error may reach the console."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if not chromium:
         need("chromium", "no chromium on PATH: apt-get install chromium")
     done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         "--enable-logging=stderr", f"--user-data-dir={profile}", "--window-size=1200,1600", "--dump-dom", address],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--enable-logging=stderr",
+            f"--user-data-dir={profile}",
+            "--window-size=1200,1600",
+            "--dump-dom",
+            address,
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr[-2000:]
     return done.stdout
 
@@ -152,8 +234,13 @@ def test_a_browser_draws_the_curves(run, tmp_path, axis):
     page(run, out=tmp_path / "page.html")
     shown = dom(f"{(tmp_path / 'page.html').as_uri()}#{axis}", tmp_path / "profile")
     assert 'data-drawn="yes"' in shown and f'aria-label="Loss, nats against {axis}"' in shown
-    curves = dict(re.findall(r'data-points="(\d+)" data-label="([^"]*)"', shown)[i][::-1] for i in range(2))
-    assert curves == {"train": "9", "validation bo<ks": "3"} or curves == {"train": "9", "validation bo&lt;ks": "3"}
+    curves = dict(
+        re.findall(r'data-points="(\d+)" data-label="([^"]*)"', shown)[i][::-1] for i in range(2)
+    )
+    assert curves == {"train": "9", "validation bo<ks": "3"} or curves == {
+        "train": "9",
+        "validation bo&lt;ks": "3",
+    }
     paths = re.findall(r'class="curve" d="([^"]*)"', shown)
     assert paths[0].count("L") == 8 and "NaN" not in "".join(paths)
     assert shown.count('class="mark"') == 2, "the second start, and the batches skipped"

@@ -13,22 +13,45 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gpt1_ds import checkpoint
-from gpt1_ds.distributed import free_port
+from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
+from gpt1_ds.checkpoints.folder import find_checkpoint
+from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.distributed.environment import free_port
 from tests.conftest import BIN, ROOT, run, succeed
-from tests.ranks import die_with_parent
+from tests.support.ranks import die_with_parent
 
 STEPS = 40
-SMALL = ("model.preset=gpt1-tiny", "model.n_embd=32", "model.n_ctx=32", f"train.max_steps={STEPS}",
-         "train.global_batch=4",
-         "eval.every=20", "eval.batches=1", "checkpoint.every=8", "log.every=1", "optim.lr=1e-3",
-         "schedule.warmup_steps=4", "run.name=run")  # fmt: skip
+SMALL = (
+    "model.preset=gpt1-tiny",
+    "model.n_embd=32",
+    "model.n_ctx=32",
+    f"train.max_steps={STEPS}",
+    "train.global_batch=4",
+    "eval.every=20",
+    "eval.batches=1",
+    "checkpoint.every=8",
+    "log.every=1",
+    "optim.lr=1e-3",
+    "schedule.warmup_steps=4",
+    "run.name=run",
+)
 
 
 def command(shards: Path, runs: Path, *overrides: str) -> list[str]:
-    return ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "gpt1_ds/train.py",
-            "--deepspeed_config", "ds_configs/cpu.json", *SMALL, f"data.shards={shards}", f"run.dir={runs}",
-            *overrides]  # fmt: skip
+    return [
+        "deepspeed",
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "gpt1_ds/train.py",
+        "--deepspeed_config",
+        "ds_configs/cpu.json",
+        *SMALL,
+        f"data.shards={shards}",
+        f"run.dir={runs}",
+        *overrides,
+    ]
 
 
 def status(runs: Path) -> dict:
@@ -51,7 +74,9 @@ def ranks_of(launcher: int) -> list[int]:
         try:
             words = (entry / "cmdline").read_bytes().decode().split("\0")
             parents = {int((entry / "stat").read_text().rpartition(")")[2].split()[1])}
-            parents.add(int(Path(f"/proc/{min(parents)}/stat").read_text().rpartition(")")[2].split()[1]))
+            parents.add(
+                int(Path(f"/proc/{min(parents)}/stat").read_text().rpartition(")")[2].split()[1])
+            )
         except (OSError, ValueError):
             continue
         rank = next((word for word in words if word.startswith("--local_rank=")), None)
@@ -66,13 +91,22 @@ def disturb(
     """Start the run, send signal `number` to `whom(launcher, ranks)` once it has logged `at_step` and committed the
     checkpoint before it, and wait for its end: the launcher's exit code, and the seconds until all were gone."""
     log, starts = open(runs / "log", "w+"), len(steps_logged(runs, "start"))
-    process = subprocess.Popen(command(shards, runs, *overrides), cwd=ROOT, env=os.environ | env, stdout=log,
-                               stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-                               preexec_fn=die_with_parent)  # fmt: skip
+    process = subprocess.Popen(
+        command(shards, runs, *overrides),
+        cwd=ROOT,
+        env=os.environ | env,
+        stdout=log,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        preexec_fn=die_with_parent,
+    )
     deadline, due = time.monotonic() + 120, at_step // 8 * 8
 
     def waiting() -> bool:
-        started = len(steps_logged(runs, "start")) > starts and max(steps_logged(runs), default=-1) >= at_step
+        started = (
+            len(steps_logged(runs, "start")) > starts
+            and max(steps_logged(runs), default=-1) >= at_step
+        )
         return not started or max(steps_logged(runs, "checkpoint"), default=0) < due
 
     while waiting():
@@ -105,7 +139,12 @@ def undisturbed(tiny_shards, tmp_path_factory):
         (cache / name).mkdir(parents=True)
         (cache / name / "lock").touch()
     before = sorted(cache.rglob("*"))
-    done = succeed(*command(tiny_shards, runs), TORCH_EXTENSIONS_DIR=str(cache), PATH=str(BIN), timeout_seconds=200)
+    done = succeed(
+        *command(tiny_shards, runs),
+        TORCH_EXTENSIONS_DIR=str(cache),
+        PATH=str(BIN),
+        timeout_seconds=200,
+    )
     assert sorted(cache.rglob("*")) == before, "nothing is compiled at start"
     assert "validation loss" in done.stdout
     return runs
@@ -149,38 +188,62 @@ def jumping_clock(tmp_path_factory) -> dict[str, str]:
 
 def final_state(runs: Path) -> dict[str, torch.Tensor]:
     """Master weights and moments of both ranks."""
-    folder = checkpoint.find(runs / "run")
+    folder = find_checkpoint(runs / "run")
     assert folder.name == f"step-{STEPS:08d}"
     tensors = {}
     for rank in (0, 1):
         path = folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        tensors |= {f"{rank}{name}": value for name, value in flatten(torch.load(path)["optimizer_state_dict"])}
+        tensors |= {
+            f"{rank}{name}": value
+            for name, value in flatten(torch.load(path)["optimizer_state_dict"])
+        }
     assert len(tensors) > 8
     return tensors
 
 
 def flatten(value, name=""):
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield from flatten(item, f"{name}.{key}")
     if isinstance(value, torch.Tensor):
         yield name, value
 
 
-@pytest.mark.parametrize(("rounds", "seed"), [
-    (2, 24), pytest.param(20, random.randrange(10**6), marks=[pytest.mark.soak, pytest.mark.timeout(1800)])
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rounds", "seed"),
+    [
+        (2, 24),
+        pytest.param(
+            20, random.randrange(10**6), marks=[pytest.mark.soak, pytest.mark.timeout(1800)]
+        ),
+    ],
+)
 def test_a_killed_and_a_stopped_run_end_with_the_weights_of_the_undisturbed_one(
     tiny_shards, undisturbed, jumping_clock, tmp_path, rounds, seed
 ):
     """SIGKILL of a random rank at a random step, `rounds` times, then SIGTERM, all on a machine whose clock jumps."""
-    checkpoint._allow_known_classes()
+    allow_known_classes()
     chance = random.Random(seed)
     for _ in range(rounds):
-        victim, at_step = chance.randrange(2), min(committed(tmp_path) + chance.randint(1, 12), STEPS - 12)
+        victim, at_step = (
+            chance.randrange(2),
+            min(committed(tmp_path) + chance.randint(1, 12), STEPS - 12),
+        )
         print(f"seed {seed}: SIGKILL of rank {victim} after step {at_step}")
-        code, seconds = disturb(tiny_shards, tmp_path, at_step, signal.SIGKILL,
-                                lambda launcher, ranks, victim=victim: [ranks[victim]], **jumping_clock)  # fmt: skip
+        code, seconds = disturb(
+            tiny_shards,
+            tmp_path,
+            at_step,
+            signal.SIGKILL,
+            lambda launcher, ranks, victim=victim: [ranks[victim]],
+            **jumping_clock,
+        )
         assert code != 0 and seconds < 60, "the job is over soon, all its ranks with it"
         # A rank 0 that was killed cannot tell.
         assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == (
@@ -189,60 +252,100 @@ def test_a_killed_and_a_stopped_run_end_with_the_weights_of_the_undisturbed_one(
         assert committed(tmp_path) % 8 == 0
 
     last = committed(tmp_path)
-    assert disturb(tiny_shards, tmp_path, last + 3, signal.SIGTERM, lambda _, ranks: ranks, **jumping_clock)[0] != 0
+    assert (
+        disturb(
+            tiny_shards, tmp_path, last + 3, signal.SIGTERM, lambda _, ranks: ranks, **jumping_clock
+        )[0]
+        != 0
+    )
     assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("stopped", 75)
     stopped = status(tmp_path)["step"]
-    assert checkpoint.find(tmp_path / "run").name == f"step-{stopped:08d}" and last < stopped < STEPS
+    assert (
+        find_checkpoint(tmp_path / "run").name == f"step-{stopped:08d}" and last < stopped < STEPS
+    )
 
     done = succeed(*command(tiny_shards, tmp_path), timeout_seconds=200, **jumping_clock)
     assert f"steps    {stopped} of {STEPS} done" in done.stdout
     assert status(tmp_path) == {"state": "done", "step": STEPS, "exit_code": 0}
     ours, theirs = final_state(tmp_path), final_state(undisturbed)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
     for split in ("train", "valid"):
         assert steps_logged(tmp_path, split) == steps_logged(undisturbed, split)
-    ours, theirs = ([line["loss"] for line in lines(runs) if "loss" in line] for runs in (tmp_path, undisturbed))
+    ours, theirs = (
+        [line["loss"] for line in lines(runs) if "loss" in line] for runs in (tmp_path, undisturbed)
+    )
     assert ours == pytest.approx(theirs, rel=1e-6)
     starts = [line["time"] for line in lines(tmp_path) if line["split"] == "start"]
-    assert len(starts) == rounds + 2 and all(abs(abs(start - time.time()) - 86400) < 7200 for start in starts)
+    assert len(starts) == rounds + 2 and all(
+        abs(abs(start - time.time()) - 86400) < 7200 for start in starts
+    )
     seconds = [line["elapsed_seconds"] for line in lines(tmp_path)]
     assert seconds == sorted(seconds) and seconds[-1] < 3600
     board = EventAccumulator(str(tmp_path / "run"))
     board.Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, STEPS + 1)), "each step once"
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, STEPS + 1)), (
+        "each step once"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_a_signal_to_the_launcher_commits_and_stops(tiny_shards, tmp_path, number):
     """SIGTERM is passed on to the ranks; SIGUSR1 kills the launcher, which the ranks notice by themselves."""
-    assert disturb(tiny_shards, tmp_path, 3, number, lambda launcher, _: [launcher], "train.max_steps=4000")[0]
+    assert disturb(
+        tiny_shards, tmp_path, 3, number, lambda launcher, _: [launcher], "train.max_steps=4000"
+    )[0]
     stopped = status(tmp_path)
     assert (stopped["state"], stopped["exit_code"]) == ("stopped", 75) and stopped["step"] >= 3
-    assert checkpoint.find(tmp_path / "run").name == f"step-{stopped['step']:08d}"
+    assert find_checkpoint(tmp_path / "run").name == f"step-{stopped['step']:08d}"
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_a_rank_that_hangs_is_named_within_the_timeout(tiny_shards, tmp_path, culprit):
-    code, seconds = disturb(tiny_shards, tmp_path, 9, signal.SIGSTOP, lambda launcher, ranks: ranks[culprit:][:1],
-                            "distributed.timeout_seconds=8")  # fmt: skip
+    code, seconds = disturb(
+        tiny_shards,
+        tmp_path,
+        9,
+        signal.SIGSTOP,
+        lambda launcher, ranks: ranks[culprit:][:1],
+        "distributed.timeout_seconds=8",
+    )
     # The launcher ends the ranks that are left with SIGTERM, which one that hangs cannot see.
     assert code != 0 and seconds < 120 and (culprit == 0 or status(tmp_path)["exit_code"] == 5)
-    [error] = [line for line in (tmp_path / "log").read_text().splitlines() if "lost a peer" in line]
+    [error] = [
+        line for line in (tmp_path / "log").read_text().splitlines() if "lost a peer" in line
+    ]
     assert f"error: rank {1 - culprit}" in error and f"rank {culprit} is silent" in error
-    assert int(checkpoint.find(tmp_path / "run").name.removeprefix("step-")) % 8 == 0
+    assert int(find_checkpoint(tmp_path / "run").name.removeprefix("step-")) % 8 == 0
 
 
 def test_the_run_folder_holds_what_the_design_says(undisturbed):
     folder = undisturbed / "run"
-    assert {"config.yaml", "deepspeed.json", "metrics.jsonl", "status.json", "tokenizer", "checkpoints"} <= {
-        path.name for path in folder.iterdir()
-    }
+    assert {
+        "config.yaml",
+        "deepspeed.json",
+        "metrics.jsonl",
+        "status.json",
+        "tokenizer",
+        "checkpoints",
+    } <= {path.name for path in folder.iterdir()}
     assert any(path.name.startswith("events.out.tfevents") for path in folder.iterdir())
     first, *_, last = (line for line in lines(undisturbed) if "loss" in line)
     assert first["split"] == "valid" and first["step"] == 0 and last["step"] == STEPS
     record = next(line for line in lines(undisturbed) if "lr" in line)
-    assert {"step", "split", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "skipped_steps",
-            "epoch"} <= set(record)  # fmt: skip
+    assert {
+        "step",
+        "split",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "tokens_per_second",
+        "mfu",
+        "skipped_steps",
+        "epoch",
+    } <= set(record)
     assert last["loss"] < first["loss"] - 0.2
 
 
@@ -253,13 +356,22 @@ def copy(undisturbed, tmp_path):
 
 
 def alone(shards: Path, runs: Path, *words: str):
-    words = ("--deepspeed_config", "ds_configs/cpu.json", *SMALL, f"data.shards={shards}", f"run.dir={runs}", *words)
+    words = (
+        "--deepspeed_config",
+        "ds_configs/cpu.json",
+        *SMALL,
+        f"data.shards={shards}",
+        f"run.dir={runs}",
+        *words,
+    )
     return run("python", "gpt1_ds/train.py", *words)
 
 
 def refused(done, exit_code: int, *words: str) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == exit_code and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == exit_code and len(lines) == 1 and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert all(word in lines[0] for word in words), lines[0]
 
 
@@ -271,7 +383,12 @@ def test_a_finished_run_says_so_and_ends_well(tiny_shards, copy):
 
 
 def test_a_changed_model_is_refused_with_the_difference(tiny_shards, copy):
-    refused(alone(tiny_shards, copy, "model.n_embd=64"), 2, "model.n_embd was 32, is 64", "--from-scratch")
+    refused(
+        alone(tiny_shards, copy, "model.n_embd=64"),
+        2,
+        "model.n_embd was 32, is 64",
+        "--from-scratch",
+    )
 
 
 def test_from_scratch_sets_the_earlier_run_aside(tiny_shards, copy):
@@ -294,11 +411,13 @@ def test_initial_weights_come_from_another_run(tiny_shards, undisturbed, tmp_pat
     words = (f"init.checkpoint={undisturbed / 'run'}", "train.max_steps=1", "optim.lr=1e-9")
     done = alone(tiny_shards, tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    before, after = checkpoint.load_weights(undisturbed / "run")[0], checkpoint.load_weights(tmp_path / "run")[0]
+    before, after = load_weights(undisturbed / "run")[0], load_weights(tmp_path / "run")[0]
     assert before.keys() == after.keys()
     # One step at 1e-9, and no rounding to bf16, which DeepSpeed's own start would take the float32 weights through.
     assert all(torch.allclose(before[name], after[name], rtol=1e-7, atol=2e-9) for name in before)
-    assert any(before[name].abs().max() > 0.05 for name in before), "an untrained model would pass too"
+    assert any(before[name].abs().max() > 0.05 for name in before), (
+        "an untrained model would pass too"
+    )
 
 
 def test_a_started_run_no_longer_needs_its_initial_weights(tiny_shards, undisturbed, tmp_path):
@@ -320,7 +439,9 @@ def test_a_wrong_tokenizer_beside_the_shards_is_refused(tiny_shards, tmp_path):
     shards = tmp_path / "shards"
     shutil.copytree(tiny_shards, shards)
     path = shards / "tokenizer" / "tokenizer.model"
-    path.write_bytes(path.read_bytes() + b"\x0a\x00")  # an empty piece: still a readable model, but another one
+    path.write_bytes(
+        path.read_bytes() + b"\x0a\x00"
+    )  # an empty piece: still a readable model, but another one
     refused(alone(shards, tmp_path), 3, "tokenizer")
 
 

@@ -14,8 +14,8 @@ of a user's own needs none of that: `task.kind` and the keys beside it describe 
 
 import dataclasses
 
-from gpt1_ds.config import TaskConfig
-from gpt1_ds.errors import ConfigError, near
+from gpt1_ds.base.errors import ConfigError, near
+from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks.base import IGNORE, LABELLED, Encoded, Example, Task
 from gpt1_ds.tasks.classification import COLA, SST2
 from gpt1_ds.tasks.entailment import MNLI, QNLI, RTE, SCITAIL, SNLI, WNLI
@@ -48,7 +48,9 @@ TASKS: dict[str, Task] = {
 def build(config: TaskConfig) -> Task:
     """The task that `config.name` names or `config.kind` describes, with the options its reading depends on."""
     if config.kind is None and config.name not in TASKS:
-        raise ConfigError(f"task.name is '{config.name}'; {near(config.name, TASKS)}, or set task.kind for your own")
+        raise ConfigError(
+            f"task.name is '{config.name}'; {near(config.name, TASKS)}, or set task.kind for your own"
+        )
     task = TASKS[config.name] if config.kind is None else own_task(config)
     if config.label_all_subtokens and isinstance(task, TokenClassification):
         task = dataclasses.replace(task, label_all_subtokens=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gpt1_ds.errors import DataError
+from gpt1_ds.base.errors import DataError
+from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.tasks.tables import label_index
-from gpt1_ds.tokenizer import Tokenizer
 
 IGNORE = -100
 """Target of a token that carries no label, as in `torch.nn.functional.cross_entropy`."""
@@ -85,7 +85,11 @@ class Task(ABC):
 
     def path(self, folder: Path | str, split: str) -> Path | None:
         """The file of `split` in the publisher's `folder`, if it is there."""
-        found = (path for pattern in self.files.get(split, ()) for path in sorted(Path(folder).glob(pattern)))
+        found = (
+            path
+            for pattern in self.files.get(split, ())
+            for path in sorted(Path(folder).glob(pattern))
+        )
         return next(found, None)
 
     def read(self, folder: Path | str, split: str) -> list[Example]:
@@ -100,12 +104,16 @@ class Task(ABC):
 
         def parse(label: str | None, where: str) -> Any:
             if label is None and split in LABELLED:
-                raise DataError(f"{where}: no label, as in a test file; {split} needs labelled rows")
+                raise DataError(
+                    f"{where}: no label, as in a test file; {split} needs labelled rows"
+                )
             return None if label is None else self.parse(label, where)
 
         examples = [Example(*row) for row in self.rows(path, parse)]
         if held_out is not None:
-            examples = [e for e in examples if _below("\n".join(e.texts), self.dev_share) == held_out]
+            examples = [
+                e for e in examples if _below("\n".join(e.texts), self.dev_share) == held_out
+            ]
         if not examples:
             raise DataError(f"{path}: no {split} examples; give the publisher's file")
         return examples
@@ -114,14 +122,18 @@ class Task(ABC):
         """An unlabelled example from raw text, its fields between tabs."""
         texts = tuple(text.strip() for text in line.split("\t"))
         if len(texts) != self.n_texts:
-            raise DataError(f"{where}: {len(texts)} fields between tabs; {self.kind} takes {self.n_texts}")
+            raise DataError(
+                f"{where}: {len(texts)} fields between tabs; {self.kind} takes {self.n_texts}"
+            )
         return Example(texts)
 
     def parse(self, label: str, where: str) -> Any:
         """A published label as an `Example` holds it; `where` is for the error."""
         return label_index(label, self.classes, where)
 
-    def encode(self, examples: Sequence[Example], tokenizer: Tokenizer, n_ctx: int) -> list[Encoded]:
+    def encode(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, n_ctx: int
+    ) -> list[Encoded]:
         """Every example as the model sees it, cut to `n_ctx` tokens a sequence."""
         # One call for all: it costs 0.1 ms, as much as a sentence. RACE asks four questions a passage, words recur.
         ids = dict.fromkeys(text for example in examples for text in example.texts)
@@ -129,13 +141,17 @@ class Task(ABC):
         special = tokenizer.special_ids
         return [self.arrange(e, [ids[text] for text in e.texts], special, n_ctx) for e in examples]
 
-    def arrange(self, example: Example, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Encoded:
+    def arrange(
+        self, example: Example, ids: list[list[int]], special: dict[str, int], n_ctx: int
+    ) -> Encoded:
         """The example from the ids of its texts and the control ids."""
         sequences, cut = self.sequences(ids, special, n_ctx)
         return Encoded(sequences, self.target(example.label), cut)
 
     @abstractmethod
-    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> tuple[list[list[int]], int]:
+    def sequences(
+        self, ids: list[list[int]], special: dict[str, int], n_ctx: int
+    ) -> tuple[list[list[int]], int]:
         """The sequences made of an example's texts, and the number of tokens cut."""
 
     def target(self, label: Any) -> list[float]:
@@ -166,7 +182,9 @@ def fit(lengths: Sequence[int], room: int) -> list[int]:
     return kept
 
 
-def pair(first: list[int], second: list[int], special: dict[str, int], n_ctx: int) -> tuple[list[int], int]:
+def pair(
+    first: list[int], second: list[int], special: dict[str, int], n_ctx: int
+) -> tuple[list[int], int]:
     """`<s> first <delim> second <e>`, and the number of tokens cut."""
     keep_first, keep_second = fit([len(first), len(second)], n_ctx - 3)
     ids = [special["s"], *first[:keep_first], special["delim"], *second[:keep_second], special["e"]]

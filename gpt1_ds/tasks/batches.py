@@ -44,7 +44,9 @@ def subset(n_examples: int, n_wanted: int | None, seed: int) -> list[int]:
     return sorted(np.random.default_rng((seed, SUBSET)).permutation(n_examples)[:n_wanted].tolist())
 
 
-def epoch_batches(lengths: Sequence[int], global_batch: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    lengths: Sequence[int], global_batch: int, seed: int, epoch: int
+) -> list[list[int]]:
     """Every example once, in batches of similar length, shuffled; only the last batch may be smaller.
 
     Drawn anew each epoch: a shuffle, sorted by length within pools of POOL_BATCHES batches.
@@ -74,18 +76,30 @@ def micro_batches(
     stride = micro_batch * world_size
     if n_micro is None:
         n_micro = -(-len(lengths) // stride)
-    return [by_length[step * stride : (step + 1) * stride][rank::world_size] for step in range(n_micro)]
+    return [
+        by_length[step * stride : (step + 1) * stride][rank::world_size] for step in range(n_micro)
+    ]
 
 
-def collate(examples: Sequence[Encoded], special: dict[str, int], like: Encoded, width: int | None = None) -> Batch:
+def collate(
+    examples: Sequence[Encoded], special: dict[str, int], like: Encoded, width: int | None = None
+) -> Batch:
     """Tensors of `examples`, padded to `width` or the longest. Of none: one blank example with the shape of `like`,
     which has no target of any kind."""
     per_token = isinstance(like.target[0], int)
     if not examples:
         # A distribution over nothing, or no score at all; neither adds to a loss.
-        blank = [IGNORE] if per_token else [0.0 if len(like.target) > 1 else math.nan] * len(like.target)
+        blank = (
+            [IGNORE]
+            if per_token
+            else [0.0 if len(like.target) > 1 else math.nan] * len(like.target)
+        )
         examples = [Encoded([[special["e"]] for _ in like.sequences], blank)]
-    B, S, T = len(examples), len(examples[0].sequences), width or max(example.length for example in examples)
+    B, S, T = (
+        len(examples),
+        len(examples[0].sequences),
+        width or max(example.length for example in examples),
+    )
     ids_BST = torch.full((B, S, T), special["pad"], dtype=torch.long)
     lm_targets_BST = torch.full((B, S, T), IGNORE, dtype=torch.long)
     end_BS = torch.zeros((B, S), dtype=torch.long)
@@ -102,7 +116,11 @@ def collate(examples: Sequence[Encoded], special: dict[str, int], like: Encoded,
 
 def n_targets(example: Encoded) -> int:
     """Terms of the task's loss: 1, or the labelled tokens."""
-    return sum(label != IGNORE for label in example.target) if isinstance(example.target[0], int) else 1
+    return (
+        sum(label != IGNORE for label in example.target)
+        if isinstance(example.target[0], int)
+        else 1
+    )
 
 
 def n_lm_targets(example: Encoded) -> int:

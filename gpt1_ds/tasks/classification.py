@@ -8,7 +8,9 @@ class Classification(Task):
     kind = "classification"
     n_texts = 1
 
-    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> tuple[list[list[int]], int]:
+    def sequences(
+        self, ids: list[list[int]], special: dict[str, int], n_ctx: int
+    ) -> tuple[list[list[int]], int]:
         kept = ids[0][: n_ctx - 2]
         return [[special["s"], *kept, special["e"]]], len(ids[0]) - len(kept)
 
@@ -20,5 +22,9 @@ COLA_FILES = {
     "test": TSV["test"],
 }
 COLA_TABLE = Table(("sentence",), "label", header=("source", "label", "mark", "sentence"))
-COLA = Classification(COLA_FILES, COLA_TABLE, ("0", "1"), ("matthews", "accuracy"), glue={"test": "CoLA"})
-SST2 = Classification(TSV, Table(("sentence",), "label"), ("0", "1"), ("accuracy",), glue={"test": "SST-2"})
+COLA = Classification(
+    COLA_FILES, COLA_TABLE, ("0", "1"), ("matthews", "accuracy"), glue={"test": "CoLA"}
+)
+SST2 = Classification(
+    TSV, Table(("sentence",), "label"), ("0", "1"), ("accuracy",), glue={"test": "SST-2"}
+)

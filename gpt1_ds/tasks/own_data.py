@@ -9,8 +9,8 @@ reads CoNLL files (`.conll`).
 
 from pathlib import Path
 
-from gpt1_ds.config import TaskConfig
-from gpt1_ds.errors import ConfigError, DataError, near
+from gpt1_ds.base.errors import ConfigError, DataError, near
+from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks.base import Parse, Rows, Task
 from gpt1_ds.tasks.classification import Classification
 from gpt1_ds.tasks.entailment import Entailment
@@ -40,7 +40,9 @@ def own_task(config: TaskConfig) -> Task:
     if len(set(labels)) < 2 - (cls is TokenClassification) or len(set(labels)) < len(labels):
         raise ConfigError(f"task.labels is {list(labels)}; list the labels, each once")
     if cls is ScoredSimilarity and labels != tuple(map(str, range(len(labels)))):
-        raise ConfigError(f"task.labels is {list(labels)}; for scores list 0, 1, .. up to the highest")
+        raise ConfigError(
+            f"task.labels is {list(labels)}; for scores list 0, 1, .. up to the highest"
+        )
     n_answers = len(labels) if cls is MultipleChoice else 0
     if len(columns) - n_answers not in n_columns:
         wanted = " or ".join(str(n + n_answers) for n in n_columns)
@@ -49,7 +51,9 @@ def own_task(config: TaskConfig) -> Task:
         )
     if unknown := set(config.files or ()) - set(SPLITS):
         raise ConfigError(f"task.files names '{min(unknown)}'; choose from: {', '.join(SPLITS)}")
-    files = {split: (f"{split}.*",) for split in SPLITS} | {k: (v,) for k, v in (config.files or {}).items()}
+    files = {split: (f"{split}.*",) for split in SPLITS} | {
+        k: (v,) for k, v in (config.files or {}).items()
+    }
 
     def rows(path: Path, parse: Parse) -> Rows:
         if cls is TokenClassification and path.suffix == ".conll":
@@ -76,5 +80,7 @@ def _words(path: Path, table: Table, parse: Parse) -> Rows:
     for (text,), (where, labels) in table(path, tags):
         words = tuple(text.split())
         if labels is not None and len(labels) != len(words):
-            raise DataError(f"{where}: {len(words)} words but {len(labels)} tags; give one tag a word")
+            raise DataError(
+                f"{where}: {len(words)} words but {len(labels)} tags; give one tag a word"
+            )
         yield words, labels

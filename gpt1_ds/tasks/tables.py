@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt1_ds import distributed
-from gpt1_ds.errors import DataError, near
+from gpt1_ds.base.errors import DataError, near
+from gpt1_ds.distributed.console import say
 
 Lines = Iterator[tuple[int, str]]
 
@@ -35,7 +35,9 @@ class Table:
     broken: bool = False
     """The publisher's own file holds rows that lack a field: such labelled rows are left out and counted."""
 
-    def __call__(self, path: Path, parse: Callable[[str | None, str], Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    def __call__(
+        self, path: Path, parse: Callable[[str | None, str], Any]
+    ) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Texts and parsed label of every row."""
         left_out = []
         for where, row in self._rows(path):
@@ -54,7 +56,7 @@ class Table:
             elif (label := self.spelling.get(label, label)) is not None:
                 yield texts, parse(label, where)
         if left_out:
-            distributed.say(f"warning: {left_out[0]} lacks a field; {len(left_out)} such rows are left out")
+            say(f"warning: {left_out[0]} lacks a field; {len(left_out)} such rows are left out")
 
     def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         """`FILE row N` and the fields by column; a row too short of a `broken` file has the column None."""
@@ -64,7 +66,11 @@ class Table:
         if first and first[0][1].startswith("{"):
             yield from _json_rows(path, lines)
             return
-        split = _csv_rows(path, lines) if self.delimiter == "," else ((n, t.split("\t")) for n, t in lines if t)
+        split = (
+            _csv_rows(path, lines)
+            if self.delimiter == ","
+            else ((n, t.split("\t")) for n, t in lines if t)
+        )
         names: Sequence[str] | None = None
         for number, fields in split:
             where = f"{path} row {number}"
@@ -75,15 +81,19 @@ class Table:
                 if self.header is None:
                     missing = next(name for name in self.texts if name not in names)
                     separator = "tabs" if self.delimiter == "\t" else "commas"
-                    raise DataError(f"{where}: no column '{missing}' in the header (fields between {separator}); "
-                                    f"{near(missing, names)}")  # fmt: skip
+                    raise DataError(
+                        f"{where}: no column '{missing}' in the header (fields between {separator}); "
+                        f"{near(missing, names)}"
+                    )
                 names, exact = self.header, False
             if len(fields) >= len(names) and not (exact and len(fields) > len(names)):
                 yield where, dict(zip(names, fields, strict=False))
             elif self.broken and self.label in names:
                 yield where, {name: "" for name in (*self.texts, None)}
             else:
-                raise DataError(f"{where}: {len(fields)} columns, expected {len(names)} ({', '.join(names)})")
+                raise DataError(
+                    f"{where}: {len(fields)} columns, expected {len(names)} ({', '.join(names)})"
+                )
 
 
 def read_lines(path: Path) -> Lines:
@@ -108,7 +118,9 @@ def _csv_rows(path: Path, lines: Lines) -> Iterator[tuple[int, list[str]]]:
                 yield number, fields
             number = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path} row {number}: {error}; close its quotes, and double those inside a field") from error
+        raise DataError(
+            f"{path} row {number}: {error}; close its quotes, and double those inside a field"
+        ) from error
 
 
 def _json_rows(path: Path, lines: Lines) -> Iterator[tuple[str, dict[str, str]]]:
@@ -116,9 +128,14 @@ def _json_rows(path: Path, lines: Lines) -> Iterator[tuple[str, dict[str, str]]]
         if not line.strip():
             continue
         try:
-            yield f"{path} row {number}", {key: _text(value) for key, value in json.loads(line).items()}
+            yield (
+                f"{path} row {number}",
+                {key: _text(value) for key, value in json.loads(line).items()},
+            )
         except (ValueError, AttributeError) as error:
-            raise DataError(f"{path} row {number}: not a JSON object ({error}); write one a line") from error
+            raise DataError(
+                f"{path} row {number}: not a JSON object ({error}); write one a line"
+            ) from error
 
 
 def _text(value: Any) -> str:

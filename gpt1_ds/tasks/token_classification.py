@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt1_ds.errors import DataError
+from gpt1_ds.base.errors import DataError
 from gpt1_ds.tasks.base import IGNORE, Encoded, Example, Parse, Rows, Task
 from gpt1_ds.tasks.tables import label_index, read_lines
 
@@ -30,23 +30,32 @@ class TokenClassification(Task):
         """One tag, checked."""
         return self.classes[label_index(label, self.classes, where)]
 
-    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> tuple[list[list[int]], int]:
+    def sequences(
+        self, ids: list[list[int]], special: dict[str, int], n_ctx: int
+    ) -> tuple[list[list[int]], int]:
         pieces = [piece for word in ids for piece in word]
         kept = pieces[: n_ctx - 2]
         return [[special["s"], *kept, special["e"]]], len(pieces) - len(kept)
 
-    def arrange(self, example: Example, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Encoded:
+    def arrange(
+        self, example: Example, ids: list[list[int]], special: dict[str, int], n_ctx: int
+    ) -> Encoded:
         (sequence,), cut = self.sequences(ids, special, n_ctx)
         target, words = [IGNORE], []
         for index, pieces in enumerate(ids):
             label = IGNORE if example.label is None else self.classes.index(example.label[index])
             words.append(len(target) if pieces and len(target) < n_ctx - 1 else -1)
-            target += [label if self.label_all_subtokens or not i else IGNORE for i in range(len(pieces))]
+            target += [
+                label if self.label_all_subtokens or not i else IGNORE for i in range(len(pieces))
+            ]
         return Encoded([sequence], [*target[: len(sequence) - 1], IGNORE], cut, words)
 
     def predict(self, logits: list[int], encoded: Encoded) -> list[str]:
         """Tag of each word from each token's best class; `O` for a word of which no token is left."""
-        return [self.classes[logits[position]] if position >= 0 else OUTSIDE for position in encoded.words]
+        return [
+            self.classes[logits[position]] if position >= 0 else OUTSIDE
+            for position in encoded.words
+        ]
 
     def show(self, value: Sequence[str]) -> str:
         return " ".join(value)
@@ -85,9 +94,18 @@ def read_conll(path: Path, parse: Parse) -> Rows:
             tags.append(parse(fields[-1] if labelled else None, f"{path} row {row}"))
 
 
-CONLL_FILES = {"train": ("eng.train", "train.txt"), "dev": ("eng.testa", "valid.txt", "dev.txt"),
-               "test": ("eng.testb", "test.txt")}  # fmt: skip
-WNUT17_FILES = {"train": ("wnut17train.conll",), "dev": ("emerging.dev.conll",), "test": ("emerging.test*",)}
-CONLL2003 = TokenClassification(CONLL_FILES, read_conll, bio("LOC", "MISC", "ORG", "PER"), ("entity_f1",))
+CONLL_FILES = {
+    "train": ("eng.train", "train.txt"),
+    "dev": ("eng.testa", "valid.txt", "dev.txt"),
+    "test": ("eng.testb", "test.txt"),
+}
+WNUT17_FILES = {
+    "train": ("wnut17train.conll",),
+    "dev": ("emerging.dev.conll",),
+    "test": ("emerging.test*",),
+}
+CONLL2003 = TokenClassification(
+    CONLL_FILES, read_conll, bio("LOC", "MISC", "ORG", "PER"), ("entity_f1",)
+)
 WNUT17_CLASSES = bio("corporation", "creative-work", "group", "location", "person", "product")
 WNUT17 = TokenClassification(WNUT17_FILES, read_conll, WNUT17_CLASSES, ("entity_f1",))

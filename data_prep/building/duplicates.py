@@ -1,0 +1,161 @@
+"""Which documents and long paragraphs occurred before, across corpora: exactly, or (on request) nearly, by MinHash.
+
+Every text has a key: 128 bits of its BLAKE2b, or a band of its MinHash signature. A part's keys lie sorted in its
+`.keys` file, so all texts of one range of keys (a bucket) are a slice of each such file: a bucket is small, whatever
+the corpora, and the ranks share the buckets. Within a bucket, the first text of each key stays. A held-out copy comes
+before all others: what is validated on must not be trained on.
+"""
+
+import functools
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.files import write_atomically
+
+RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
+"""A key, and the row of its text in the part's table; bit 63 of the row: not held out, bit 31: `NEAR`."""
+NEAR = 1 << 31
+"""The key is a band of a signature, and the row a document's."""
+BUCKET_RECORDS = 1 << 21
+"""At about 100 bytes each while a bucket is sorted."""
+_LATER = np.uint64(1 << 63)
+_STARTS = 1024
+_PERMUTATIONS = 128
+_SHINGLE_WORDS = 5
+
+
+def sorted_run(keys: list[tuple[bytes, bool, int]]) -> bytes:
+    """The `.keys` file of (digest, later, row): where each range of keys begins in it, and the sorted records."""
+    run_R = np.empty(len(keys), RECORD)
+    high_low_R2 = np.frombuffer(b"".join(key for key, _, _ in keys), "<u8").reshape(-1, 2)
+    run_R["high"], run_R["low"] = high_low_R2[:, 0], high_low_R2[:, 1]
+    run_R["row"] = [later << 63 | row for _, later, row in keys]
+    run_R = run_R[np.argsort(run_R["high"])]
+    edges = np.arange(_STARTS, dtype=np.uint64) << np.uint64(54)
+    starts = np.append(np.searchsorted(run_R["high"], edges), len(run_R)).astype("<u8")
+    return starts.tobytes() + run_R.tobytes()
+
+
+class Duplicates:
+    """The texts to drop, of parts in reading order."""
+
+    def __init__(self, work: Path, parts: Sequence[str], threshold: float):
+        self._work, self._parts, self._threshold = work, parts, threshold
+        self.bytes = sum((work / f"{part}.keys").stat().st_size for part in parts)
+        self.buckets = min(
+            _STARTS, 1 << (self.bytes // RECORD.itemsize // BUCKET_RECORDS).bit_length()
+        )
+
+    def find(self, bucket: int) -> None:
+        """Write down what one bucket's keys tell, unless that is done."""
+        path = self._path(bucket)
+        if path.exists():
+            return
+        first, last = (_STARTS // self.buckets * b for b in (bucket, bucket + 1))
+        slices = [np.empty(0, RECORD)]
+        for number, name in enumerate(self._parts):
+            with open(self._work / f"{name}.keys", "rb") as file:
+                starts = np.fromfile(file, "<u8", _STARTS + 1).astype(np.int64)
+                file.seek(int(starts[first]) * RECORD.itemsize, io.SEEK_CUR)
+                records_R = np.fromfile(file, RECORD, int(starts[last] - starts[first]))
+            records_R["row"] |= np.uint64(number << 32)
+            slices.append(records_R)
+        records_R = np.concatenate(slices)
+        records_R = records_R[np.lexsort((records_R["row"], records_R["low"], records_R["high"]))]
+        same_R = (records_R["high"][1:] == records_R["high"][:-1]) & (
+            records_R["low"][1:] == records_R["low"][:-1]
+        )
+        again_R = np.flatnonzero(same_R) + 1
+        rows_R = records_R["row"] & ~_LATER
+        near_R = rows_R[again_R] & np.uint64(NEAR) != 0
+        dropped = [rows_R[again_R[~near_R]]]
+        if near_R.any():
+            firsts_R = np.maximum.accumulate(
+                np.where(np.insert(same_R, 0, False), 0, np.arange(len(rows_R)))
+            )
+            pairs = zip(
+                rows_R[firsts_R[again_R[near_R]]].tolist(),
+                rows_R[again_R[near_R]].tolist(),
+                strict=True,
+            )
+            dropped.append(
+                np.array([row for one, row in pairs if self._alike(one, row)], np.uint64)
+            )
+        write_atomically(path, np.unique(np.concatenate(dropped)).tobytes())
+
+    def of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of part `number` to drop: of its texts, and of its documents that are nearly others."""
+        found = []
+        for bucket in range(self.buckets):
+            if self._path(bucket).stat().st_size:
+                rows_R = np.memmap(self._path(bucket), "<u8", mode="r")
+                first, last = np.searchsorted(
+                    rows_R, np.array([number << 32, number + 1 << 32], np.uint64)
+                )
+                found.append(np.array(rows_R[first:last]))
+        rows_R = np.concatenate([np.empty(0, np.uint64), *found]) & np.uint64(0xFFFFFFFF)
+        near_R = rows_R & np.uint64(NEAR) != 0
+        return rows_R[~near_R].astype(np.int64), np.unique(rows_R[near_R] ^ np.uint64(NEAR)).astype(
+            np.int64
+        )
+
+    def _path(self, bucket: int) -> Path:
+        return self._work / f"dropped-{bucket:04d}"
+
+    def _alike(self, one: int, other: int) -> bool:
+        return np.mean(self._signature(one) == self._signature(other)) >= self._threshold
+
+    def _signature(self, row: int) -> np.ndarray:
+        path = self._work / f"{self._parts[row >> 32]}.signatures"
+        return np.fromfile(path, "<u4", _PERMUTATIONS, offset=(row & NEAR - 1) * _PERMUTATIONS * 4)
+
+
+class Signatures:
+    """MinHash signatures of documents over runs of five words, with the bands by which alike ones meet."""
+
+    def __init__(self, threshold: float):
+        count, size = bands(threshold)
+        self._edges = [(band * size, (band + 1) * size) for band in range(count)]
+        self._rows: list[bytes] = []
+        self._open = None
+
+    def update(self, text: str) -> None:
+        from datasketch import MinHash
+
+        self._open = self._open or MinHash(_PERMUTATIONS, seed=1)
+        words = text.lower().encode().split()
+        self._open.update_batch(
+            [
+                b" ".join(words[i : i + _SHINGLE_WORDS])
+                for i in range(max(1, len(words) - _SHINGLE_WORDS + 1))
+            ]
+        )
+
+    def end(self) -> list[bytes]:
+        """End the document: the keys of its signature's bands."""
+        values = self._open.hashvalues.astype("<u4")
+        self._rows.append(values.tobytes())
+        self._open = None
+        parts = (bytes([band]) + values[a:b].tobytes() for band, (a, b) in enumerate(self._edges))
+        return [hashlib.blake2b(part, digest_size=16).digest() for part in parts]
+
+    def table(self) -> bytes:
+        return b"".join(self._rows)
+
+
+@functools.cache
+def bands(threshold: float) -> tuple[int, int]:
+    """How many bands of how many values find most pairs above the threshold. ConfigError without datasketch."""
+    try:
+        from datasketch import MinHashLSH
+    except ImportError as error:
+        raise ConfigError(
+            "--near-duplicates needs datasketch: pip install 'gpt1-ds[near-duplicates]'"
+        ) from error
+    lsh = MinHashLSH(threshold, _PERMUTATIONS)
+    return lsh.b, lsh.r

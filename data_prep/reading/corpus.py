@@ -1,0 +1,352 @@
+"""Corpora as users have them: paths in, documents out, piece by piece.
+
+| file                             | documents                                                           |
+|----------------------------------|---------------------------------------------------------------------|
+| `*.txt`                          | one a file                                                          |
+| `books_large_p*.txt`             | blocks of 10,000 lines, aligned from the start of the file          |
+| `news.en*` (1B Word)             | one a line; `heldout*` parts and `news.en-00000-*` are validation   |
+| `*.jsonl`, `*.parquet`           | the `text` of each row                                              |
+| `*.tar` `*.tgz` `*.txz` `*.zip`  | those of its members, by the same rules, read in place              |
+
+Each also packed: `.gz`, `.xz`, `.bz2`, `.zst` (not `.zip` and `.parquet`). A folder stands for all such files below it.
+Documents come in the order of the sources' names. Nothing is ever unpacked to the disk; links, hidden files and
+members of other kinds are passed over.
+"""
+
+import dataclasses
+import hashlib
+import re
+import sys
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from data_prep.reading.cleaning import Cleaner, Cleaning
+from data_prep.reading.formats import (
+    BLOCK_LINES,
+    FORMATS,
+    PIECE_BYTES,
+    READ_ERRORS,
+    Decoder,
+    Reader,
+    Records,
+    buffered,
+    clean_name,
+    is_member,
+    is_tar,
+    is_text,
+    packing,
+    read_blocks,
+    read_book,
+    read_jsonl,
+    read_lines,
+    reader_of,
+    row_pieces,
+    unpacked,
+    utf16,
+)
+from gpt1_ds.base.errors import ConfigError, DataError
+from gpt1_ds.base.files import file_sha256
+
+HELDOUT_FILES = ("news.en.heldout", "news.en-00000-")
+"""Parts of 1B Word that its publisher holds out."""
+SPLIT_BYTES = 64 << 20
+"""A plain file of many documents that is larger is read as several, so that ranks can share it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file of a corpus, or a range of whole documents of it."""
+
+    corpus: str
+    path: Path
+    name: str
+    """Path below the corpus's own, so that a moved corpus keeps its document ids."""
+    validation: bool
+    """Given by `--validation`: all its documents are validation."""
+    bytes: int
+    """Of the whole file."""
+    mtime_ns: int
+    begin: int = 0
+    end: int = -1
+    """Bytes begin .. end - 1 of the file; -1 stands for its end."""
+    first_line: int = 0
+    """Number of the line at `begin`."""
+    sha256: str = ""
+    """Hash of the whole file, known beforehand for a range only."""
+
+    @property
+    def range_bytes(self) -> int:
+        return (self.bytes if self.end < 0 else self.end) - self.begin
+
+    @property
+    def cost(self) -> int:
+        """Bytes of text, at a guess: English packs to about a quarter."""
+        return self.range_bytes * (1 if packing(self.name) == "" else 4)
+
+
+class Piece(NamedTuple):
+    """Some paragraphs of a document, or all of it."""
+
+    id: str
+    """Of the document."""
+    text: str
+    """Clean, one paragraph or sentence a line; empty at most where it is the last of several."""
+    last: bool
+    heldout: bool
+    """From a part that the publisher holds out (1B Word's `news.en.heldout-*`)."""
+    bad: bool
+    """It was not clean UTF-8."""
+
+
+def find_sources(corpora: list[str], validation: list[str]) -> list[Source]:
+    """The files of `--corpus` and `--validation` (both `NAME=PATH`), in the order given and then of their names.
+
+    ConfigError for a malformed option; DataError for a path that is missing, unreadable or holds no text.
+    """
+    names = [_parse_option("--corpus", value)[0] for value in corpora]
+    sources = []
+    for option, values in (("--corpus", corpora), ("--validation", validation)):
+        for value in values:
+            corpus, path = _parse_option(option, value)
+            if corpus not in names:
+                raise ConfigError(f"--validation {value}: no --corpus {corpus}=PATH goes with it")
+            found = _sources_below(corpus, path, option == "--validation")
+            if sum(source.bytes for source in found) == 0:
+                raise DataError(
+                    f"{option} {value}: holds no text; it takes {FORMATS}, or a folder of them"
+                )
+            sources += found
+    seen = Counter((source.corpus, source.validation, source.name) for source in sources)
+    for (corpus, _, name), count in seen.items():
+        if count > 1:
+            raise ConfigError(
+                f"--corpus {corpus}: two of its paths hold a file named {name}; rename one"
+            )
+    return sources
+
+
+def _parse_option(option: str, value: str) -> tuple[str, Path]:
+    name, equals, path = value.partition("=")
+    if not (equals and path and re.fullmatch(r"[A-Za-z0-9_-]+", name)):
+        raise ConfigError(
+            f"{option} {value}: must be NAME=PATH, NAME of letters, digits, '-' and '_'"
+        )
+    return name, Path(path).expanduser()
+
+
+def _sources_below(corpus: str, path: Path, validation: bool) -> list[Source]:
+    try:
+        if path.is_dir():
+            below = [p for p in path.rglob("*") if is_text(p.name) and p.is_file()]
+            named = sorted((p.relative_to(path).as_posix(), p) for p in below)
+        elif path.exists():
+            if not is_text(path.name):
+                takes = f"it takes {FORMATS}, or a folder"
+                raise DataError(f"{path}: corpus '{corpus}' is of no known format; {takes}")
+            named = [(path.name, path)]
+        else:
+            raise DataError(
+                f"{path}: corpus '{corpus}' is not there; mend --corpus or GPT1_CORPORA"
+            )
+        stats = [(clean_name(name), p, p.stat()) for name, p in named]
+    except OSError as error:
+        raise DataError(f"{path}: corpus '{corpus}' cannot be read ({error.strerror})") from error
+    return [
+        Source(corpus, p, name, validation, stat.st_size, stat.st_mtime_ns)
+        for name, p, stat in stats
+    ]
+
+
+def is_divisible(source: Source) -> bool:
+    """Whether it is a plain file of many documents, and large."""
+    if source.bytes <= SPLIT_BYTES or packing(source.name):
+        return False
+    return reader_of(source.name) in (read_lines, read_blocks, read_jsonl)
+
+
+def in_ranges(source: Source) -> list[Source]:
+    """A divisible source in ranges of about `SPLIT_BYTES`, read once, at the speed of its hash."""
+    step = BLOCK_LINES if reader_of(source.name) is read_blocks else 1
+    digest, lines, position, cuts = hashlib.sha256(), 0, 0, [(0, 0)]
+    try:
+        with open(source.path, "rb") as file:
+            if utf16(file.peek(1024)[:1024]):
+                return [source]
+            while data := file.read(PIECE_BYTES):
+                digest.update(data)
+                ends_L = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+                first = int(np.searchsorted(ends_L, cuts[-1][0] + SPLIT_BYTES - position))
+                first += -(lines + first + 1) % step
+                if first < len(ends_L) and position + ends_L[first] < source.bytes:
+                    cuts.append((position + int(ends_L[first]), lines + first + 1))
+                lines += len(ends_L)
+                position += len(data)
+    except OSError as error:
+        raise DataError(
+            f"{source.path}: cannot be read ({error.strerror}); mend it or leave it out"
+        ) from error
+    ends = [begin for begin, _ in cuts[1:]] + [source.bytes]
+    return [
+        dataclasses.replace(
+            source, begin=begin, end=end, first_line=line, sha256=digest.hexdigest()
+        )
+        for (begin, line), end in zip(cuts, ends, strict=True)
+    ]
+
+
+class SourceReader:
+    """The documents of one source, with what a progress bar and the manifest want to know of it."""
+
+    def __init__(self, source: Source, cleaning: Cleaning):
+        self.source = source
+        self.counts: Counter[str] = Counter()
+        """Documents read, and dropped or mended ones by reason."""
+        self.bytes_read = 0
+        """Of the file as it lies on disk, packed or not."""
+        self._digest = hashlib.sha256()
+        self._sha256 = source.sha256
+        self._cleaning = cleaning
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file; of the whole of it once `pieces` has ended."""
+        return self._sha256 or self._digest.hexdigest()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read the source once. DataError, naming it, where it cannot be read or has changed since it was planned."""
+        source = self.source
+        try:
+            if source.name.endswith(
+                (".zip", ".parquet")
+            ):  # read here and there, so hashed beforehand
+                self._sha256 = file_sha256(source.path)
+                yield from (
+                    self._from_rows() if source.name.endswith(".parquet") else self._from_zip()
+                )
+                self.bytes_read = source.path.stat().st_size
+            else:
+                with open(source.path, "rb") as file:
+                    file.seek(source.begin)
+                    chunks = map(
+                        self._saw,
+                        _chunks(file, source.range_bytes if source.end >= 0 else sys.maxsize),
+                    )
+                    yield from self._from_stream(source.name, buffered(chunks))
+                    for _ in chunks:  # what follows an archive's end belongs to the hash too
+                        pass
+            stat = source.path.stat()
+            if (stat.st_size, stat.st_mtime_ns, self.bytes_read) != (
+                source.bytes,
+                source.mtime_ns,
+                source.range_bytes,
+            ):
+                raise DataError(
+                    f"{source.path}: changed while it was read; run the same command again"
+                )
+        except READ_ERRORS as error:
+            raise DataError(
+                f"{source.path}: cannot be read ({error}); replace the file or leave it out"
+            ) from error
+
+    def _saw(self, data: bytes) -> bytes:
+        self.bytes_read += len(data)
+        if not self._sha256:
+            self._digest.update(data)
+        return data
+
+    def _from_stream(self, name: str, stream: BinaryIO) -> Iterator[Piece]:
+        stream = unpacked(name, stream)
+        if is_tar(name):
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    if member.isreg() and is_member(member.name):
+                        inner = f"{name}/{clean_name(member.name)}"
+                        yield from self._from_stream(inner, tar.extractfile(member))
+            return
+        reader, decoder = reader_of(name), Decoder(self.counts)
+        path = PurePosixPath(name)
+        held = path.name.startswith(HELDOUT_FILES) or path.parent.name.startswith("heldout-mono")
+        stream = decoder.opened(stream)
+        yield from self._cleaned(
+            reader(name, stream, self.source.first_line), reader, decoder, held
+        )
+
+    def _from_zip(self) -> Iterator[Piece]:
+        with zipfile.ZipFile(self.source.path) as archive:
+            for member in archive.infolist():
+                if not member.is_dir() and is_member(member.filename):
+                    inner = f"{self.source.name}/{clean_name(member.filename)}"
+                    with archive.open(member) as stream:
+                        yield from self._from_stream(inner, stream)
+                self.bytes_read += member.compress_size
+
+    def _from_rows(self) -> Iterator[Piece]:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise ConfigError(
+                f"{self.source.path}: needs pyarrow: pip install 'gpt1-ds[parquet]'"
+            ) from error
+
+        def records() -> Records:
+            number = 0
+            for batch in table.iter_batches(batch_size=64, columns=["text"]):
+                for text in batch.column(0).to_pylist():
+                    yield from row_pieces(f"{self.source.name}#{number}", text or "")
+                    number += 1
+                self.bytes_read = self.source.bytes * number // table.metadata.num_rows
+
+        try:
+            table = parquet.ParquetFile(self.source.path, buffer_size=1 << 20)
+            kind = (
+                str(table.schema_arrow.field("text").type)
+                if "text" in table.schema_arrow.names
+                else "missing"
+            )
+            if "string" not in kind:
+                raise DataError(
+                    f"{self.source.path}: its column 'text' is {kind}, but must hold strings"
+                )
+            yield from self._cleaned(records(), read_jsonl, Decoder(self.counts), False)
+        except ArrowException as error:
+            raise DataError(
+                f"{self.source.path}: cannot be read ({error}); replace it or leave it out"
+            ) from error
+
+    def _cleaned(
+        self, records: Records, reader: Reader, decoder: Decoder, heldout: bool
+    ) -> Iterator[Piece]:
+        wrapped = reader in (read_book, read_jsonl)
+        clean = Cleaner(self._cleaning.steps[self.source.corpus], wrapped)
+        first, has_text, ever_bad = True, False, False
+        for document_id, raw, last in records:
+            text, bad = decoder(raw)
+            if bad and self._cleaning.bad_text == "refuse":
+                raise DataError(
+                    f"{self.source.path}: document {document_id} is not clean UTF-8 text; convert it, or"
+                    " let --bad-text mend or drop such documents"
+                )
+            text = clean(text, first)
+            has_text = has_text or bool(text)
+            ever_bad = ever_bad or bad
+            if text or (last and has_text):
+                yield Piece(document_id, text, last, heldout, ever_bad)
+            if last:
+                self.counts["read"] += 1
+                self.counts["empty"] += not has_text
+                has_text = ever_bad = False
+            first = last
+
+
+def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next `size` bytes of a file, as far as it has them."""
+    while data := file.read(min(size, 1 << 20)):
+        size -= len(data)
+        yield data

@@ -1,0 +1,115 @@
+"""Task heads around the decoder, and the joint objective of fine-tuning (Radford et al. 2018, sections 3.2 and 3.3).
+
+    L3 = task_coef * L2 + lm_coef * L1
+
+L2 is the mean task loss over examples (token classification: over labelled tokens), L1 the mean negative
+log-likelihood of the next token over real tokens, special ones included and padding not. Both means are over the
+global batch, whatever its division into ranks and micro-steps. The paper's lambda is `lm_coef` (with `task_coef=1`).
+B examples, S sequences an example, T tokens, C = n_embd, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt1_ds.data.order import mix
+from gpt1_ds.model.gpt import GPT, SITES
+from gpt1_ds.model.kernels import dropout, site_keys
+from gpt1_ds.settings.sections import TaskConfig
+from gpt1_ds.tasks import IGNORE
+
+
+class TaskModel(nn.Module):
+    """The decoder with one linear layer on the states of its last block.
+
+    | kind                                     | state                            | logits  |
+    |------------------------------------------|----------------------------------|---------|
+    | classification, entailment, similarity   | at `<e>`, summed over sequences  | (B, K)  |
+    | multiple_choice                          | at `<e>` of each answer          | (B, S)  |
+    | token_classification                     | of every token                   | (B,T,K) |
+
+    The loss is the cross-entropy of the logits; where the head has one output (a score), its squared error.
+    """
+
+    def __init__(self, gpt: GPT, kind: str, n_outputs: int, pool: str, clf_pdrop: float):
+        super().__init__()
+        self.gpt = gpt
+        self.kind = kind
+        self.pool = pool
+        self.clf_pdrop = clf_pdrop
+        self.head = nn.Linear(gpt.config.n_embd, n_outputs)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        ids_BST: Tensor,
+        end_BS: Tensor,
+        targets: Tensor,
+        lm_targets_BST: Tensor | None = None,
+        dropout_keys_BS2: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(sum of task losses, sum of next-token losses, logits), all float32; a `Batch` says the shapes.
+
+        Without `lm_targets_BST` the second is 0 and the vocabulary's logits are never computed. In training every
+        sequence drops by its key.
+        """
+        B, S, T = ids_BST.shape
+        lm_targets_NT = None if lm_targets_BST is None else lm_targets_BST.view(B * S, T)
+        keys_N2 = None if dropout_keys_BS2 is None else dropout_keys_BS2.view(B * S, 2)
+        hidden_NTC, nll_NT = self.gpt(
+            ids_BST.view(B * S, T), lm_targets_NT, dropout_keys_B2=keys_N2
+        )
+        hidden_BSTC = hidden_NTC.view(B, S, T, -1)
+        sites = 2 + SITES * len(self.gpt.blocks)  # the decoder's, and the head's after them
+        keys_B2 = site_keys(dropout_keys_BS2[:, 0], sites)[-1] if self.training else None
+        logits = self._logits(hidden_BSTC, end_BS, keys_B2).float()
+        if self.kind == "token_classification":
+            task_loss = F.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+            )
+        elif logits.shape[-1] == 1:
+            task_loss = torch.where(targets.isnan(), 0.0, logits - targets).square().sum()
+        else:
+            task_loss = -(targets * logits.log_softmax(-1)).sum()
+        lm_loss = torch.zeros_like(task_loss) if nll_NT is None else nll_NT.sum()
+        return task_loss, lm_loss, logits
+
+    def _logits(self, hidden_BSTC: Tensor, end_BS: Tensor, keys_B2: Tensor | None) -> Tensor:
+        if self.kind == "token_classification":
+            return self.head(dropout(hidden_BSTC[:, 0], self.clf_pdrop, keys_B2))
+        B, S, _, C = hidden_BSTC.shape
+        position_BS = end_BS if self.pool == "last" else torch.zeros_like(end_BS)
+        state_BSC = hidden_BSTC.gather(2, position_BS[:, :, None, None].expand(B, S, 1, C))[:, :, 0]
+        if self.kind == "multiple_choice":
+            # One dropout mask for all answers of a question, as in OpenAI's code: none is favoured by its mask.
+            mask_BC = dropout(torch.ones_like(state_BSC[:, 0]), self.clf_pdrop, keys_B2)
+            return self.head(state_BSC * mask_BC[:, None])[:, :, 0]
+        return self.head(dropout(state_BSC.sum(1), self.clf_pdrop, keys_B2))
+
+
+def dropout_keys(seed: int, step: int, examples: Sequence[int], n_sequences: int) -> Tensor:
+    """A key (B, S, 2) int32 for each sequence of a step's `examples`: by seed, step, example and sequence alone, so
+    that on a CPU dropout is the same on any number of ranks. Of no example: that of one, the blank."""
+    places_B1 = np.array([*examples] or [-1])[:, None]
+    keys_BS = mix(seed, 5, step, places_B1, np.arange(n_sequences))
+    return torch.from_numpy(keys_BS.view(np.int32).reshape(len(places_B1), n_sequences, 2))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the two means divide by: terms of a whole global batch."""
+
+    targets: int
+    lm_targets: int
+
+
+def objective(task_loss: Tensor, lm_loss: Tensor, counts: Counts, config: TaskConfig) -> Tensor:
+    """A micro-step's part of L3: these parts add up to it over micro-steps and ranks."""
+    return config.task_coef * task_loss / max(1, counts.targets) + config.lm_coef * lm_loss / max(
+        1, counts.lm_targets
+    )

@@ -1,0 +1,288 @@
+"""Tests of gpt1_ds/openai_bpe.py: ids of both pipelines beside transformers and the released algorithm."""
+
+import json
+import random
+import re
+import shutil
+import sys
+import unicodedata
+from pathlib import Path
+
+import ftfy
+import pytest
+from transformers import OpenAIGPTTokenizer
+
+from gpt1_ds.base.errors import ConfigError, DataError
+from gpt1_ds.data.openai_bpe import OPENAI_FILES
+from gpt1_ds.data.tokenizer import CONTROL_PIECES, Tokenizer, load_tokenizer
+
+BOOK = "Burroughs_Edgar_Rice__The_Monster_Men.txt"
+
+
+@pytest.fixture(scope="module")
+def folder(shared_data: Path) -> Path:
+    return shared_data / "openai_bpe"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def original(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    copy = tmp_path_factory.mktemp("original")
+    for name in OPENAI_FILES:
+        shutil.copyfile(folder / name, copy / name)
+    (copy / "pipeline.json").write_text('{ "openai_pipeline": "original" }\n')
+    return load_tokenizer(copy)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> OpenAIGPTTokenizer:
+    copy = tmp_path_factory.mktemp("reference")
+    for name, theirs in zip(OPENAI_FILES, ("vocab.json", "merges.txt"), strict=True):
+        shutil.copyfile(folder / name, copy / theirs)
+    return OpenAIGPTTokenizer.from_pretrained(copy)
+
+
+def random_texts(count: int) -> list[str]:
+    """Words, marks of all kinds, spaces of all kinds, accents, controls, Chinese, private use; no half surrogates."""
+    common = [*range(97, 123)] * 20 + [*range(33, 65)] * 6 + [32] * 400 + [10] * 20
+    rare = [0xFFFD, 0x3000, 0xFEFF, 0xAC00, 0xE33, 0xF065, 0x1F600, 0x200B, 0x85, 0x1C, 0xAD]
+    pool = [*range(0x530), *range(0x2000, 0x2200), *range(0x4E00, 0x4E20), *common, *rare]
+    ends = [
+        "",
+        "<unk>",
+        "<UNK> <e>$",
+        " <unk><unk>",
+        " :) e.g. don't U.S.A. O'Neil's",
+        "\n\n x",
+        *CONTROL_PIECES,
+    ]
+    rng = random.Random(1)
+    return [
+        "".join(chr(rng.choice(pool)) for _ in range(rng.randrange(50))) + rng.choice(ends)
+        for _ in range(count)
+    ]
+
+
+def test_ids_and_decoded_text_are_those_of_transformers_on_every_line(
+    tokenizer: Tokenizer, reference: OpenAIGPTTokenizer, shared_data: Path
+) -> None:
+    paths = [
+        *sorted((shared_data / "books" / "valid").glob("*.txt")),
+        shared_data / "tasks" / "SST-2" / "dev.tsv",
+    ]
+    lines = [line for path in paths for line in path.read_text().split("\n")]
+    assert len(lines) > 70_000
+    expected = reference(lines, add_special_tokens=False)["input_ids"]
+    assert tokenizer.encode_batch(lines) == expected
+    distinct = [list(ids) for ids in {tuple(ids) for ids in expected[::5]}]
+    assert [tokenizer.decode(ids) for ids in distinct] == reference.batch_decode(distinct)
+
+
+def test_ids_are_those_of_transformers_on_random_text(
+    tokenizer: Tokenizer, reference: OpenAIGPTTokenizer
+) -> None:
+    texts = [*random_texts(5000), "xyz" * 5000, "thethe" * 500, "<unk>" * 2000]
+    expected = reference(texts, add_special_tokens=False)["input_ids"]
+    assert [
+        t
+        for t, ours, ids in zip(texts, tokenizer.encode_batch(texts), expected, strict=True)
+        if ours != ids
+    ] == []
+
+
+def test_only_characters_newer_than_transformers_tables_are_treated_otherwise(
+    tokenizer: Tokenizer, reference: OpenAIGPTTokenizer
+) -> None:
+    """Of the basic plane, a 16th of its ideographs; 2.5 times as many of all planes."""
+    characters = [
+        chr(code)
+        for code in [*range(1, 0x3400), *range(0x3400, 0xD800, 16), *range(0xE000, 0x10000)]
+    ]
+    texts = [f"a{character}b" for character in characters]
+    expected = reference(texts, add_special_tokens=False)["input_ids"]
+    pairs = zip(characters, tokenizer.encode_batch(texts), expected, strict=True)
+    differing = {character for character, ours, theirs in pairs if ours != theirs}
+    vocabulary = set("".join(tokenizer._bpe._ids))
+    assert len(differing) < 250 and not differing & vocabulary
+    # All characters of Unicode 3.2, which Python still knows, are older; but four have changed their category since.
+    assert {c for c in differing if unicodedata.ucd_3_2_0.category(c) != "Cn"} <= set(
+        "\u166d\u1734\u1885\u1886"
+    )
+
+
+def test_quirks_of_the_transformers_pipeline(tokenizer: Tokenizer) -> None:
+    assert tokenizer.pipeline == "transformers" and tokenizer.kind == "openai"
+    assert tokenizer.encode("<unk>") == [0] == tokenizer.encode(
+        "\u2603"
+    ) and tokenizer.fallback_ids == {0}
+    assert tokenizer.encode("Caf\u00e9\n\n\tna\u00efve") == tokenizer.encode("cafe naive")
+    assert tokenizer.decode(tokenizer.encode("It's 5.")) == "it ' s 5 ."
+    assert 40477 not in tokenizer.encode("a\nb")
+
+
+def test_no_text_becomes_a_control_piece(tokenizer: Tokenizer, original: Tokenizer) -> None:
+    expected = {"pad": 40478, "s": 40479, "e": 40480, "delim": 40481, "eot": 40482}
+    for codec in (tokenizer, original):
+        assert codec.special_ids == expected and codec.vocab_size == 40483
+        assert (
+            max(
+                max(ids, default=0)
+                for ids in codec.encode_batch([*CONTROL_PIECES, *random_texts(300)])
+            )
+            < 40478
+        )
+        ids = codec.encode("the crew slept")
+        assert (
+            codec.decode([40479, *ids[:2], 40481, *ids[2:], 40480, 40482, 40478])
+            == "the crew slept"
+        )
+
+
+class Released:
+    """The algorithm of OpenAI's `text_utils.py`, plainly: whole texts through spaCy, all of a pair merged at once."""
+
+    def __init__(self, folder: Path):
+        import spacy
+
+        self.spacy = spacy.blank("en").tokenizer
+        self.ids = json.loads((folder / OPENAI_FILES[0]).read_text())
+        merges = (folder / OPENAI_FILES[1]).read_text().split("\n")[1:-1]
+        self.rank = {tuple(merge.split()): rank for rank, merge in enumerate(merges)}
+        self.known: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        text = ftfy.fix_text(text)
+        for character, plain in zip("—–―…´", ("-", "-", "-", "...", "'"), strict=True):
+            text = text.replace(character, plain)
+        marks = [
+            "-",
+            "~",
+            "!",
+            '"',
+            ";",
+            r"\?",
+            r"\+",
+            ",",
+            r"\)",
+            r"\(",
+            "/",
+            r"\*",
+            r"\[",
+            r"\]",
+            "}",
+            "{",
+            r"\|",
+            "_",
+        ]
+        text = re.sub("(" + "|".join(f"{mark}+" for mark in marks) + ")", r" \1 ", text)
+        text = re.sub(r"[^\S\n]+", " ", re.sub(r"\s*\n\s*", " \n ", text)).strip()
+        return [i for token in self.spacy(text) for i in self.word(token.text.lower())]
+
+    def word(self, word: str) -> list[int]:
+        if word not in self.known:
+            symbols = [*word[:-1], word[-1] + "</w>"]
+            while pairs := [
+                pair for pair in zip(symbols, symbols[1:], strict=False) if pair in self.rank
+            ]:
+                best, merged = min(pairs, key=self.rank.__getitem__), []
+                while symbols:
+                    size = 2 if tuple(symbols[:2]) == best else 1
+                    merged.append("".join(symbols[:size]))
+                    symbols = symbols[size:]
+                symbols = merged
+            joined = " ".join(symbols)
+            self.known[word] = [
+                self.ids.get(s, 0)
+                for s in ("\n</w>" if joined == "\n  </w>" else joined).split(" ")
+            ]
+        return self.known[word]
+
+
+def test_ids_of_the_original_pipeline_are_the_released_code_s(
+    original: Tokenizer, shared_data: Path
+) -> None:
+    released = Released(shared_data / "openai_bpe")
+    book = (shared_data / "books" / "valid" / BOOK).read_text()
+    texts = [book[:200_000], *random_texts(1000), 'He said: "No--\\never!!!" (it\'s gone…) “ΣΑΣ”']
+    for _ in ("cold", "warm"):
+        encoded = original.encode_batch(texts)
+        assert [
+            t for t, ours in zip(texts, encoded, strict=True) if ours != released.encode(t)
+        ] == []
+    assert encoded[0].count(40477) == len(re.findall(r"\s*\n\s*", book[:200_000].strip()))
+    assert original.decode(original.encode("Don't go.\nStay!")) == "do n't go . \n stay !"
+
+
+def test_each_merge_makes_a_piece_of_its_own_after_its_parts(tokenizer: Tokenizer) -> None:
+    """So merging one pair at a time, as transformers does, equals merging all its occurrences, as the released code."""
+    made: dict[str, int] = {}
+    for (first, second), rank in tokenizer._bpe._rank.items():
+        assert max(made.get(first, -1), made.get(second, -1)) < rank and first + second not in made
+        made[first + second] = rank
+
+
+def test_the_pipeline_is_part_of_the_tokenizer(
+    tokenizer: Tokenizer, original: Tokenizer, tmp_path: Path
+) -> None:
+    assert original.pipeline == "original" and original.sha256 != tokenizer.sha256
+    for codec in (tokenizer, original):
+        codec.copy_to(tmp_path / codec.pipeline)
+        copy = load_tokenizer(tmp_path / codec.pipeline)
+        assert (copy.pipeline, copy.sha256, copy.files) == (
+            codec.pipeline,
+            codec.sha256,
+            codec.files,
+        )
+    codec.check_choice("openai", "original")
+    codec.check_choice(None, None)
+    with pytest.raises(
+        ConfigError, match="tokenizer.openai_pipeline is 'transformers'.*'original'"
+    ):
+        codec.check_choice(None, "transformers")
+
+
+def test_original_without_spacy_names_the_extra(
+    original: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original.copy_to(tmp_path)
+    monkeypatch.setitem(sys.modules, "spacy", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"needs spaCy: pip install 'gpt1-ds\[openai\]'"):
+        load_tokenizer(tmp_path).encode("text")
+
+
+BAD = {
+    "no merges": (OPENAI_FILES[1], None, "No such file"),
+    "no vocabulary": (OPENAI_FILES[0], None, "No such file"),
+    "no json": (OPENAI_FILES[0], b"{", "Expecting"),
+    "json of another kind": (OPENAI_FILES[0], b"[1, 2]", "restore"),
+    "ids with a hole": (OPENAI_FILES[0], b'{"<unk>": 0, "a": 2}', "not 0, 1, 2"),
+    "half a line": (OPENAI_FILES[1], b"#version: 0.2\nt h\ni", "'i' makes no piece"),
+    "truncated merges": (
+        OPENAI_FILES[1],
+        b"#version: 0.2\nt h\n",
+        "1 merges, but 40000 pieces to make",
+    ),
+    "strange merges": (OPENAI_FILES[1], b"#version: 0.2\nq zzz\n", "'q zzz' makes no piece"),
+    "binary merges": (OPENAI_FILES[1], b"\xff\xfe", "restore"),
+    "unknown pipeline": (
+        "pipeline.json",
+        b'{"openai_pipeline": "orignal"}',
+        "none of transformers, original",
+    ),
+    "pipeline of another kind": ("pipeline.json", b"[]", "restore"),
+    "sentencepiece too": ("tokenizer.model", b"", "keep one"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named(tokenizer: Tokenizer, tmp_path: Path, case: str) -> None:
+    name, data, reason = BAD[case]
+    tokenizer.copy_to(tmp_path)
+    (tmp_path / name).unlink() if data is None else (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=rf"{re.escape(name)}: .*({reason})") as raised:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(raised.value)

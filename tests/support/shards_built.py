@@ -1,0 +1,72 @@
+"""Shard directories for tests: random tokens in samples and shards of given sizes, confirmed anew after a change."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt1_ds.data.manifest import CorpusEntry, Manifest, Shard, write_manifest
+from gpt1_ds.data.shard_writer import ShardWriter
+
+VOCAB_SIZE = 8000
+MODEL = b"a tokenizer's bytes"
+
+
+@dataclass
+class Built:
+    root: Path
+    manifest: Manifest
+    streams: dict[str, np.ndarray]
+    """Every token of a corpus, (T,)."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.streams["a"]
+
+    def shard(self, number: int = 0, corpus: str = "a") -> Shard:
+        return self.manifest.splits["train"][corpus].shards[number]
+
+    def path(self, number: int = 0, corpus: str = "a") -> Path:
+        return self.root / self.shard(number, corpus).file
+
+    def confirm(self, data: bytes, number: int = 0) -> None:
+        """Put `data` in a shard's place, with a manifest that says so: what is wrong inside stays wrong."""
+        shard = self.shard(number)
+        self.path(number).write_bytes(data)
+        shard.bytes, shard.sha256 = len(data), hashlib.sha256(data).hexdigest()
+        write_manifest(self.root, self.manifest)
+
+
+def build(
+    root: Path, sizes: list[list[int]] | dict[str, list[list[int]]], vocab_size: int = VOCAB_SIZE
+) -> Built:
+    """For every shard of corpus `a` (or of each corpus), the sizes of its samples; two documents in each sample."""
+    rng = np.random.default_rng(7)
+    streams, entries = {}, {}
+    for corpus, shard_sizes in (sizes if isinstance(sizes, dict) else {"a": sizes}).items():
+        stream, shards = [np.empty(0, np.int64)], []
+        for number, sample_sizes in enumerate(shard_sizes):
+            with ShardWriter(
+                root, f"train/{corpus}/{corpus}-{number:06d}.tar", corpus, vocab_size
+            ) as writer:
+                for size in sample_sizes:
+                    stream.append(rng.integers(0, vocab_size, size))
+                    writer.add(stream[-1], [("première", 0), (f"{number}/x.txt", size // 2)])
+                shards.append(writer.close())
+        streams[corpus] = np.concatenate(stream)
+        entries[corpus] = CorpusEntry(
+            sum(s.documents for s in shards), sum(s.tokens for s in shards), shards
+        )
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer" / "tokenizer.model").write_bytes(MODEL)
+    tokenizer = {
+        "kind": "sentencepiece",
+        "files": ["tokenizer.model"],
+        "sha256": hashlib.sha256(MODEL).hexdigest(),
+        "vocab_size": vocab_size,
+        "special_ids": {"pad": 0, "s": 1, "e": 2, "delim": 3, "eot": 4},
+    }
+    manifest = Manifest(tokenizer, {}, {"train": entries, "valid": {}})
+    write_manifest(root, manifest)
+    return Built(root, manifest, streams)

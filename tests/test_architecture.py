@@ -11,24 +11,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# `gpt1_ds` by layer; a module imports from lower layers only. `tasks` is a subpackage whose members may see each other.
-LAYERS = {
-    0: "errors files heartbeat kernels config distributed openai_bpe tokenizer shards remote swapped",
-    1: "background command_line deepspeed_config model optim dataloader metrics preemption profiling resize "
-    "run_directory tasks",
-    2: "heads memory engine checkpoint saving ledger huggingface evaluation sampling zero_shot suite_report task_run",
-    3: "train finetune eval generate export plan report suite",
+# Which package may import which, from the commands down; a module may import its own package. No exceptions.
+BASE = {"base"}
+DISTRIBUTED = BASE | {"distributed"}
+SETTINGS = DISTRIBUTED | {"settings"}
+DATA = SETTINGS | {"data"}
+MODEL = DISTRIBUTED | {"data", "model"}
+ENGINE = SETTINGS | {"model", "engine"}
+TASKS = DATA | {"model", "tasks"}
+CHECKPOINTS = DATA | {"model", "engine", "checkpoints"}
+INTERCHANGE = BASE | {"settings", "data", "model", "tasks", "interchange"}
+REPORTS = BASE | {"settings", "model", "reports"}
+ALL = CHECKPOINTS | TASKS | INTERCHANGE | REPORTS | {"runs"}
+MAY_IMPORT = {
+    "base": BASE,
+    "distributed": DISTRIBUTED,
+    "settings": SETTINGS,
+    "data": DATA,
+    "model": MODEL,
+    "engine": ENGINE,
+    "tasks": TASKS,
+    "checkpoints": CHECKPOINTS,
+    "interchange": INTERCHANGE,
+    "reports": REPORTS,
+    "runs": ALL,
 }
-LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
-# Imported everywhere, their own layer included: a user's error may arise, and a file be written, anywhere. And the
-# second halves of `tokenizer` and `distributed`.
-SHARED_WITHIN_LAYER_0 = {"errors", "files", "openai_bpe", "heartbeat"}
-DATA_PREP_MAY_IMPORT = {module for module, layer in LAYER_OF.items() if layer == 0}
-DATA_PREP_EXTRA = {"trace": {"dataloader"}}
-SECOND_HALVES = {
-    "zero_shot": {"evaluation"},
-    "checkpoint": {"saving"},
-}  # in one layer, but only this way round
+COMMANDS = ("train", "finetune", "eval", "generate", "export", "plan", "report", "suite")
+DATA_PREP_MAY_IMPORT = DATA
+SUBPACKAGES = ("data_prep/reading", "data_prep/building", "data_prep/stories")
 
 SOURCES = sorted(
     path for folder in ("gpt1_ds", "data_prep") for path in (ROOT / folder).rglob("*.py")
@@ -70,35 +80,60 @@ def own_parts(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=short)
 def test_imports_go_downward(path):
-    folder, *rest = path.relative_to(ROOT).parts
-    module = rest[0].removesuffix(".py")
+    folder, first, *_ = path.relative_to(ROOT).parts
+    package = first.removesuffix(".py")
     imported = own_parts(path)
-    if module == "__init__" and len(rest) == 1:
-        assert not imported, f"{short(path)}: importing the package must import nothing"
+    outside = {name for name in imported_modules(path) if not name.startswith("gpt1_ds.")}
+    if package == "__init__":
+        assert not imported and not outside, f"{short(path)}: the package must import nothing"
         return
     if folder == "data_prep":
-        allowed = DATA_PREP_MAY_IMPORT | DATA_PREP_EXTRA.get(module, set())
+        allowed = DATA_PREP_MAY_IMPORT
+        outside = {name for name in outside if not name.startswith("data_prep")}
     else:
-        assert module in LAYER_OF, f"{short(path)} has no layer; add it to the design and to LAYERS"
-        allowed = {other for other, layer in LAYER_OF.items() if layer < LAYER_OF[module]}
-        allowed |= SECOND_HALVES.get(module, set())
-        allowed |= (
-            {"tasks"}
-            if module == "tasks"
-            else SHARED_WITHIN_LAYER_0
-            if LAYER_OF[module] == 0
-            else set()
-        )
-        above = {name for name in imported_modules(path) if not name.startswith("gpt1_ds.")}
-        assert not above, f"{short(path)} imports {above}; gpt1_ds stands alone"
-    assert imported <= allowed, (
-        f"{short(path)} imports {sorted(imported - allowed)} of its own layer or above"
-    )
+        allowed = ALL if package in COMMANDS else MAY_IMPORT[package]
+    assert not outside, f"{short(path)} imports {outside}"
+    assert imported <= allowed, f"{short(path)} imports {sorted(imported - allowed)}"
 
 
-def test_every_layered_module_of_this_test_is_spelled_as_its_file():
-    written = {path.stem for path in (ROOT / "gpt1_ds").glob("*.py")} - {"__init__"} | {"tasks"}
-    assert written <= set(LAYER_OF)
+def modules_of(package: str) -> dict[str, set[str]]:
+    """Each module of `package` with the modules of the package that it imports at any place."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    return {
+        module: {
+            other
+            for name in imported_modules(path)
+            if (other := next((m for m in (name, name.rpartition(".")[0]) if m in paths), None))
+        }
+        for module, path in paths.items()
+        if module.split(".")[0] == package
+    }
+
+
+@pytest.mark.parametrize("package", ["gpt1_ds", "data_prep"])
+def test_no_module_imports_itself_through_others(package):
+    graph = modules_of(package)
+    while leaves := [module for module, needs in graph.items() if not needs & set(graph)]:
+        for module in leaves:
+            del graph[module]
+    assert not graph, f"these modules import each other in a circle: {sorted(graph)}"
+
+
+def test_the_table_names_the_packages_that_are_there():
+    folder = ROOT / "gpt1_ds"
+    assert {path.parent.name for path in folder.glob("*/__init__.py")} == set(MAY_IMPORT)
+    assert {path.stem for path in folder.glob("*.py")} == {*COMMANDS, "__init__"}
+
+
+@pytest.mark.parametrize("name", [*(f"gpt1_ds/{name}" for name in MAY_IMPORT), *SUBPACKAGES])
+def test_each_package_says_what_it_holds(name):
+    """Its docstring names every file in reading order."""
+    folder = ROOT / name
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert text, f"{name}/__init__.py does not say what the package is for"
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    missing = [stem for stem in sorted(files) if f"`{stem}`" not in text]
+    assert not missing, f"the docstring of {name}/__init__.py does not name {missing}"
 
 
 @pytest.mark.parametrize("path", ALL_SOURCES, ids=short)
@@ -127,14 +162,15 @@ def test_no_grab_bag_modules():
 
 
 def test_settings_live_in_setup_cfg():
+    """But for the linter's, which editors look for in a file of its own."""
     with open(ROOT / "pyproject.toml", "rb") as file:
         assert list(tomllib.load(file)) == ["build-system"]
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
-    assert {"metadata", "options", "options.extras_require", "tool:pytest", "ruff"} <= set(
+    assert {"metadata", "options", "options.extras_require", "tool:pytest"} <= set(
         settings.sections()
     )
-    strays = ["setup.py", "pytest.ini", "tox.ini", "ruff.toml", ".ruff.toml", "requirements.txt"]
+    strays = ["setup.py", "pytest.ini", "tox.ini", "requirements.txt"]
     assert not [name for name in strays if (ROOT / name).exists()]
 
 

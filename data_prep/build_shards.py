@@ -30,7 +30,7 @@ from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_ste
 from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
 from data_prep.reading.formats import BLOCK_LINES
 from data_prep.reading.table import print_table
-from gpt1_ds.base.errors import ConfigError, DataError, guard
+from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import file_sha256, write_atomically
 from gpt1_ds.data.manifest import (
     MANIFEST,
@@ -357,9 +357,4 @@ def _finish(
     print(f"{args.out / MANIFEST}: check it with `python -m data_prep.verify_shards {args.out}`")
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from gpt1_ds.base.errors import ConfigError, DataError, guard, near
+from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.files import file_sha256
 
 ATTEMPTS = 6
@@ -243,9 +243,4 @@ def unpack(archive: Path, folder: Path, url: str) -> None:
         ) from error
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

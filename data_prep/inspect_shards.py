@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1_ds.base.errors import ConfigError, DataError, guard, near
+from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.data.manifest import SPLITS, Manifest, Shard, read_manifest
 from gpt1_ds.data.tokenizer import load_tokenizer
 
@@ -129,9 +129,4 @@ def text(root: Path, manifest: Manifest, pieces: list[Piece]) -> str:
     return load_tokenizer(root / "tokenizer").decode(ids.tolist())
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

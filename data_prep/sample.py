@@ -21,7 +21,7 @@ from data_prep.stories.labelled import all_sets
 from data_prep.stories.world import (
     Dice,
 )
-from gpt1_ds.base.errors import ConfigError, guard
+from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.files import write_atomically
 
 VERSION = 2  # raised whenever a seed would give other bytes
@@ -81,9 +81,4 @@ def main(argv: list[str]) -> int | None:
     print(f"{args.out}: books/ and tasks/ ({told})")
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

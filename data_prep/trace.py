@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.inspect_shards import parts
-from gpt1_ds.base.errors import ConfigError, guard
+from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.data.batches import BatchSizes
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
@@ -88,9 +88,4 @@ def first_window(ledger: Path, step: int, sizes: BatchSizes, order: WindowOrder)
     )
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data_prep.reading.cleaning import Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, SourceReader, find_sources
-from gpt1_ds.base.errors import ConfigError, DataError, guard
+from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.data.tokenizer import CONTROL_PIECES, MODEL_FILE
 
@@ -184,9 +184,4 @@ def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
     return model.getvalue()
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data_prep.inspect_shards import documents
 from data_prep.reading.table import print_table
-from gpt1_ds.base.errors import DataError, guard
+from gpt1_ds.base.errors import DataError, command
 from gpt1_ds.data.manifest import SAMPLE_TOKENS, SPLITS, Manifest, Shard, damage, read_manifest
 
 _KEY = re.compile(r"([\w-]+)\.tokens\.npy", re.ASCII)
@@ -221,9 +221,4 @@ def _read_tokens(npy: bytes) -> tuple[np.ndarray, int]:
     return np.frombuffer(npy, dtype, offset=file.tell()).reshape(shape), file.tell()
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

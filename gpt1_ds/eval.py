@@ -35,7 +35,7 @@ if __name__ == "__main__" and not __package__:
 import numpy as np
 
 from gpt1_ds import tasks
-from gpt1_ds.base.errors import ConfigError, DataError, guard, near
+from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.data.manifest import MANIFEST, read_manifest
@@ -290,9 +290,4 @@ def read_text(path: Path, lines: bool, tokenizer: Tokenizer) -> Text:
     return Text(str(path), documents, words, len(documents) * lines, text_bytes)
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1_ds.base.errors import ConfigError, DataError, guard
+from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
@@ -248,9 +248,4 @@ def import_weights(source: Path, out: Path, openai: bool) -> GPTConfig:
     return config
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

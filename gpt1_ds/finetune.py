@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gpt1_ds import tasks
-from gpt1_ds.base.errors import DivergedError, StopRequested, guard
+from gpt1_ds.base.errors import DivergedError, StopRequested, command
 from gpt1_ds.checkpoints import loading
 from gpt1_ds.checkpoints.by_parameter import place_weights
 from gpt1_ds.checkpoints.folder import has_checkpoint, read_state
@@ -346,9 +346,4 @@ def announce(run: Run, ds: dict, world_size: int, step: int) -> None:
         say("warning: task.pool=first reads the state at <s>, which sees no other token; use last")
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

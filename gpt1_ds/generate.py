@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds.base.errors import ConfigError, guard
+from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress_bar
@@ -135,9 +135,4 @@ def stream(tokenizer: Tokenizer, sequence: list[int], tokens: Iterator[tuple[int
     print(tokenizer.decode(sequence)[len(shown) :])
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds.base.errors import ConfigError, guard
+from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.data.batches import total_steps
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import WindowOrder
@@ -271,9 +271,4 @@ def corpus(config: PretrainConfig, tokens: int | None) -> tuple[int, int]:
     return tokens or BOOKS_CORPUS_TOKENS, 40_000
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds.base.errors import DataError, guard
+from gpt1_ds.base.errors import DataError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.reports.page import render
 from gpt1_ds.reports.run_files import Run
@@ -49,9 +49,4 @@ def main(argv: list[str]) -> int | None:
     print(out)
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -31,7 +31,7 @@ if __name__ == "__main__" and not __package__:
 import torch
 import yaml
 
-from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, guard, near
+from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, command, near
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.checkpoints.folder import find_checkpoint, read_state
 from gpt1_ds.distributed import collectives, environment
@@ -357,9 +357,4 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
             say(f"{folder.name}: zero-shot {task}, {metric} {score:.4f}")
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -22,7 +22,7 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from gpt1_ds.base.errors import DivergedError, StopRequested, guard
+from gpt1_ds.base.errors import DivergedError, StopRequested, command
 from gpt1_ds.base.formatting import duration
 from gpt1_ds.checkpoints.by_parameter import place_weights
 from gpt1_ds.checkpoints.folder import has_checkpoint
@@ -391,9 +391,4 @@ def announce(run: Run, ds: dict, world_size: int, step: int) -> None:
     )
 
 
-def cli() -> None:
-    guard(main)
-
-
-if __name__ == "__main__":
-    cli()
+cli = command(main, __name__)

@@ -58,6 +58,20 @@ def near(word: str, choices: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"choose from: {', '.join(choices)}"
 
 
+def command(main: Callable[[list[str]], int | None], module: str) -> Callable[[], None]:
+    """The entry point of a command: `guard(main)`, called at once where `module` is `__main__`.
+
+    A command's file ends with `cli = command(main, __name__)`; the console scripts call `cli`.
+    """
+
+    def cli() -> None:
+        guard(main)
+
+    if module == "__main__":
+        cli()
+    return cli
+
+
 def guard(main: Callable[[list[str]], int | None]) -> None:
     """Run `main(argv)` and exit with its code; a `UserError` becomes one line on stderr, rank 0's if all share it.
 

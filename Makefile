@@ -1,6 +1,7 @@
 # The whole project in one command each; all of them make .venv first and reuse it.
 #   make quickstart   from nothing to a fine-tuned GPT-1 in minutes        make test    lint and the whole test suite
 #   make bench        figures beside the alternatives, on SHARDS (see benchmarks/README.md)   make soak   fault matrices
+#   make mutants      whether the tests notice small changes of the code (about 12 minutes)
 #   make TORCH=keep ..          keep the machine's own torch (a GPU build, say) instead of installing one
 #   make PYTHON=python3.12 ..   choose the interpreter
 
@@ -15,7 +16,7 @@ PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
 # deepspeed, mpirun and tensorboard lie in .venv/bin and must be found without activating it.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart test lint bench soak clean
+.PHONY: quickstart test lint bench soak mutants clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -27,9 +28,13 @@ test: lint
 soak: $(INSTALLED)
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
+mutants: $(INSTALLED)
+	@$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
+
 lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --quiet --diff
+	@$(BIN)/mypy
 
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)

@@ -1,9 +1,14 @@
-"""`make quickstart`: from the embedded sample text to a fine-tuned GPT-1, each step as a user would type it.
+"""`make quickstart`: trains and fine-tunes a small GPT-1 on the embedded sample text.
 
-    python quickstart.py                about 5 minutes on 2 CPU cores, less on a GPU; a second run reuses what is done
+Each step is a command that a user could type.
 
-Everything lies in quickstart/. A step whose result is there is not run again, and an interrupted training resumes. If
-the steps or their configuration files are no longer those the folder was made with, it is made anew.
+    python quickstart.py
+
+It takes about 5 minutes on 2 CPU cores and less on a GPU.
+
+All files are in quickstart/. A second run skips the finished steps, and an interrupted training
+resumes. If the steps or their configuration files have changed since quickstart/ was made, the
+folder is deleted and all steps run again.
 """
 
 import json
@@ -22,16 +27,20 @@ from gpt1_ds.distributed import environment
 HOME = Path("quickstart")
 PROMPT = "One morning"
 TASKS = {"sst2": "SST-2", "snli": "SNLI"}
-# Of the paper's 6.25e-5, a model this small learns nothing in three epochs of 2,000 examples.
+# With the paper's 6.25e-5, this small model learns nothing in three epochs of 2,000 examples.
 FINETUNING = "optim.lr=2e-3 schedule.warmup_fraction=0.1"
-PORT = "PORT"  # stands for a free port: the launcher's default may be taken by another run on this machine
+PORT = "PORT"
+"""Stands for a free port: another run on this machine may have taken the launcher's default."""
 
 Step = tuple[str, str, str]
-"""Title, command, and the file below quickstart/ whose presence says that it is done (`done` files are made here)."""
+"""Title, command, and a file in quickstart/ that exists if the step is done.
+
+This script makes the files named `done`.
+"""
 
 
 def steps() -> list[Step]:
-    # A GPU trains one process each; two CPU processes show the same path where there is none.
+    # One process for each GPU, at most two. Without a GPU, two CPU processes.
     processes = min(2, torch.cuda.device_count()) or 2
     mechanics = "ds_configs/zero2_bf16.json" if torch.cuda.is_available() else "ds_configs/cpu.json"
     deepspeed = f"deepspeed --quiet --num_accelerators {processes} --master_port {PORT}"
@@ -44,26 +53,31 @@ def steps() -> list[Step]:
         ),
         (
             "train a tokenizer",
-            f"python -m data_prep.train_tokenizer --corpus {books}/train --vocab-size 2000 --out {HOME}/tok",
+            f"python -m data_prep.train_tokenizer --corpus {books}/train --vocab-size 2000 --out "
+            f"{HOME}/tok",
             "tok/tokenizer.model",
         ),
         (
             "tokenise and shard on 2 MPI ranks",
-            f"mpirun -n 2 python -m data_prep.build_shards --tokenizer {HOME}/tok --corpus {books}/train"
+            f"mpirun -n 2 python -m data_prep.build_shards --tokenizer {HOME}/tok --corpus {books}"
+            "/train"
             f" --validation {books}/valid --out {HOME}/shards",
             "shards/manifest.json",
         ),
         (
             f"pre-train under DeepSpeed: {processes} processes, ZeRO-2, bf16",
-            f"{deepspeed} gpt1_ds/train.py --deepspeed_config {mechanics} --config gpt1_ds/configs/quickstart.yaml",
+            f"{deepspeed} gpt1_ds/train.py --deepspeed_config {mechanics} --config "
+            "gpt1_ds/configs/quickstart.yaml",
             "runs/pretrain/done",
         ),
         *(
             (
                 f"fine-tune {folder} from the sharded checkpoint",
                 f"{deepspeed} gpt1_ds/finetune.py --deepspeed_config {mechanics}"
-                f" --config gpt1_ds/configs/finetune_{name}.yaml task.data={HOME}/sample/tasks/{folder}"
-                f" init.checkpoint={HOME}/runs/pretrain run.dir={HOME}/runs run.name={name} {FINETUNING}",
+                f" --config gpt1_ds/configs/finetune_{name}.yaml task.data={HOME}"
+                f"/sample/tasks/{folder}"
+                f" init.checkpoint={HOME}/runs/pretrain run.dir={HOME}/runs run.name={name} "
+                f"{FINETUNING}",
                 f"runs/{name}/done",
             )
             for name, folder in TASKS.items()
@@ -78,16 +92,16 @@ def steps() -> list[Step]:
 
 def main() -> None:
     os.chdir(Path(__file__).resolve().parent)
-    # deepspeed and mpirun lie beside the interpreter, which need not be activated.
+    # deepspeed and mpirun are in the folder of the interpreter. So the user need not activate the
+    # environment.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if os.geteuid() == 0:
-        # Open MPI asks for a second thought before it runs as root, which is who one is in a container.
+        # Open MPI runs as root only with these variables. In a container the user is often root.
         os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = (
-            "cpu"  # DeepSpeed would find out by itself, with a warning a process
-        )
-    # Two ranks start also where Open MPI counts one core.
+        # Without this, DeepSpeed prints a warning in each process.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # Open MPI may start two ranks even if it counts only one core.
     os.environ["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
 
     plan = steps()
@@ -106,10 +120,11 @@ def run(title: str, command: str, done: Path) -> None:
     began = time.monotonic()
     if code := subprocess.run(shlex.split(command)).returncode:
         sys.exit(
-            f"error: '{title}' ended with exit code {code}; mend what it says above, then run it again"
+            f"error: '{title}' ended with exit code {code}; mend what it says above, then run it "
+            "again"
         )
     if done.name == "done":
-        done.touch()  # a training run's folder fills from its first step on
+        done.touch()  # files in a run folder do not show that the run is finished
     print(f"    {time.monotonic() - began:.0f} s")
 
 
@@ -164,7 +179,8 @@ def print_summary() -> None:
 next:
   .venv/bin/tensorboard --logdir {HOME}/runs
   .venv/bin/python -m gpt1_ds.generate {HOME}/runs/pretrain --prompt "The old miller"
-  .venv/bin/python -m data_prep.train_tokenizer --corpus books=YOUR_TEXT --vocab-size 8000 --out tok""")
+  .venv/bin/python -m data_prep.train_tokenizer --corpus books=YOUR_TEXT \\
+      --vocab-size 8000 --out tok""")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Every figure beside its peer, one row after the other: what `make bench` runs.
+"""Runs all CPU benchmarks, one after the other, as `make bench` does.
 
-    python benchmarks/bench.py SHARDS [--only ROW ..] [--corpus stories] [--nanogpt PATH] [--max-size 1e8]
+    python benchmarks/bench.py SHARDS [--only ROW ..] [--corpus stories] [--nanogpt PATH]
+        [--max-size 1e8]
 
-SHARDS come from `make quickstart`, or are your own. Rows, with minutes on 2 idle CPU cores, are listed by --help; each
-prints its own table, and a row that fails ends only itself. Peers come from the package registry (transformers and
-tokenizers with the `test` extra; `pip install mosaicml-streaming` adds one more), nanoGPT from a checkout.
-benchmarks/README.md has the figures to reach and those that were measured; `gpu.py` is for a GPU and runs alone.
+SHARDS is quickstart/shards after `make quickstart`, or your own folder. --help lists the rows with
+their minutes on 2 idle CPU cores. Each row prints its own table. If a row fails, the others still
+run. The `test` extra installs transformers and tokenizers for comparison; `pip install
+mosaicml-streaming` adds one more library; nanoGPT needs a checkout. benchmarks/README.md has the
+target figures and the measured ones. For a GPU there is `gpu.py`, which is run separately.
 """
 
 import argparse
@@ -21,7 +23,7 @@ if __name__ == "__main__":
 from gpt1_ds.base.errors import DataError, guard
 
 HERE = Path(__file__).resolve().parent
-# Row: minutes, and the script with its words; SHARDS, SAMPLE and the like are filled in.
+# Row: minutes, and the script with its arguments. Words in capitals are placeholders.
 ROWS = {
     "step": (9, "train_step.py NANOGPT"),
     "ranks": (5, "runs.py SHARDS --threads"),
@@ -66,7 +68,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not (args.shards / "manifest.json").exists():
         raise DataError(
-            f"{args.shards}: no shards here: make quickstart first, or name others: make SHARDS=DIR bench"
+            f"{args.shards}: no shards here: make quickstart first, or name others: make "
+            "SHARDS=DIR bench"
         )
     failed = []
     with tempfile.TemporaryDirectory(prefix="bench-") as sample:

@@ -1,10 +1,11 @@
-"""Tokens a second of greedy generation with GPT-1's weights on this CPU, beside transformers' `generate`.
+"""Compares greedy generation on this CPU with transformers' `generate`, in tokens a second.
 
     python benchmarks/generation.py [--new-tokens 400] [--sequences 1]
 
-The two write the same text from the same weights (random ones, 12 layers, 768 wide) in float32, and take turns every 20
-tokens, so that the machine's slow minutes fall on both. transformers keeps no cache for this model: each of its tokens
-reads the whole text again, so that turns cost it nothing. About 3 minutes on 2 idle cores.
+Both generate the same text in float32 from the same random weights of GPT-1's shape (12 layers, 768
+wide). They take turns every 20 tokens, so that other load on the machine affects both.
+transformers has no cache for this model and reads the whole text again for each token. So the turns
+do not slow it down. About 3 minutes on 2 idle cores.
 """
 
 import argparse
@@ -83,7 +84,8 @@ def main(argv: list[str]) -> int | None:
             f"{name:12} {args.sequences * args.new_tokens / spent:7.2f} tokens/s  ({spent:.1f} s)"
         )
     print(
-        f"ratio        {seconds['transformers'] / seconds['ours']:7.2f}, {'the same' if same else 'OTHER'} tokens"
+        f"ratio        {seconds['transformers'] / seconds['ours']:7.2f}, "
+        f"{'the same' if same else 'OTHER'} tokens"
     )
     return 0 if same else 1
 

@@ -1,11 +1,14 @@
-"""GPT-1's training step on one GPU beside transformers and nanoGPT: checks first, then tokens/s, MFU, memory, hours.
+"""Compares GPT-1's training step on one GPU with transformers and nanoGPT.
 
     python benchmarks/gpu.py OUT [--nanogpt PATH] [--windows 32 64 128] [--steps 30]
 
-12 layers x 768, 512 tokens, dropout 0.1, clipping and the optimizer included, on random tokens; every way in a process
-of its own, one after the other. It writes OUT.json and, as a table, OUT.md. MFU is of the data sheet's dense bf16 peak.
-Checks: the losses of a few float32 steps are the CPU's, and a resumed run is exact, dropout on; a failed one ends it.
-About 10 minutes; without a GPU it runs on the CPU, where `--layers 1 --windows 1 --steps 2` shows that it works.
+It measures tokens/s, MFU, memory and hours for a model of 12 layers, width 768 and 512 tokens, with
+random tokens, dropout 0.1, clipping and the optimizer. Each variant runs in its own process, one
+after the other. The results go to OUT.json and, as a table, to OUT.md. MFU is relative to the dense
+bf16 peak in the data sheet. Two checks run first: a few float32 steps have the same losses as on
+the CPU, and a run resumes exactly with dropout. If a check fails, the script ends. About 10
+minutes. Without a GPU it runs on the CPU; `--layers 1 --windows 1 --steps 2` tests the script
+there.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import torch
 from benchmarks import train_step
 from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.saving import save_checkpoint
+from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.distributed import collectives, rendezvous
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.engine.timing import Throughput
@@ -59,7 +63,7 @@ def wait() -> None:
 
 
 def work(name: str, layers: int, windows: int, steps: int) -> dict:
-    """Time one way, in this process."""
+    """Measure one variant in this process."""
     torch.manual_seed(0)
     step = WAYS[name](layers, windows)
     ids_BT = torch.randint(0, train_step.VOCAB_SIZE, (windows, train_step.N_CTX + 1)).to(
@@ -90,7 +94,7 @@ def work(name: str, layers: int, windows: int, steps: int) -> dict:
 
 
 def check() -> dict:
-    """The largest difference of losses from the CPU's, float32 without dropout; losses of a run and of its resume."""
+    """Check this device: compare float32 losses with the CPU, and a resumed run with the run."""
     shape = GPTConfig(
         1000, n_layer=2, n_head=4, n_embd=128, n_ctx=64, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0
     )
@@ -121,7 +125,8 @@ def check() -> dict:
             )
             if seed == 0:
                 train(trainer, batches[:3])
-                save_checkpoint(trainer, Path(folder), 3, {"step": 3}, keep=1)
+                state = CheckpointState(step=3, model={}, tokenizer_sha256="")
+                save_checkpoint(trainer, Path(folder), 3, state, keep=1)
             else:
                 resume(trainer, Path(folder))
             runs.append(train(trainer, batches[3:]))
@@ -145,7 +150,7 @@ def train(trainer, batches: list[torch.Tensor]) -> list[float]:
 
 
 def alone(*words: object) -> dict:
-    """What this script finds out in a process of its own, or why it does not."""
+    """The result of this script in a new process, or the fault if it failed."""
     command = [sys.executable, str(Path(__file__).resolve()), "-", "--alone", *map(str, words)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
@@ -158,10 +163,12 @@ def alone(*words: object) -> dict:
 
 def table(device: str, checks: dict, rows: list[dict]) -> str:
     lines = [
-        f"{device}, torch {torch.__version__}; losses within {checks['difference_from_cpu']:.1e} of the CPU's, "
+        f"{device}, torch {torch.__version__}; losses within {checks['difference_from_cpu']:.1e} "
+        "of the CPU's, "
         "resume exact",
         "",
-        "| way to train GPT-1 | windows | tokens/s | MFU | GB | hours for 100 epochs of BooksCorpus |",
+        "| way to train GPT-1 | windows | tokens/s | MFU | GB | hours for 100 epochs of "
+        "BooksCorpus |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

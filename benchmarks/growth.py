@@ -1,12 +1,15 @@
-"""How costs grow: a training step with layers, width and context; sharding and loading with the size of the corpus.
+"""Measures how costs grow with the size of the model and with the size of the corpus.
 
     python benchmarks/growth.py model [--steps 6]                    about 3 minutes on 2 CPU cores
-    python benchmarks/growth.py corpus TOKENIZER [--max-size 1e9]    about 4 minutes up to 1 GB, and 2 GB below TMPDIR
+    python benchmarks/growth.py corpus TOKENIZER [--max-size 1e9]
 
-`model` varies one measure of a small GPT at a time, in bf16 with ZeRO-1, on one process; where time grows as the matrix
-products do, GFLOP/s stay. `runs.py --scaling` varies the world size. `corpus` makes books of random words of the
-sample, 10 MB and ten times as many until --max-size, shards each by one process, and reads it: memory and the first
-batch should not grow. `loading.py` has a manifest of 100,000 shards.
+The second command takes about 4 minutes for up to 1 GB, and needs 2 GB in TMPDIR.
+
+`model` times a training step of a small GPT in bf16 with ZeRO-1 on one process. It varies layers,
+width or context, one at a time. If time grows as the matrix products do, GFLOP/s are constant.
+`runs.py --scaling` varies the world size. `corpus` makes books of random words from the sample: 10
+MB, then ten times as much, up to --max-size. One process shards and reads each corpus. Memory and
+the time of the first batch should not grow. `loading.py` tests a manifest of 100,000 shards.
 """
 
 import argparse
@@ -25,8 +28,8 @@ import numpy as np
 import torch
 
 from benchmarks.sharding import timed
-from data_prep.stories import world
-from gpt1_ds.data.batches import Batches
+from data_prep.stories import words as story_words
+from gpt1_ds.data.batches import Batches, Share
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
@@ -49,7 +52,7 @@ BOOK_BYTES, BATCH, N_CTX, BATCHES = 500_000, 64, 512, 50
 
 
 def step_seconds(layers: int, width: int, context: int, steps: int) -> tuple[float, float]:
-    """Median seconds of a step, and its GFLOP."""
+    """The median seconds of a step, and the GFLOP of a step."""
     config = load(
         PretrainConfig, None, [f"train.global_batch={WINDOWS}", f"train.micro_batch={WINDOWS}"]
     )
@@ -72,7 +75,8 @@ def model(steps: int) -> None:
     rendezvous.join_process_group(600.0)
     base = ", ".join(f"{value} {name}" for name, value in BASE.items())
     print(
-        f"a step of {WINDOWS} windows; where not varied {base}\n{'':16}{'seconds':>9}{'GFLOP':>9}{'GFLOP/s':>9}"
+        f"a step of {WINDOWS} windows; where not varied {base}\n{'':16}{'seconds':>9}{'GFLOP':>9}"
+        f"{'GFLOP/s':>9}"
     )
     for name, values in RANGES.items():
         for value in values:
@@ -84,9 +88,10 @@ def model(steps: int) -> None:
 
 
 def write_books(folder: Path, size: int) -> None:
-    """Random words of the sample's vocabulary, the first of them the commonest, in sentences of 12."""
+    """Write sentences of 12 random words of the sample's vocabulary. The first words are the
+    commonest."""
     rng = np.random.default_rng(size)
-    lists = [value for value in vars(world).values() if isinstance(value, list)]
+    lists = [value for value in vars(story_words).values() if isinstance(value, list)]
     words = np.array(
         sorted({word for phrase in sum(lists, []) for word in str(phrase).lower().split()})
     )
@@ -100,7 +105,8 @@ def write_books(folder: Path, size: int) -> None:
 
 def corpus(tokenizer: Path, max_size: float) -> None:
     print(
-        f"{'text':>9}{'sharding':>10}{'peak':>9}{'tokens':>15}{'shards':>8}{'manifest':>10}{'open':>9}"
+        f"{'text':>9}{'sharding':>10}{'peak':>9}{'tokens':>15}{'shards':>8}{'manifest':>10}"
+        f"{'open':>9}"
         f"{'batch at 90 %':>15}{'windows/s':>11}"
     )
     size = 10_000_000
@@ -128,14 +134,14 @@ def corpus(tokenizer: Path, max_size: float) -> None:
             )
             peak = (
                 resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-            )  # of all so far, this the largest
+            )  # the maximum so far, and this corpus is the largest so far
             began = time.perf_counter()
             manifest = read_manifest(root)
             stream = TokenStream(root, manifest, "train", "c")
             opened = time.perf_counter()
             order = WindowOrder({"c": stream.tokens}, N_CTX, 1, {})
             cursor = Cursor(0, int(0.9 * order.epoch_windows) // BATCH * BATCH)
-            batches = Batches({"c": stream}, order, cursor, BATCH, BATCH, 0, 1)
+            batches = Batches({"c": stream}, order, cursor, BATCH, BATCH, Share(0, 1))
             next(iter(batches))
             first = time.perf_counter() - opened
             began_reading = time.perf_counter()
@@ -143,7 +149,8 @@ def corpus(tokenizer: Path, max_size: float) -> None:
                 batches.read(number * BATCH)
             rate = BATCHES * BATCH / (time.perf_counter() - began_reading)
             print(
-                f"{written / 1e6:6.0f} MB{written / seconds / 1e6:5.1f} MB/s{peak:6.2f} GB{stream.tokens:15,}"
+                f"{written / 1e6:6.0f} MB{written / seconds / 1e6:5.1f} MB/s{peak:6.2f} "
+                f"GB{stream.tokens:15,}"
                 f"{len(manifest.shards()):8}{(root / 'manifest.json').stat().st_size / 1e3:7.0f} kB"
                 f"{(opened - began) * 1e3:6.1f} ms{first * 1e3:12.2f} ms{rate:11,.0f}",
                 flush=True,

@@ -1,11 +1,12 @@
-"""Loading beside its alternatives, resuming, big manifests, and the quality of the shuffle.
+"""Measures loading against other libraries, resuming, big manifests, and the shuffle's quality.
 
-    python benchmarks/loading.py                    about two minutes; a corpus of 50 million tokens below TMPDIR
+    python benchmarks/loading.py                    two minutes; 50 million tokens below TMPDIR
     python benchmarks/loading.py --shards shards    on shards of your own
 
-Contenders take turns, so that a busy machine is busy for all; each figure is the median of the rounds. All files are in
-the page cache. A batch is 64 windows of 513 tokens as int64, the same random windows for ours and the memory map's;
-WebDataset reads its samples in order and cuts them into such windows. Nothing imports this.
+The variants take turns, so that other load on the machine affects all of them. Each figure is the
+median of the rounds. All files are in the page cache. A batch has 64 windows of 513 tokens as
+int64. This project and the memory map read the same random windows. WebDataset reads its samples in
+order and cuts them into windows.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt1_ds.base.errors import guard
-from gpt1_ds.data.batches import TABLE_WINDOWS, Batches
+from gpt1_ds.data.batches import TABLE_WINDOWS, Batches, Share
 from gpt1_ds.data.manifest import (
     MANIFEST,
     SAMPLE_TOKENS,
@@ -72,7 +73,7 @@ def make_corpus(root: Path, tokens: int) -> None:
 
 
 def per_batch(contenders: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds a batch of each, medians of alternating rounds."""
+    """Milliseconds a batch for each variant: the median of alternating rounds."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in tqdm(range(ROUNDS), "rounds", disable=None):
         for name, action in contenders.items():
@@ -100,7 +101,7 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
     ours, alone_B, gathered, sliced = (itertools.cycle(starts) for _ in range(4))
     window_T = np.arange(N_CTX + 1)
     batches, first = (
-        Batches({corpus: stream}, order_of(stream.tokens), Cursor(), BATCH, BATCH, 0, 1),
+        Batches({corpus: stream}, order_of(stream.tokens), Cursor(), BATCH, BATCH, Share(0, 1)),
         iter(range(10**9)),
     )
 
@@ -138,24 +139,26 @@ def compare(root: Path, manifest: Manifest, scratch: Path) -> None:
     }
     times = per_batch(contenders)
     if importlib.util.find_spec("streaming"):
-        # Alone and last: its threads, which stay, slow whatever else runs in the process.
+        # It runs last, because its threads never end and would slow the other variants.
         mosaic = iterate_streaming(scratch / "streaming", stream)
         times |= per_batch({"mosaicml streaming, shuffled": lambda: next(mosaic)})
     else:
         print("mosaicml streaming is left out: pip install mosaicml-streaming")
     print(
-        f"{stream.tokens:,} tokens of {corpus} in {len(entry.shards)} shards; {BATCH} x {N_CTX + 1} a batch"
+        f"{stream.tokens:,} tokens of {corpus} in {len(entry.shards)} shards; {BATCH} x "
+        f"{N_CTX + 1} a batch"
     )
     print(f"{'':34s}{'ms a batch':>12s}{'windows/s':>12s}{'ours is faster by':>20s}")
     best = times["ours, as training reads"]
     for name, milliseconds in times.items():
         print(
-            f"{name:34s}{milliseconds:12.3f}{BATCH / milliseconds * 1000:12,.0f}{milliseconds / best:19.1f}x"
+            f"{name:34s}{milliseconds:12.3f}{BATCH / milliseconds * 1000:12,.0f}"
+            f"{milliseconds / best:19.1f}x"
         )
 
 
 def iterate_streaming(folder: Path, stream: TokenStream) -> Iterator[np.ndarray]:
-    """A sample a window, in an order of its own, by mosaicml's StreamingDataset."""
+    """Batches from mosaicml's StreamingDataset, with one window in each sample."""
     from streaming import MDSWriter, StreamingDataset
 
     rows = stream.read(np.arange(20_000) * N_CTX, N_CTX + 1).astype(np.uint16)
@@ -174,7 +177,7 @@ TABLE: list[np.ndarray] = []
 
 
 def tables(stream: TokenStream, starts: Iterator[np.ndarray]) -> np.ndarray:
-    """A batch out of a table of some, as `Batches` reads."""
+    """A batch from a table of several batches, read as `Batches` does."""
     if not TABLE:
         steps = TABLE_WINDOWS // BATCH
         packed = stream.read_packed(np.concatenate([next(starts) for _ in range(steps)]), N_CTX + 1)
@@ -187,7 +190,7 @@ def order_of(tokens: int, seed: int = 1) -> WindowOrder:
 
 
 def resume(scratch: Path, like: Shard) -> None:
-    """The first batch at 90 % of an epoch, of directories of sparse files: their size is that of real ones."""
+    """Time the first batch at 90 % of an epoch. The shards are sparse files of a real size."""
     heads = f"{'shards':>12s}{'open, ms':>12s}{'first batch, ms':>20s}{'the best':>12s}"
     print(f"\n{'resume at 90 % of an epoch':34s}{heads}")
     for n_shards in (6, 600, 60_000):
@@ -210,14 +213,15 @@ def resume(scratch: Path, like: Shard) -> None:
             opened = time.perf_counter()
             order = order_of(stream.tokens, seed)
             cursor = Cursor(0, int(0.9 * order.epoch_windows) // BATCH * BATCH)
-            next(iter(Batches({"books": stream}, order, cursor, BATCH, BATCH, 0, 1)))
+            next(iter(Batches({"books": stream}, order, cursor, BATCH, BATCH, Share(0, 1))))
             times.append((opened - began, time.perf_counter() - opened))
         (open_ms, first_ms), best = (
             np.median(times, axis=0) * 1000,
             min(first for _, first in times) * 1000,
         )
         print(
-            f"{f'{stream.tokens:,} tokens':34s}{n_shards:12,}{open_ms:12.2f}{first_ms:20.2f}{best:12.2f}"
+            f"{f'{stream.tokens:,} tokens':34s}{n_shards:12,}{open_ms:12.2f}{first_ms:20.2f}"
+            f"{best:12.2f}"
         )
 
 
@@ -225,11 +229,11 @@ def big_manifest(scratch: Path, like: Shard, n_shards: int) -> None:
     text = json.dumps(dataclasses.asdict(like), default=list)
     before, after = text.split(json.dumps(like.file))
     with open(scratch / MANIFEST, "w") as file:
-        entry = f'{{"documents": {like.documents * n_shards}, "tokens": {like.tokens * n_shards}, "shards": ['
-        file.write(
-            f'{{"version": 1, "preparation": {{}}, "tokenizer": {json.dumps(TOKENIZER)}, "splits": {{"train": '
-        )
-        file.write(f'{{"books": {entry}')
+        documents, tokens = like.documents * n_shards, like.tokens * n_shards
+        tokenizer = json.dumps(TOKENIZER)
+        file.write(f'{{"version": 1, "preparation": {{}}, "tokenizer": {tokenizer}, ')
+        file.write(f'"splits": {{"train": {{"books": {{"documents": {documents}, ')
+        file.write(f'"tokens": {tokens}, "shards": [')
         file.writelines(
             f'{"," if n else ""}{before}"train/books/books-{n:06d}.tar"{after}'
             for n in range(n_shards)
@@ -240,8 +244,10 @@ def big_manifest(scratch: Path, like: Shard, n_shards: int) -> None:
     seconds, samples = time.perf_counter() - began, like.samples * n_shards
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
-        f"\nmanifest of {n_shards:,} shards, {samples:,} samples, {len(manifest.shards()) * like.tokens:,} tokens: "
-        f"{size / 1e6:,.0f} MB, read and checked in {seconds:.1f} s; the process grew to {rss:.1f} GB"
+        f"\nmanifest of {n_shards:,} shards, {samples:,} samples, "
+        f"{len(manifest.shards()) * like.tokens:,} tokens: "
+        f"{size / 1e6:,.0f} MB, read and checked in {seconds:.1f} s; the process grew to {rss:.1f}"
+        " GB"
     )
 
 
@@ -266,10 +272,13 @@ def shuffle_quality() -> None:
 
     print(
         f"\nshuffle of {tokens:,} tokens in books of {BOOK_TOKENS:,}\n"
-        f"  rank correlation of place and time: over an epoch {np.mean(ranks):.3f} in size, mean of 5 seeds (its "
-        f"{len(groups)} groups in random order: {len(groups) ** -0.5 * 0.8:.3f}); within a group of 65,536 windows "
+        f"  rank correlation of place and time: over an epoch {np.mean(ranks):.3f} in size, mean "
+        "of 5 seeds (its "
+        f"{len(groups)} groups in random order: {len(groups) ** -0.5 * 0.8:.3f}); within a group "
+        "of 65,536 windows "
         f"at most {max(within):.4f}\n"
-        f"  windows of a batch of {BATCH} whose book another has too: {neighbours(start):.2f}; in a perfect shuffle "
+        f"  windows of a batch of {BATCH} whose book another has too: {neighbours(start):.2f}; in "
+        "a perfect shuffle "
         f"{neighbours(perfect):.2f}; without one {neighbours(np.sort(start)):.2f}"
     )
     mixed = WindowOrder(

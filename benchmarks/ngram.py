@@ -1,15 +1,17 @@
-"""The n-gram yardstick: interpolated modified Kneser-Ney on the very tokens that the model sees.
+"""An n-gram baseline: interpolated modified Kneser-Ney on the same tokens that the model sees.
 
-    python benchmarks/ngram.py SHARDS --valid-corpus books        under a minute for 6 million tokens, 8,000 pieces
+    python benchmarks/ngram.py SHARDS --valid-corpus books
 
-Unigram, bigram and trigram are trained on split `train` of every corpus of a shard directory, and each token of split
-`valid` of one corpus is scored after its full context. Control pieces are tokens like any other. A stream is a ring, as
-in training: the context of its first tokens is its last ones.
+It takes under a minute for 6 million tokens of 8,000 pieces.
 
-Modified Kneser-Ney after Chen & Goodman (1998), section 3: below the highest order an n-gram's count is that of the
-different tokens seen before it; three discounts an order come from the counts of counts; the lowest order is
-interpolated with 1 / V.
-Reads through `gpt1_ds.shards` (layer 0); nothing imports this.
+It trains unigram, bigram and trigram models on the split `train` of every corpus of a shard
+directory. Then it scores each token of the split `valid` of one corpus. Control pieces are treated
+like other tokens. A stream is circular, as in training: the last tokens are the context of the
+first tokens.
+
+Modified Kneser-Ney follows Chen & Goodman (1998), section 3. Below the highest order, the count of
+an n-gram is the number of different tokens that precede it. Each order has three discounts,
+computed from the counts of counts. The lowest order is interpolated with 1 / V.
 """
 
 import argparse
@@ -29,7 +31,8 @@ NAMES = ("unigram", "bigram", "trigram")
 
 
 def ngrams(stream_T: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
-    """One int64 key a token (T,): the token and the `order - 1` before it as digits of base `vocab_size`."""
+    """A key (T,) int64 for each token: it and the `order - 1` tokens before it, as digits in base
+    `vocab_size`."""
     keys_T = np.zeros(len(stream_T), np.int64)
     for back in range(order):
         keys_T += np.roll(stream_T, back).astype(np.int64) * vocab_size**back
@@ -38,7 +41,7 @@ def ngrams(stream_T: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Level:
-    """The discounted n-grams of one order, and how much each context leaves to the order below."""
+    """The discounted n-grams of one order, and the probability mass left to the lower order."""
 
     keys_N: np.ndarray
     mass_N: np.ndarray  # (count - discount) / total of the context
@@ -48,7 +51,7 @@ class Level:
     @classmethod
     def fit(cls, keys_N: np.ndarray, counts_N: np.ndarray, vocab_size: int) -> "Level":
         discount_N = discounts(counts_N)[np.minimum(counts_N, 3)]
-        # Sorted keys hold each context's n-grams side by side.
+        # In sorted order, the n-grams of one context are neighbours.
         contexts_M, starts_M, sizes_M = np.unique(
             keys_N // vocab_size, return_index=True, return_counts=True
         )
@@ -57,19 +60,21 @@ class Level:
         return cls(keys_N, mass_N, contexts_M, np.add.reduceat(discount_N, starts_M) / totals_M)
 
     def probability(self, keys_T: np.ndarray, below_T: np.ndarray, vocab_size: int) -> np.ndarray:
-        """Probability (T,) of each key's last token, given `below_T`, that of the order below."""
+        """Probability (T,) of each key's last token; `below_T` is that of the lower order."""
         backoff_T = lookup(self.contexts_M, self.backoff_M, keys_T // vocab_size, missing=1.0)
         return lookup(self.keys_N, self.mass_N, keys_T, missing=0.0) + backoff_T * below_T
 
 
 def discounts(counts_N: np.ndarray) -> np.ndarray:
-    """What is taken from a count of 0, 1, 2 and 3 or more; 0.5 where so few n-grams tell no better."""
+    """The discounts of the counts 0, 1, 2 and 3 or more; 0.5 if there are too few n-grams to
+    estimate them."""
     n1, n2, n3, n4 = (int((counts_N == count).sum()) for count in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return np.array([0.0, 0.5, 0.5, 0.5])
     y = n1 / (n1 + 2 * n2)
     estimates = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    # An estimate outside (0, count) can come of a tiny corpus, and would make a probability negative or zero.
+    # A tiny corpus can give an estimate outside (0, count), which would make a probability
+    # negative or zero.
     return np.array(
         [0.0] + [d if 0 < d < count else 0.5 for count, d in enumerate(estimates, start=1)]
     )
@@ -78,7 +83,7 @@ def discounts(counts_N: np.ndarray) -> np.ndarray:
 def lookup(
     keys_N: np.ndarray, values_N: np.ndarray, queries_T: np.ndarray, missing: float
 ) -> np.ndarray:
-    """Value (T,) of each query among the sorted keys, `missing` where there is none."""
+    """The value (T,) at each query in the sorted keys; `missing` if the key is absent."""
     at_T = np.minimum(np.searchsorted(keys_N, queries_T), len(keys_N) - 1)
     return np.where(keys_N[at_T] == queries_T, values_N[at_T], missing)
 
@@ -90,14 +95,15 @@ def fit(streams: Iterable[np.ndarray], order: int, vocab_size: int) -> list[Leve
     )
     levels = [Level.fit(keys, counts, vocab_size)]
     for length in range(order - 1, 0, -1):
-        # Each different longer n-gram counts once: a token seen after one word only is a poor guess after others.
+        # Each different longer n-gram counts once, because a token that occurs after only one word
+        # is a poor guess after other words.
         keys, counts = np.unique(keys % vocab_size**length, return_counts=True)
         levels.insert(0, Level.fit(keys, counts, vocab_size))
     return levels
 
 
 def probabilities(levels: list[Level], stream_T: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Probability (T,) of every token of the stream after its full context."""
+    """Probability (T,) of every token of the stream, given its full context."""
     probability_T = np.full(len(stream_T), 1 / vocab_size)
     for order, level in enumerate(levels, start=1):
         probability_T = level.probability(

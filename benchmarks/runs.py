@@ -1,16 +1,21 @@
-"""Whole training runs, timed: start-up, ranks beside threads, weak scaling, the stall of a checkpoint.
+"""Times complete training runs: start-up, ranks against threads, weak scaling, checkpoints.
 
-    python benchmarks/runs.py SHARDS [--startup] [--threads] [--scaling] [--checkpoint] [--ranks 1 2 4] [--steps 20]
+    python benchmarks/runs.py SHARDS [--startup] [--threads] [--scaling] [--checkpoint]
+        [--ranks 1 2 4] [--steps 20]
 
-Each run is `gpt1_ds/train.py`, as a user starts it, in a folder that is removed afterwards; the figures come out of its
-metrics.jsonl. Without a choice, all four. About 15 minutes on 2 CPU cores; SHARDS needs 20,000 tokens.
+Each run starts `gpt1_ds/train.py` in a temporary folder. The figures are from its metrics.jsonl.
+Without options, all four benchmarks run. They take about 15 minutes on 2 CPU cores; SHARDS needs
+20,000 tokens.
 
-startup      seconds from the command to the record of a tiny model's first step: one process, by deepspeed, by torchrun
-threads      GPT-1's blocks (12 x 768, 4 windows of 512 tokens a step): one process, all cores, beside 2 ranks, in turns
-scaling      tokens a second, and the share of communication, at two windows a rank (4 layers x 256, 256 tokens), and
-             what `gpt1_ds.plan` expects of GPT-1 on 8 to 4,096 GPUs with 64 windows each
-checkpoint   seconds that training stands still for a checkpoint of 117 M parameters, and by which the step is longer
-             beside which it is written
+startup      seconds from the command to the record of a tiny model's first step: one process, two
+             ranks by deepspeed, two ranks by torchrun
+threads      GPT-1's blocks (12 x 768, 4 windows of 512 tokens a step): one process on all cores
+             against 2 ranks, in turns
+scaling      tokens a second and the share of communication, with 8 windows a rank (4 layers x 256,
+             256 tokens); and the estimate of `gpt1_ds.plan` for GPT-1 on 8 to 4,096 GPUs with 64
+             windows each
+checkpoint   for a checkpoint of 117 M parameters: the seconds that training waits, and the extra
+             seconds of the step that runs while the files are written
 """
 
 import argparse
@@ -48,7 +53,7 @@ TIMEOUT_SECONDS = 900
 def run(
     launcher: list[str], shards: Path, folder: Path, config: str, *options: str
 ) -> tuple[list[dict], float]:
-    """One training run: its records in metrics.jsonl, and seconds until the first step's record was there."""
+    """Run a training; returns its metrics.jsonl, and the seconds to the first step's record."""
     script = [
         str(ROOT / "gpt1_ds" / "train.py"),
         "--deepspeed_config",
@@ -111,7 +116,8 @@ def startup(shards: Path, rounds: int) -> None:
             seconds[name].append(in_a_folder(launcher(), shards, "zero1_bf16.json", *options)[1])
     for name, times in seconds.items():
         print(
-            f"first step, {name:20}{statistics.median(times):6.1f} s  ({min(times):.1f} to {max(times):.1f})"
+            f"first step, {name:20}{statistics.median(times):6.1f} s  ({min(times):.1f} to "
+            f"{max(times):.1f})"
         )
 
 
@@ -139,7 +145,8 @@ def threads(shards: Path, rounds: int) -> None:
 
 def scaling(shards: Path, ranks: list[int], steps: int) -> None:
     print(
-        f"{'weak scaling':14}{'ranks':>6}{'tokens/s':>10}{'per core in use':>17}{'communication':>15}"
+        f"{'weak scaling':14}{'ranks':>6}{'tokens/s':>10}{'per core in use':>17}"
+        f"{'communication':>15}"
     )
     cores = len(os.sched_getaffinity(0))
     for stage, config in enumerate(
@@ -154,7 +161,8 @@ def scaling(shards: Path, ranks: list[int], steps: int) -> None:
                 line["communication_seconds"] / step_seconds(line) for line in steady
             )
             print(
-                f"ZeRO-{stage:<9}{count:6}{speed:10.0f}{speed / min(count, cores):17.0f}{share:15.0%}",
+                f"ZeRO-{stage:<9}{count:6}{speed:10.0f}{speed / min(count, cores):17.0f}"
+                f"{share:15.0%}",
                 flush=True,
             )
     print(f"{'expected':14}{'GPUs':>6}{'tokens/s':>14}{'per GPU':>10}{'exposed':>9}")
@@ -176,7 +184,7 @@ def scaling(shards: Path, ranks: list[int], steps: int) -> None:
 
 
 def checkpoint(shards: Path) -> None:
-    # With a small vocabulary, deeper: as many parameters.
+    # With a small vocabulary, more layers give about the same number of parameters.
     layers = 12 if read_manifest(shards).tokenizer["vocab_size"] > 30_000 else 16
     options = [
         f"model.n_layer={layers}",
@@ -192,7 +200,8 @@ def checkpoint(shards: Path) -> None:
         if line["split"] == "checkpoint" and line["step"] + 1 in steps:
             print(
                 f"checkpoint of step {line['step']}, {line['bytes'] / 1e9:.2f} GB: training stands "
-                f"{line['seconds']:.2f} s, the next step takes {steps[line['step'] + 1] - usual:.2f} s more "
+                f"{line['seconds']:.2f} s, the next step takes "
+                f"{steps[line['step'] + 1] - usual:.2f} s more "
                 f"than the usual {usual:.2f}, while writing takes {line['write_seconds']:.2f} s"
             )
 

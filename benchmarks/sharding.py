@@ -1,10 +1,13 @@
-"""Sharding speed beside raw SentencePiece, taking turns in one run; and whether both give the same ids.
+"""Compares the speed of sharding with plain SentencePiece, and checks that the ids are the same.
 
-    python benchmarks/sharding.py tok PATH [--clean STEPS] [--rounds 3]      PATH: books of some 100 MB, file or folder
+    python benchmarks/sharding.py tok PATH [--clean STEPS] [--rounds 3]
 
-`encode` is `SentencePieceProcessor.encode`, one thread, of clean text that is in memory already; `1 process` and
-`2 ranks` are whole runs of `data_prep.build_shards`, from the files on the disk to the manifest, start included.
-MB are of clean text. The best of each over the rounds counts; a CPU second is one of a core, whoever else uses it.
+PATH is a file or a folder with about 100 MB of books.
+
+`encode` is `SentencePieceProcessor.encode` with one thread, for clean text in memory. `1 process`
+and `2 ranks` are complete runs of `data_prep.build_shards`: start, reading the files, writing
+shards and manifest. They take turns. MB are MB of clean text. The result is the best of the rounds.
+CPU seconds are the time that the processes run on a core, without the time of other programs.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from data_prep.verify_shards import iter_samples
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.tokenizer import MODEL_FILE, load_tokenizer
 
-# Open MPI refuses root, which is what containers run as.
+# By default Open MPI refuses to run as root, but containers often run as root.
 os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = {
@@ -39,15 +42,15 @@ LAUNCHERS = {
 def clean_documents(corpus: str, cleaning: Cleaning) -> list[str]:
     documents = [""]
     for source in find_sources([f"c={corpus}"], []):
-        for piece in SourceReader(source, cleaning).pieces():
-            documents[-1] += ("\n" if documents[-1] and piece.text else "") + piece.text
-            if piece.last:
+        for fragment in SourceReader(source, cleaning).fragments():
+            documents[-1] += ("\n" if documents[-1] and fragment.text else "") + fragment.text
+            if fragment.last:
                 documents.append("")
     return documents[:-1]
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds of wall and of CPU, those of all ranks together."""
+    """The wall seconds, and the CPU seconds of all ranks together."""
     started = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -104,7 +107,8 @@ def main() -> None:
         )
     raw_T = np.concatenate([np.array([*one, eot], np.int64) for one in ids])
     print(
-        f"{megabytes:.1f} MB in {len(documents):,} documents, {len(raw_T):,} tokens; {args.rounds} rounds"
+        f"{megabytes:.1f} MB in {len(documents):,} documents, {len(raw_T):,} tokens; {args.rounds}"
+        " rounds"
     )
     print(f"{'':<12}{'MB/s':>8}{'MB per CPU second':>20}{'beside encode, per core':>26}")
     best = {

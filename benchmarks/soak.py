@@ -1,14 +1,15 @@
-"""A run under a random killer, beside the same run undisturbed: do they end with the same weights?
+"""Soak test: does a run with random faults end with the same weights as an undisturbed run?
 
     python benchmarks/soak.py OUT -- --deepspeed_config ds_configs/cpu.json \\
         --config gpt1_ds/configs/pretrain_small.yaml data.shards=shards checkpoint.every=50
 
-Both runs train at once, two ranks each, so that they take about twice a run's time. At random moments, one of the
-deeds below befalls OUT/disturbed; where that ends it, the same command starts it again. The killer's ledger is
-OUT/killer.jsonl; with an OUT that exists, the soak itself goes on where it was stopped. Exit code 0: every weight and
-moment of the last checkpoints is the same, bit for bit.
+Both runs train at the same time with two ranks each, so they take about twice the time of one run.
+At random moments the script causes one of the faults below in OUT/disturbed. If the fault ends the
+run, the script starts it again with the same command. The file OUT/killer.jsonl records the faults.
+If OUT exists, the test continues. Exit code 0 means that all weights and moments of the last
+checkpoints are the same, bit for bit.
 
-Disks fill up only for root, who may mount a small file system for the disturbed run.
+The fault of a full disk needs root, which can mount a small file system for the disturbed run.
 """
 
 import argparse
@@ -27,12 +28,10 @@ import psutil
 import torch
 
 from gpt1_ds.checkpoints.deepspeed_files import SavedParameters, allow_known_classes
-from gpt1_ds.checkpoints.folder import find_checkpoint, read_manifest_file
+from gpt1_ds.checkpoints.folder import find_checkpoint, read_checkpoint_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-pass  # DROP  # noqa: E402
 
 SIGNALS = {
     "SIGKILL a rank": ("rank", signal.SIGKILL),
@@ -43,11 +42,11 @@ SIGNALS = {
 }
 DISK_FULL = "disk full"
 GONE_SECONDS = 180.0
-"""A run that still has a process so long after its launcher ended has broken its promise."""
+"""The test fails if a run still has a process this long after its launcher ended."""
 
 
 class Job:
-    """One pre-training run of two ranks under the deepspeed launcher, all processes known."""
+    """One pre-training run under the deepspeed launcher, with a record of all its processes."""
 
     def __init__(self, folder: Path, arguments: list[str], ranks: int):
         self.folder, self.log = folder, folder.parent / f"{folder.name}.log"
@@ -80,8 +79,8 @@ class Job:
             )
         self.seen = {self.process.pid: psutil.Process(self.process.pid)}
 
-    def look(self) -> list[psutil.Process]:
-        """The ranks that live; every process that was ever seen of this start is remembered."""
+    def find_ranks(self) -> list[psutil.Process]:
+        """The live ranks. It also adds new processes of this start to `seen`."""
         for known in list(self.seen.values()):
             try:
                 self.seen |= {child.pid: child for child in known.children(recursive=True)}
@@ -112,10 +111,11 @@ class Job:
     def wait_until_gone(self) -> float:
         began = time.monotonic()
         while self.process.poll() is None or self.alive():
-            self.look()
+            self.find_ranks()
             if time.monotonic() - began > GONE_SECONDS:
                 raise SystemExit(
-                    f"error: {self.folder}: {[command(p) for p in self.alive()]} live on; see {self.log}"
+                    f"error: {self.folder}: {[command(p) for p in self.alive()]} live on; see "
+                    f"{self.log}"
                 )
             time.sleep(0.5)
         return round(time.monotonic() - began, 1)
@@ -135,7 +135,7 @@ def free_port() -> int:
 
 
 def mount(folder: Path) -> bool:
-    """A file system of a gigabyte at `folder`; False where this user may not."""
+    """Mount a file system of 1 GB at `folder`; False if this user has no permission."""
     folder.mkdir(exist_ok=True)
     if folder.is_mount():
         return True
@@ -153,32 +153,32 @@ def fill_disk(job: Job, seconds: float) -> None:
     ballast.unlink()
 
 
-def punish(job: Job, deed: str, chance: random.Random) -> dict:
-    """Do `deed` to the run and see it through: what ended, with which code, how long it took."""
-    ranks = job.look()
+def cause_fault(job: Job, fault: str, chance: random.Random) -> dict:
+    """Cause `fault` in the run and wait for the effect; returns the record of the fault."""
+    ranks = job.find_ranks()
     step = job.step()
-    if deed == DISK_FULL:
+    if fault == DISK_FULL:
         fill_disk(job, seconds := chance.uniform(30, 90))
         return {
-            "deed": deed,
+            "fault": fault,
             "step": step,
             "seconds": round(seconds, 1),
             "ended": job.process.poll(),
         }
-    whom, number = SIGNALS[deed]
+    whom, number = SIGNALS[fault]
     pool = ranks if whom == "rank" else [p for p in job.alive() if p not in ranks]
     if not pool:
-        return {"deed": deed, "step": step, "ended": None}
+        return {"fault": fault, "step": step, "ended": None}
     chance.choice(sorted(pool, key=lambda p: p.pid)).send_signal(number)
     seconds = job.wait_until_gone()
-    return {"deed": deed, "step": step, "seconds": seconds, "ended": job.process.returncode}
+    return {"fault": fault, "step": step, "seconds": seconds, "ended": job.process.returncode}
 
 
-def bits(folder: Path) -> dict[str, torch.Tensor]:
+def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Every parameter's float32 weight and moments in the newest checkpoint, by name."""
     newest = find_checkpoint(folder)
     allow_known_classes()
-    shards, found = SavedParameters(newest, read_manifest_file(newest)), {}
+    shards, found = SavedParameters(newest, read_checkpoint_manifest(newest)), {}
     for name, weight in shards.weights():
         found[f"{newest.name}: {name}"] = weight
         found |= {
@@ -194,46 +194,48 @@ def main() -> int:
     )
     parser.add_argument("out", type=Path, help="folder of both runs")
     parser.add_argument(
-        "--every", type=float, default=240.0, help="seconds from deed to deed, on average"
+        "--every", type=float, default=240.0, help="seconds from fault to fault, on average"
     )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the killer")
     parser.add_argument("arguments", nargs="+", help="of gpt1_ds/train.py, after --")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    ledger = args.out / "killer.jsonl"
-    past = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    chance, deeds = random.Random(args.seed + len(past)), [*SIGNALS]
+    record = args.out / "killer.jsonl"
+    past = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    chance, faults = random.Random(args.seed + len(past)), [*SIGNALS]
     undisturbed = Job(args.out / "undisturbed", args.arguments, args.ranks)
     disturbed = Job(args.out / "disturbed", args.arguments, args.ranks)
     if mounted := mount(disturbed.folder):
-        deeds.append(DISK_FULL)
+        faults.append(DISK_FULL)
     began = time.monotonic() - 60 * (past[-1]["minute"] if past else 0)
-    done = Counter(entry["deed"] for entry in past)
+    done = Counter(entry["fault"] for entry in past)
     undisturbed.start()
     disturbed.start()
     due = time.monotonic() + chance.expovariate(1 / args.every)
     order: list[str] = []
     while True:
         time.sleep(1.0)
-        disturbed.look()
-        undisturbed.look()
+        disturbed.find_ranks()
+        undisturbed.find_ranks()
         if disturbed.process.poll() is not None:
             disturbed.wait_until_gone()
-            if disturbed.done():  # DeepSpeed's runner exits 0 as well where its child was killed
+            if disturbed.done():  # DeepSpeed's runner also exits with 0 if its child was killed
                 break
             disturbed.start()
         if time.monotonic() > due:
-            order = order or chance.sample(deeds, len(deeds))  # each once before any comes again
+            # Every fault occurs once before any is repeated.
+            order = order or chance.sample(faults, len(faults))
             entry = {
                 "minute": round((time.monotonic() - began) / 60, 2),
-                **punish(disturbed, order.pop(), chance),
+                **cause_fault(disturbed, order.pop(), chance),
             }
-            done[entry["deed"]] += 1
-            with ledger.open("a") as file:
+            done[entry["fault"]] += 1
+            with record.open("a") as file:
                 print(json.dumps(entry), file=file)
             print(
-                f"{entry['minute']:7.2f} min  step {entry['step']:>6}  {entry['deed']:22} {entry.get('seconds')} s, "
+                f"{entry['minute']:7.2f} min  step {entry['step']:>6}  {entry['fault']:22} "
+                f"{entry.get('seconds')} s, "
                 f"launcher's exit code {entry['ended']}",
                 flush=True,
             )
@@ -241,7 +243,8 @@ def main() -> int:
     undisturbed.process.wait()
     if not undisturbed.done():
         raise SystemExit(f"error: the undisturbed run failed; see {undisturbed.log}")
-    ours, theirs = bits(disturbed.folder / "soak"), bits(undisturbed.folder / "soak")
+    ours = saved_tensors(disturbed.folder / "soak")
+    theirs = saved_tensors(undisturbed.folder / "soak")
     differing = [
         name
         for name in ours.keys() | theirs.keys()
@@ -253,10 +256,11 @@ def main() -> int:
         disturbed.folder.rmdir()
         (args.out / "kept").rename(disturbed.folder)
     print(
-        f"{sum(done.values())} deeds in {(time.monotonic() - began) / 60:.1f} minutes: "
-        + ", ".join(f"{deed} {count}" for deed, count in sorted(done.items()))
+        f"{sum(done.values())} faults in {(time.monotonic() - began) / 60:.1f} minutes: "
+        + ", ".join(f"{fault} {count}" for fault, count in sorted(done.items()))
     )
-    same = f"all {len(ours)} tensors (weights and both moments) of the last checkpoints are the same, bit for bit"
+    tensors = f"all {len(ours)} tensors (weights and both moments) of the last checkpoints"
+    same = f"{tensors} are the same, bit for bit"
     print(f"{len(differing)} of {len(ours)} tensors differ: {differing[:5]}" if differing else same)
     return 1 if differing else 0
 

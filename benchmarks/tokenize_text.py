@@ -1,10 +1,14 @@
-"""Tokenising speed of one core beside SentencePiece and Hugging Face `tokenizers` with an equal BPE, taking turns.
+"""Compares tokenising speed on one core with SentencePiece and Hugging Face `tokenizers`.
 
-    python benchmarks/tokenize_text.py TOKENIZER [--text PATH] [--rounds 5]      about a minute for 20 MB of books
+    python benchmarks/tokenize_text.py TOKENIZER [--text PATH] [--rounds 5]
 
-`cold` starts from an empty word cache, `warm` has seen the text before; a large corpus lies between, nearer to `warm`.
-Ids are compared first. Speeds are bytes of UTF-8 by processor time, so that a busy machine counts little; medians of
-the rounds, and of the ratios within a round. `sharding.py` measures the whole way, from files to shards.
+It takes about a minute for 20 MB of books.
+
+All use an equal BPE and take turns. `cold` starts with an empty word cache; `warm` has seen the
+text before. A large corpus is between the two, nearer to `warm`. Ids are compared first. Speeds are
+bytes of UTF-8 by processor time, so that other load on the machine has little effect. The results
+are medians of the rounds, and of the ratios within a round. `sharding.py` measures the complete
+path from files to shards.
 """
 
 import argparse
@@ -75,7 +79,7 @@ def compare(folder: Path, text: Path, megabytes: float, rounds: int) -> None:
         model = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
         ways = {"sentencepiece": lambda: lambda batch: model.encode(batch, num_threads=1)} | ways
         same(warm.encode_batch, ways["sentencepiece"](), batches, "sentencepiece")
-    gc.freeze()  # or its collector would walk all lines again and again
+    gc.freeze()  # otherwise the garbage collector would scan all lines again and again
     speeds = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -86,7 +90,8 @@ def compare(folder: Path, text: Path, megabytes: float, rounds: int) -> None:
             speeds[name].append(size / (time.process_time() - start) / 1e6)
     base = next(iter(ways))
     print(
-        f"{warm.kind}, {warm.vocab_size:,} pieces; {size / 1e6:.1f} MB of {text.name}; {rounds} rounds"
+        f"{warm.kind}, {warm.vocab_size:,} pieces; {size / 1e6:.1f} MB of {text.name}; {rounds} "
+        "rounds"
     )
     print(f"{'':<16}{'MB/s':>8}   times {base}")
     for name, found in speeds.items():
@@ -95,14 +100,15 @@ def compare(folder: Path, text: Path, megabytes: float, rounds: int) -> None:
 
 
 def read(sources: list[Source], limit_bytes: float) -> Iterator[list[str]]:
-    """Lines of the cleaned text, in batches of about a million characters, as `build_shards` has them."""
+    """Lines of the cleaned text, in batches of about a million characters, as in
+    `build_shards`."""
     cleaning = Cleaning(parse_steps([], {"text"}))
     batch, characters, total = [], 0, 0
-    for piece in itertools.chain.from_iterable(
-        SourceReader(source, cleaning).pieces() for source in sources
+    for fragment in itertools.chain.from_iterable(
+        SourceReader(source, cleaning).fragments() for source in sources
     ):
-        batch += piece.text.split("\n")
-        characters += len(piece.text)
+        batch += fragment.text.split("\n")
+        characters += len(fragment.text)
         if characters >= BATCH_CHARACTERS:
             yield batch
             total += characters

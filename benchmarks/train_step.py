@@ -1,11 +1,12 @@
-"""Tokens a second of one GPT-1 training step on this CPU, beside the alternatives, taking turns in one run.
+"""Compares GPT-1's training step on this CPU with other code, in tokens a second.
 
     python benchmarks/train_step.py [--rounds 5] [--windows 4] [--layers 12] [--nanogpt PATH]
 
-Every way trains GPT-1 (dropout 0.1, bf16 weights, float32 master weights and moments, gradient clipping, the optimizer
-included) on the same random tokens. Each lives in a process of its own that sleeps while another works, so that the
-machine's slow minutes fall on all of them; two peers at a time beside ours. `limit` is the time of the matrix products
-alone. About 9 minutes, 16 GB of memory.
+Every variant trains GPT-1 on the same random tokens, with dropout 0.1, bf16 weights, float32 master
+weights and moments, gradient clipping and the optimizer. Each variant has its own process. They
+take turns, so that other load on the machine affects all of them. At most two others run in turns
+with this project's. `limit` is the time of the matrix products only. About 9 minutes, 16 GB of
+memory.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def transformers_model(layers: int) -> torch.nn.Module:
 
 
 def transformers_deepspeed(layers: int, windows: int) -> Step:
-    """As shipped: DeepSpeed's own Adam would be compiled for minutes, so torch's."""
+    """transformers under DeepSpeed, with torch's Adam: DeepSpeed's needs minutes to compile."""
     os.environ.update(
         RANK="0",
         WORLD_SIZE="1",
@@ -102,7 +103,7 @@ def transformers_deepspeed(layers: int, windows: int) -> Step:
 
 
 def plain_loop(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor]) -> Step:
-    """bf16 weights, float32 masters, clipping, fused AdamW, by hand."""
+    """A plain loop with bf16 weights, float32 master weights, clipping and fused AdamW."""
     weights = [p for p in model.bfloat16().to(collectives.device()).parameters() if p.requires_grad]
     masters = [p.detach().float().requires_grad_() for p in weights]
     optimizer = torch.optim.AdamW(masters, lr=LR, fused=True)
@@ -126,7 +127,7 @@ def transformers_plain(layers: int, windows: int) -> Step:
 
 
 def nanogpt(layers: int, windows: int) -> Step:
-    """Compiled, from the folder NANOGPT (a checkout with its model.py)."""
+    """nanoGPT, compiled, from the folder NANOGPT (a checkout with its model.py)."""
     best_allocator()
     sys.path.insert(0, os.environ["NANOGPT"])
     import model as nano
@@ -140,7 +141,8 @@ def nanogpt(layers: int, windows: int) -> Step:
 
 
 def limit(layers: int, windows: int) -> Step:
-    """The bf16 matrix products of a step, forward and both of backward, and nothing else; attention's half of it."""
+    """Only the bf16 matrix products of a step, forward and backward. Attention computes only the
+    half that the causal mask keeps."""
     best_allocator()
     rows, width = windows * N_CTX, 768
     x = {
@@ -164,7 +166,7 @@ def limit(layers: int, windows: int) -> Step:
 
 
 def best_allocator() -> None:
-    """glibc keeps what is freed instead of returning it page by page, as `distributed.start` does for us."""
+    """Let glibc keep freed memory, as `distributed.rendezvous` does for our training."""
     libc = ctypes.CDLL(None)
     for option, value in (
         (-4, 0),
@@ -184,7 +186,7 @@ WAYS = {
 }
 OWN = "gpt1_ds"
 TOGETHER = 2
-"""Peers beside ours at a time: each way holds about 5 GB."""
+"""Number of others that run in turns with ours: each variant needs about 5 GB."""
 
 
 def work(name: str, layers: int, windows: int, pipe) -> None:
@@ -216,7 +218,8 @@ def main() -> None:
         os.environ["NANOGPT"] = args.nanogpt
     peers = [name for name in WAYS if name != OWN and (WAYS[name] is not nanogpt or args.nanogpt)]
     print(
-        f"{'way to train GPT-1, ' + str(args.windows) + ' x 512':44}{'tokens/s':>9}{'min':>7}{'max':>7}   {OWN} is"
+        f"{'way to train GPT-1, ' + str(args.windows) + ' x 512':44}{'tokens/s':>9}{'min':>7}"
+        f"{'max':>7}   {OWN} is"
     )
     for first in range(0, len(peers), TOGETHER):
         names = [OWN, *peers[first : first + TOGETHER]]
@@ -225,14 +228,15 @@ def main() -> None:
         for name, times in seconds.items():
             median = statistics.median(times)
             print(
-                f"{name:44}{tokens / median:9.0f}{tokens / max(times):7.0f}{tokens / min(times):7.0f}"
+                f"{name:44}{tokens / median:9.0f}{tokens / max(times):7.0f}"
+                f"{tokens / min(times):7.0f}"
                 f"{median / own:10.2f} x",
                 flush=True,
             )
 
 
 def in_turns(names: list[str], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of `args.rounds` steps of each way, taken in turn."""
+    """The seconds of `args.rounds` steps of each variant; the variants take turns."""
     context, workers = multiprocessing.get_context("spawn"), {}
     for name in names:
         here, there = context.Pipe()
@@ -240,7 +244,7 @@ def in_turns(names: list[str], args: argparse.Namespace) -> dict[str, list[float
             target=work, args=(name, args.layers, args.windows, there), daemon=True
         )
         process.start()
-        there.close()  # else a worker that fails would leave us waiting
+        there.close()  # otherwise `recv` would wait for ever if the worker fails
         here.send(True)
         here.recv()  # the first step compiles and allocates: not counted
         workers[name] = process, here

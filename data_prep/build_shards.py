@@ -1,11 +1,13 @@
-"""Tokenises corpora into WebDataset shards with a manifest: alone, under `mpirun -n N`, or under `srun`.
+"""Tokenises corpora into WebDataset shards with a manifest: alone, under `mpirun -n N`, or under
+`srun`.
 
-    mpirun -n 2 python -m data_prep.build_shards --tokenizer tok/ --corpus books=PATH --corpus lm1b=PATH --out shards/
+    mpirun -n 2 python -m data_prep.build_shards --tokenizer tok/ --corpus books=PATH --out shards/
 
-The output is the same, byte for byte, for any number of ranks. Killed at any moment, the same command continues:
-tokenised units and finished shards are not done again. A rank needs some 300 MB of memory, whatever the corpora.
+The output is the same, byte for byte, for any number of ranks. If it is killed at any moment, the
+same command continues: it does not repeat tokenised units and finished shards. A rank needs some
+300 MB of memory, whatever the size of the corpora.
 
-1. Plan: rank 0 lists the sources; they are cut and grouped into units of work (`corpus.py`, `encoding.py`).
+1. Plan: rank 0 lists the sources, which become units of work (`reading/corpus.py`, `encoding.py`).
 2. Tokenise: the ranks share the units, and write their tokens to `OUT/.work/`.
 3. Compare: the ranks look for duplicates, bucket by bucket (`duplicates.py`).
 4. Lay out: rank 0 divides the documents into splits, samples and shards (`layout.py`).
@@ -18,18 +20,20 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO
 
+from data_prep.building.corpus_table import print_corpus_table
 from data_prep.building.duplicates import bands
 from data_prep.building.encoding import Encoder, Unit, plan_units
-from data_prep.building.layout import Layout, Parts, ShardBuilder, plan_shards
+from data_prep.building.layout import Layout, ShardBuilder, plan_shards
+from data_prep.building.parts import Parts
 from data_prep.building.ranks import CLAIM, Ranks
 from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
 from data_prep.reading.formats import BLOCK_LINES
-from data_prep.reading.table import print_table
 from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import file_sha256, write_atomically
 from gpt1_ds.data.manifest import (
@@ -45,7 +49,8 @@ from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 
 WORK = ".work"
 PLAN = ".plan.json"
-"""What the directory is built from, with the sources' times; kept, so that a rerun is answered at once."""
+"""What the directory is built from, with the sources' times. It stays there, so that a rerun needs
+not read them again."""
 LOCK = ".lock"
 _OTHER_FOLDER = "choose another folder or delete this one"
 
@@ -60,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Source] | None:
-    """The sources, or None where all is done already; the output's lock is added to `held`."""
+    """The sources, or None if all is done already. The output's lock is added to `held`."""
     with _writing(args.out):
         _check(args)
         tokenizer = load_tokenizer(args.tokenizer)
@@ -68,7 +73,8 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
         held.enter_context(_lock(args.out))
         if _is_finished(args, tokenizer, sources):
             print(
-                f"{args.out}: finished before, from the same sources, options and tokenizer; nothing to do"
+                f"{args.out}: finished before, from the same sources, options and tokenizer;"
+                " nothing to do"
             )
             return None
         tokenizer.copy_to(args.out / "tokenizer")
@@ -81,7 +87,7 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.build_shards", description=__doc__.split("\n")[0]
+        prog="python -m data_prep.build_shards", description=__doc__.split("\n\n")[0]
     )
     option = parser.add_argument
     option(
@@ -110,32 +116,33 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.005,
         metavar="FRACTION",
-        help="share of documents, chosen by their hash, that corpora without a held-out part give to validation;"
-        " one document at least (default: 0.005)",
+        help="share of documents, chosen by their hash, that corpora without a held-out part give"
+        " to validation; one document at least (default: 0.005)",
     )
     add_option(parser)
     option(
         "--bad-text",
         choices=BAD_TEXT,
         default="mend",
-        help="what becomes of documents that are not clean UTF-8: converted (UTF-16, Latin-1) or mended, dropped, or"
-        " refused, which ends the job; the first two are counted (default: mend)",
+        help="what becomes of documents that are not clean UTF-8: converted (UTF-16, Latin-1) or"
+        " mended, dropped, or refused, which ends the job; the first two are counted"
+        " (default: mend)",
     )
     option(
         "--duplicate-paragraphs",
         type=int,
         default=200,
         metavar="CHARACTERS",
-        help="least length of paragraphs that are dropped where they occurred before, in any corpus; 0 drops none;"
-        " duplicate documents are always dropped (default: 200)",
+        help="least length of paragraphs that are dropped where they occurred before, in any"
+        " corpus; 0 drops none; duplicate documents are always dropped (default: 200)",
     )
     option(
         "--near-duplicates",
         type=float,
         default=0.0,
         metavar="SIMILARITY",
-        help="drop documents too whose five-word runs are those of an earlier one to this share (Jaccard, by"
-        " MinHash; 0.8, say); 0: off (default: 0)",
+        help="drop documents too whose five-word runs are those of an earlier one to this share"
+        " (Jaccard, by MinHash; 0.8, say); 0: off (default: 0)",
     )
     option(
         "--shard-tokens",
@@ -149,20 +156,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for option, fits, bounds in (
-        ("--validation-fraction", lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        ("--near-duplicates", lambda value: 0 <= value <= 1, "between 0 and 1"),
-        (
-            "--shard-tokens",
-            lambda value: value >= SAMPLE_TOKENS,
-            f"at least {SAMPLE_TOKENS}, a sample",
-        ),
-        ("--duplicate-paragraphs", lambda value: value >= 0, "at least 0"),
+    """ConfigError for a number out of its bounds."""
+    fraction, near = args.validation_fraction, args.near_duplicates
+    shard_tokens, paragraphs = args.shard_tokens, args.duplicate_paragraphs
+    least = f"at least {SAMPLE_TOKENS}, a sample"
+    for option, value, fits, bounds in (
+        ("--validation-fraction", fraction, 0 <= fraction < 1, "at least 0 and below 1"),
+        ("--near-duplicates", near, 0 <= near <= 1, "between 0 and 1"),
+        ("--shard-tokens", shard_tokens, shard_tokens >= SAMPLE_TOKENS, least),
+        ("--duplicate-paragraphs", paragraphs, paragraphs >= 0, "at least 0"),
     ):
-        if not fits(value := getattr(args, option[2:].replace("-", "_"))):
+        if not fits:
             raise ConfigError(f"{option} {value:g}: must be {bounds}")
-    if args.near_duplicates:
-        bands(args.near_duplicates)
+    if near:
+        bands(near)
 
 
 def _cleaning(args: argparse.Namespace) -> Cleaning:
@@ -173,64 +180,72 @@ def _cleaning(args: argparse.Namespace) -> Cleaning:
 def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     work = args.out / WORK
-    units = _plan(ranks, work, sources)
-    encoder = Encoder(
-        work,
-        tokenizer,
-        _cleaning(args),
-        args.duplicate_paragraphs or sys.maxsize,
-        args.near_duplicates,
-    )
-    with ranks.progress("tokenising", sum(unit.bytes for unit in units), work) as progress:
-        for unit in ranks.shared(work, "unit", [unit.cost for unit in units]):
-            with _writing(args.out):
-                encoder.encode(units[unit], progress)
+    units = _plan_units(ranks, work, sources)
+    _tokenise(args, ranks, tokenizer, units)
     parts = Parts(units, work, args.near_duplicates, args.bad_text == "drop")
-    found = parts.duplicates
-    with ranks.progress("comparing", found.bytes, work) as progress:
-        for bucket in ranks.shared(work, "bucket", [1] * found.buckets):
-            progress.doing = f"duplicates, bucket {bucket}"
-            with _writing(args.out):
-                found.find(bucket)
-            progress.add(found.bytes // found.buckets, 0)
+    _compare(args, ranks, parts)
     layout = ranks.from_first(
         lambda: plan_shards(parts, args.validation_fraction, args.shard_tokens)
     )
     builder = ShardBuilder(parts, layout, args.out, tokenizer.vocab_size)
-    with ranks.progress(
-        "writing shards", sum(plan.tokens for plan in layout.shards), work
-    ) as progress:
-        for number in ranks.shared(work, "shard", [plan.tokens for plan in layout.shards]):
+    _write(args, ranks, layout, builder)
+    ranks.from_first(lambda: _finish(args, tokenizer, layout, builder))
+
+
+def _plan_units(ranks: Ranks, work: Path, sources: list[Source]) -> list[Unit]:
+    """The units of work. The ranks share the search for ranges in large plain files."""
+    ranges = [[source] for source in sources]
+    large = [number for number, source in enumerate(sources) if is_divisible(source)]
+    sizes = [sources[number].bytes for number in large]
+    mine = {}
+    with ranks.progress("looking into large files", sum(sizes), work) as progress:
+        for job in ranks.claim_jobs(work, "source", sizes):
+            source = sources[large[job]]
+            progress.doing = str(source.path)
+            mine[large[job]] = in_ranges(source)
+            progress.add(source.bytes, 0)
+    for found in ranks.gather(mine):
+        for number, source_ranges in found.items():
+            ranges[number] = source_ranges
+    return plan_units(chain.from_iterable(ranges))
+
+
+def _tokenise(
+    args: argparse.Namespace, ranks: Ranks, tokenizer: Tokenizer, units: list[Unit]
+) -> None:
+    work, cleaning = args.out / WORK, _cleaning(args)
+    least_characters = args.duplicate_paragraphs or sys.maxsize
+    encoder = Encoder(work, tokenizer, cleaning, least_characters, args.near_duplicates)
+    with ranks.progress("tokenising", sum(unit.bytes for unit in units), work) as progress:
+        for number in ranks.claim_jobs(work, "unit", [unit.cost for unit in units]):
+            with _writing(args.out):
+                encoder.encode(units[number], progress)
+
+
+def _compare(args: argparse.Namespace, ranks: Ranks, parts: Parts) -> None:
+    work, found = args.out / WORK, parts.duplicates
+    with ranks.progress("comparing", found.bytes, work) as progress:
+        for bucket in ranks.claim_jobs(work, "bucket", [1] * found.buckets):
+            progress.doing = f"duplicates, bucket {bucket}"
+            with _writing(args.out):
+                found.find(bucket)
+            progress.add(found.bytes // found.buckets, 0)
+
+
+def _write(args: argparse.Namespace, ranks: Ranks, layout: Layout, builder: ShardBuilder) -> None:
+    work, sizes = args.out / WORK, [plan.tokens for plan in layout.shards]
+    with ranks.progress("writing shards", sum(sizes), work) as progress:
+        for number in ranks.claim_jobs(work, "shard", sizes):
             plan = layout.shards[number]
             progress.doing = plan.file
             with _writing(args.out):
                 builder.build(plan)
             progress.add(plan.tokens, plan.tokens)
-    ranks.from_first(lambda: _finish(args, tokenizer, layout, builder))
-
-
-def _plan(ranks: Ranks, work: Path, sources: list[Source]) -> list[Unit]:
-    """The units of work, large plain files in ranges, which the ranks look for together."""
-    ranges = [[source] for source in sources]
-    large = [number for number, source in enumerate(sources) if is_divisible(source)]
-    with ranks.progress(
-        "looking into large files", sum(sources[number].bytes for number in large), work
-    ) as progress:
-        mine = {}
-        for number in (
-            large[job] for job in ranks.shared(work, "source", [sources[i].bytes for i in large])
-        ):
-            progress.doing = str(sources[number].path)
-            mine[number] = in_ranges(sources[number])
-            progress.add(sources[number].bytes, 0)
-    for number, found in (item for part in ranks.gather(mine) for item in part.items()):
-        ranges[number] = found
-    return plan_units(source for found in ranges for source in found)
 
 
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Operating-system errors inside are told as the output directory's."""
+    """Errors of the operating system inside become a DataError of the output directory."""
     try:
         yield
     except OSError as error:
@@ -240,7 +255,8 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _lock(out: Path) -> Any:
+def _lock(out: Path) -> IO[str]:
+    """The open lock file. DataError if another process holds the lock."""
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / LOCK, "a")  # the kernel drops the lock of a killed process
     try:
@@ -258,14 +274,15 @@ def _lock(out: Path) -> Any:
     return file
 
 
-def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
-    # What a tokenizer does to text is told by what it makes of it, whichever kind it is.
-    folds = {"nfkc": ("\uff11", "1"), "lower": ("B", "b")}
+def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, object]:
+    # Whatever its kind, a tokenizer that maps both to the same ids does NFKC or lower case.
+    same_ids = {
+        "nfkc": tokenizer.encode("\uff11") == tokenizer.encode("1"),
+        "lower": tokenizer.encode("B") == tokenizer.encode("b"),
+    }
     return {
         "tokenizer": tokenizer.sha256,
-        "by_the_tokenizer": {
-            name: tokenizer.encode(a) == tokenizer.encode(b) for name, (a, b) in folds.items()
-        },
+        "by_the_tokenizer": same_ids,
         "normalization": _cleaning(args).record(),
         "duplicate_paragraphs": args.duplicate_paragraphs,
         "near_duplicates": args.near_duplicates,
@@ -279,19 +296,17 @@ def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
 def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[Source]) -> bool:
     """Whether the directory holds just what this command would build.
 
-    DataError where it holds something else. An unfinished build of the same options is left to be continued, or, where
-    its sources have changed, cleared away.
+    DataError if it holds something else. An unfinished build of the same options is left to be
+    continued. If its sources have changed, it is removed.
     """
     out, settings = args.out, _settings(args, tokenizer)
-    plan = {
-        "settings": settings,
-        "sources": [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources],
-    }
+    listed = [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources]
+    plan = {"settings": settings, "sources": listed}
     before = json.loads((out / PLAN).read_text()) if (out / PLAN).exists() else None
     finished = (out / MANIFEST).exists()
     if finished:
         manifest = read_manifest(out)
-        if before is None or before["sources"] != plan["sources"]:
+        if before is None or before["sources"] != listed:
             _refuse_other_sources(out, sources, manifest)
         _refuse_other_settings(out, settings, manifest.preparation["settings"])
         shutil.rmtree(out / WORK, ignore_errors=True)  # left by a kill right after the manifest
@@ -300,7 +315,7 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
             raise DataError(
                 f"--out {out}: is neither empty nor a shard directory; choose another folder"
             )
-    elif before["sources"] != plan["sources"]:
+    elif before["sources"] != listed:
         print(f"{out}: the sources have changed since the unfinished build there; starting anew")
         for folder in (WORK, *SPLITS):
             shutil.rmtree(out / folder, ignore_errors=True)
@@ -310,7 +325,9 @@ def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[S
     return finished
 
 
-def _refuse_other_settings(out: Path, now: dict[str, Any], before: dict[str, Any]) -> None:
+def _refuse_other_settings(
+    out: Path, now: Mapping[str, object], before: Mapping[str, object]
+) -> None:
     for name, value in now.items():
         if before.get(name) != value:
             raise DataError(
@@ -319,15 +336,15 @@ def _refuse_other_settings(out: Path, now: dict[str, Any], before: dict[str, Any
 
 
 def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest) -> None:
-    built = {
-        (corpus, source["file"], source["validation"], source["bytes"]): source["sha256"]
-        for corpus, record in manifest.preparation["corpora"].items()
-        for source in record["sources"]
-    }
+    built = {}
+    for corpus, record in manifest.preparation["corpora"].items():
+        for source in record["sources"]:
+            key = (corpus, source["file"], source["validation"], source["bytes"])
+            built[key] = source["sha256"]
     now = {(s.corpus, s.name, s.validation, s.bytes): s.path for s in sources}
-    differing = sorted(built.keys() ^ now.keys()) or [
-        key for key in now if file_sha256(now[key]) != built[key]
-    ]
+    differing = sorted(built.keys() ^ now.keys())
+    if not differing:
+        differing = [key for key in now if file_sha256(now[key]) != built[key]]
     for corpus, name, *_ in differing[:1]:
         what = f"'{name}' of corpus '{corpus}' differs, is new or is gone"
         raise DataError(f"--out {out}: built from other sources ({what}); {_OTHER_FOLDER}")
@@ -336,24 +353,23 @@ def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest) 
 def _finish(
     args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, builder: ShardBuilder
 ) -> None:
+    """Write the manifest, remove the work folder, print the table."""
     splits: dict[str, dict[str, CorpusEntry]] = {split: {} for split in SPLITS}
-    record = {
-        name: getattr(tokenizer, name)
-        for name in ("kind", "files", "sha256", "vocab_size", "special_ids")
-    }
-    manifest = Manifest(
-        record, {"settings": _settings(args, tokenizer), "corpora": layout.corpora}, splits
-    )
+    names = ("kind", "files", "sha256", "vocab_size", "special_ids")
+    record = {name: getattr(tokenizer, name) for name in names}
+    preparation = {"settings": _settings(args, tokenizer), "corpora": layout.corpora}
+    manifest = Manifest(record, preparation, splits)
     with _writing(args.out):
         for plan in layout.shards:
             shard = builder.finished(plan)
+            assert shard, plan.file  # The ranks have built all of them.
             entry = splits[plan.split].setdefault(plan.corpus, CorpusEntry(0, 0, []))
             entry.shards.append(shard)
             entry.documents += shard.documents
             entry.tokens += shard.tokens
         write_manifest(args.out, manifest)
         shutil.rmtree(args.out / WORK)
-    print_table(manifest)
+    print_corpus_table(manifest)
     print(f"{args.out / MANIFEST}: check it with `python -m data_prep.verify_shards {args.out}`")
 
 

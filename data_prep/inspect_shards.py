@@ -1,17 +1,20 @@
 """Lists the documents of a shard directory, or prints one back as text.
 
-    python -m data_prep.inspect_shards shards/                                    id, split, corpus, tokens of each
-    python -m data_prep.inspect_shards shards/ --corpus books --document emma.txt    its normalised text, decoded
+    python -m data_prep.inspect_shards shards/
+    python -m data_prep.inspect_shards shards/ --corpus books --document emma.txt
 
-Reads the samples' json alone, at the place that the manifest gives, and the tokens of the document asked for.
+The first lists each document: split, corpus, tokens, id. The second decodes one document to its
+normalised text. Only the samples' json, found by the manifest's offsets, and the tokens of that
+document are read.
 """
 
 import argparse
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,21 +23,24 @@ from gpt1_ds.data.manifest import SPLITS, Manifest, Shard, read_manifest
 from gpt1_ds.data.tokenizer import load_tokenizer
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one sample holds of a document."""
+class DocumentSpan(NamedTuple):
+    """The tokens of one document that lie in one sample."""
 
     document: str
+    """Its id."""
+    shard: Shard
+    sample: int
+    """Number of the sample in the shard."""
     offset: int
-    """Of the part's first token in the document; 0 where it begins here."""
+    """Of the span's first token in the document; 0 if the document begins here."""
     first: int
-    """Token of the sample."""
+    """The span's first token in the sample."""
     tokens: int
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.inspect_shards", description=__doc__.split("\n")[0]
+        prog="python -m data_prep.inspect_shards", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("directory", type=Path, help="shard directory, the --out of build_shards")
     parser.add_argument("--corpus", metavar="NAME", help="look into this corpus (default: all)")
@@ -42,86 +48,79 @@ def main(argv: list[str]) -> None:
         "--document", metavar="ID", help="print the text of this document (default: list them)"
     )
     args = parser.parse_args(argv)
-    manifest = read_manifest(args.directory)
-    corpora = list(
-        dict.fromkeys(name for split in SPLITS for name in manifest.splits.get(split, {}))
-    )
+    root, manifest = args.directory, read_manifest(args.directory)
+    corpora: dict[str, None] = {}  # in order, each once
+    for split in SPLITS:
+        corpora |= dict.fromkeys(manifest.splits.get(split, {}))
     if args.corpus and args.corpus not in corpora:
-        raise ConfigError(
-            f"--corpus {args.corpus}: not in {args.directory}; {near(args.corpus, corpora)}"
-        )
-    for split, corpus in ((split, corpus) for split in SPLITS for corpus in corpora):
-        if args.corpus in (None, corpus) and corpus in manifest.splits.get(split, {}):
-            for document, pieces in documents(args.directory, manifest, split, corpus):
-                if args.document is None:
-                    print(
-                        f"{split}\t{corpus}\t{sum(part.tokens for _, _, part in pieces)}\t{document}"
-                    )
-                elif args.document == document:
-                    return print(text(args.directory, manifest, pieces))
+        raise ConfigError(f"--corpus {args.corpus}: not in {root}; {near(args.corpus, corpora)}")
+    for split, corpus in product(SPLITS, corpora if args.corpus is None else [args.corpus]):
+        if corpus not in manifest.splits.get(split, {}):
+            continue
+        for spans in documents(root, manifest, split, corpus):
+            document = spans[0].document
+            if args.document is None:
+                tokens = sum(span.tokens for span in spans)
+                print(f"{split}\t{corpus}\t{tokens}\t{document}")
+            elif args.document == document:
+                print(text(root, manifest, spans))
+                return
     if args.document is not None:
         raise DataError(
-            f"--document {args.document}: not in {args.directory}; without the option, all are listed"
+            f"--document {args.document}: not in {root}; without the option, all are listed"
         )
-
-
-Piece = tuple[Shard, int, Part]  # (shard, number of its sample, what that holds)
 
 
 def documents(
     root: Path, manifest: Manifest, split: str, corpus: str
-) -> Iterator[tuple[str, list[Piece]]]:
-    """(id, pieces) of each document, in the order of the shards."""
-    pieces: list[Piece] = []
+) -> Iterator[list[DocumentSpan]]:
+    """The spans of each document, in the order of the shards."""
+    token_bytes = manifest.dtype.itemsize
+    spans: list[DocumentSpan] = []
     for shard in manifest.splits[split][corpus].shards:
         for sample in range(shard.samples):
-            for part in parts(root / shard.file, manifest, shard, sample):
-                if part.offset == 0 and pieces:
-                    yield pieces[0][2].document, pieces
-                    pieces = []
-                pieces.append((shard, sample, part))
-    if pieces:
-        yield pieces[0][2].document, pieces
+            for span in document_spans(root / shard.file, shard, sample, token_bytes):
+                if span.offset == 0 and spans:
+                    yield spans
+                    spans = []
+                spans.append(span)
+    if spans:
+        yield spans
 
 
-def parts(path: Path, manifest: Manifest, shard: Shard, sample: int) -> list[Part]:
-    """The documents of one sample, in order. DataError where its json cannot be read."""
+def document_spans(path: Path, shard: Shard, sample: int, token_bytes: int) -> list[DocumentSpan]:
+    """The documents of one sample, in order. DataError if its json cannot be read."""
     tokens = shard.sample_tokens[sample]
-    end = shard.sample_offsets[sample] + tokens * manifest.dtype.itemsize
+    tokens_end = shard.sample_offsets[sample] + tokens * token_bytes
     try:
         with open(path, "rb") as file:
-            file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            file.seek(-(-tokens_end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             member = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
-            if not member.isreg() or not member.size <= shard.bytes - file.tell():
+            if not member.isreg() or member.size > shard.bytes - file.tell():
                 raise ValueError(f"{member.name} is not the sample's json")
-            starts = [
-                (str(name), int(start))
-                for name, start in json.loads(file.read(member.size))["documents"]
-            ]
+            record = json.loads(file.read(member.size))
+            starts = [(str(name), int(start)) for name, start in record["documents"]]
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: sample {sample} cannot be read ({error}); run data_prep.verify_shards"
         ) from error
     ends = [start for _, start in starts[1:]] + [tokens]
-    return [
-        Part(name, max(0, -start), max(0, start), end - max(0, start))
-        for (name, start), end in zip(starts, ends, strict=True)
-    ]
+    spans = []
+    for (name, start), end in zip(starts, ends, strict=True):
+        # A document that began in an earlier sample has a negative start.
+        first = max(0, start)
+        spans.append(DocumentSpan(name, shard, sample, max(0, -start), first, end - first))
+    return spans
 
 
-def text(root: Path, manifest: Manifest, pieces: list[Piece]) -> str:
-    """The pieces' tokens, decoded."""
-    ids = np.concatenate(
-        [
-            np.fromfile(
-                root / shard.file,
-                manifest.dtype,
-                part.tokens,
-                offset=shard.sample_offsets[sample] + part.first * manifest.dtype.itemsize,
-            )
-            for shard, sample, part in pieces
-        ]
-    )
+def text(root: Path, manifest: Manifest, spans: list[DocumentSpan]) -> str:
+    """The tokens of the spans, decoded."""
+    dtype = manifest.dtype
+    found = []
+    for span in spans:
+        begin = span.shard.sample_offsets[span.sample] + span.first * dtype.itemsize
+        found.append(np.fromfile(root / span.shard.file, dtype, span.tokens, offset=begin))
+    ids = np.concatenate(found)
     if ids.max(initial=0) >= manifest.tokenizer["vocab_size"]:
         raise DataError(
             f"{root}: token id {ids.max()} outside the vocabulary; run data_prep.verify_shards"

@@ -1,12 +1,14 @@
-"""Writes the embedded sample: small English story books and labelled sets for every task kind, of one made-up world.
+"""Writes the embedded sample: small English story books and labelled sets for every task kind, of
+one made-up world.
 
-    python -m data_prep.sample --out DIR [--megabytes 4] [--seed 42]       about 2 seconds; the same bytes everywhere
+    python -m data_prep.sample --out DIR [--megabytes 4] [--seed 42]
 
-Writes DIR/books/{train,valid}/NNNN.txt, DIR/tasks/NAME/ in each publisher's own layout, and last DIR/sample.json
-(version, seed, size): without that marker the output is partial and is written anew.
-The books ask, answer, deny and restate their own facts, so that pre-training on them is of use to every labelled set.
-The first step of `make quickstart`, ahead of `train_tokenizer` and `build_shards`; `sample_world.py` has the words and
-the grammar, `sample_tasks.py` the labelled sets.
+Takes about 2 seconds, and writes the same bytes on every machine: DIR/books/{train,valid}/NNNN.txt,
+DIR/tasks/NAME/ in each publisher's own layout, and last DIR/sample.json (version, seed, size).
+Without that marker the output is partial and is written anew.
+The books ask, answer, deny and restate their own facts, so that pre-training on them helps every
+labelled set. This is the first step of `make quickstart`, before `train_tokenizer` and
+`build_shards`. `data_prep/stories/` has the words, the grammar and the labelled sets.
 """
 
 import argparse
@@ -18,9 +20,7 @@ from tqdm import tqdm
 
 from data_prep.stories.books import BOOK_CHARACTERS, book
 from data_prep.stories.labelled import all_sets
-from data_prep.stories.world import (
-    Dice,
-)
+from data_prep.stories.world import Dice
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.files import write_atomically
 
@@ -31,18 +31,16 @@ VALID_SHARE = 0.06
 def files(megabytes: float, seed: int) -> Iterator[tuple[str, str]]:
     """(path, text) of the whole sample. The labelled sets do not depend on the size."""
     train_books = max(2, round(megabytes * 1e6 / BOOK_CHARACTERS))
-    for split, count in (
-        ("train", train_books),
-        ("valid", max(1, round(train_books * VALID_SHARE))),
-    ):
+    valid_books = max(1, round(train_books * VALID_SHARE))
+    for split, count in (("train", train_books), ("valid", valid_books)):
         for number in range(1, count + 1):
             yield f"books/{split}/{number:04d}.txt", book(Dice(seed, split, number))
     yield from all_sets(seed)
 
 
-def main(argv: list[str]) -> int | None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.sample", description=__doc__.split("\n")[0]
+        prog="python -m data_prep.sample", description=__doc__.split("\n\n")[0]
     )
     option = parser.add_argument
     option("--out", type=Path, required=True, help="folder to write (books/, tasks/, sample.json)")
@@ -53,23 +51,27 @@ def main(argv: list[str]) -> int | None:
         help="size of the training books in 10^6 bytes (default: 4)",
     )
     option("--seed", type=int, default=42, help="seed of every choice (default: 42)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
     if not 0 < args.megabytes <= 250:
         raise ConfigError(
             f"--megabytes {args.megabytes:g}: must be above 0 and at most 250 (4-digit book names)"
         )
-    marker, told = args.out / "sample.json", f"seed {args.seed}, {args.megabytes:g} MB"
+    marker = args.out / "sample.json"
+    facts = f"seed {args.seed}, {args.megabytes:g} MB"
     wanted = json.dumps({"version": VERSION, "seed": args.seed, "megabytes": args.megabytes}) + "\n"
     try:
         if marker.exists() and marker.read_text(encoding="utf-8") == wanted:
-            print(f"{args.out}: complete ({told}), reused")
+            print(f"{args.out}: complete ({facts}), reused")
             return
         marker.unlink(missing_ok=True)
         for stale in args.out.glob("books/*/[0-9][0-9][0-9][0-9].txt"):
             stale.unlink()
-        for file, text in tqdm(
-            files(args.megabytes, args.seed), "sample", unit=" files", disable=None
-        ):
+        every = files(args.megabytes, args.seed)
+        for file, text in tqdm(every, "sample", unit=" files", disable=None):
             path = args.out / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> int | None:
         raise ConfigError(
             f"--out {args.out}: {error.strerror}; name a folder that can be written"
         ) from error
-    print(f"{args.out}: books/ and tasks/ ({told})")
+    print(f"{args.out}: books/ and tasks/ ({facts})")
 
 
 cli = command(main, __name__)

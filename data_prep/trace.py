@@ -2,31 +2,33 @@
 
     python -m data_prep.trace runs/gpt1 --step 1000
 
-One line for each document in a window: window (its place in the step), corpus, first and last token in the document,
-document, shard and sample. The order is a pure function of the run's configuration, its shards, and the batches that
-loss spikes made it skip (skipped.jsonl). Steps are counted as in metrics.jsonl, from 1; the batch settings must have
-been the same from the start.
+One line for each document in a window: window (its place in the step), corpus, first and last
+token in the document, document, shard and sample. The order is a pure function of the run's
+configuration, its shards, and the batches that were skipped after loss spikes (skipped.jsonl).
+Steps are counted as in metrics.jsonl, from 1. The batch settings must have been the same from the
+start of the run.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.inspect_shards import parts
+from data_prep.inspect_shards import document_spans
 from gpt1_ds.base.errors import ConfigError, command
+from gpt1_ds.base.records import SKIPPED_FILE, read_records
 from gpt1_ds.data.batches import BatchSizes
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
 from gpt1_ds.data.order import WindowOrder
+from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.trace", description=__doc__.split("\n")[0]
+        prog="python -m data_prep.trace", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("run", type=Path, help="run folder (runs/NAME) of gpt1_ds.train")
     parser.add_argument(
@@ -38,54 +40,52 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.step < 1:
         raise ConfigError(f"--step {args.step}: steps are counted from 1")
-    config = load(
-        PretrainConfig,
-        args.run / "config.yaml",
-        [f"data.shards={args.shards}"] if args.shards else [],
-    )
+    overrides = [f"data.shards={args.shards}"] if args.shards else []
+    config = load(PretrainConfig, args.run / "config.yaml", overrides)
     manifest = read_manifest(local_shards(config.data))
     if config.data.quarantine:
         manifest = sound_manifest(config.data, manifest)
     streams = open_streams(config.data, manifest, "train")
-    order = WindowOrder(
-        {name: stream.tokens for name, stream in streams.items()},
-        config.model.n_ctx,
-        config.run.seed,
-        config.data.weights,
-    )
+    tokens = {name: stream.tokens for name, stream in streams.items()}
+    n_ctx = config.model.n_ctx
+    assert n_ctx  # `load` takes it from the preset.
+    order = WindowOrder(tokens, n_ctx, config.run.seed, config.data.weights)
     sizes = BatchSizes.of(config.train)
-    first = first_window(args.run / "skipped.jsonl", args.step, sizes, order)
+    first = first_window(args.run / SKIPPED_FILE, args.step, sizes, order)
     corpora, starts = order.locate(first + np.arange(sizes.at(args.step - 1)))
     print("window\tcorpus\tfirst\tlast\tdocument\tshard\tsample")
-    for window, (corpus, start) in enumerate(zip(corpora.tolist(), starts.tolist(), strict=True)):
-        stream = streams[order.corpora[corpus]]
-        for number, sample, first, count in stream.spans(start, config.model.n_ctx + 1):
-            shard = stream.shards[number]
-            for part in parts(stream.path(number), manifest, shard, sample):
-                begin, end = max(first, part.first), min(first + count, part.first + part.tokens)
-                if begin < end:
-                    offset = part.offset - part.first
-                    print(
-                        f"{window}\t{order.corpora[corpus]}\t{offset + begin}\t{offset + end - 1}\t{part.document}\t"
-                        f"{shard.file}\t{sample}"
-                    )
+    for window, (number, start) in enumerate(zip(corpora.tolist(), starts.tolist(), strict=True)):
+        corpus = order.corpora[number]
+        for line in documents_in(streams[corpus], start, n_ctx + 1):
+            print(f"{window}\t{corpus}\t{line}")
 
 
-def first_window(ledger: Path, step: int, sizes: BatchSizes, order: WindowOrder) -> int:
-    """Windows in front of `step`, counted from 1, in the order: trained, or skipped by the last rollback before it."""
-    events = map(
-        json.loads, ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else ()
-    )
-    before = [event for event in events if event["to_step"] < step]
+def documents_in(stream: TokenStream, start: int, length: int) -> list[str]:
+    """A line for each document of a window: first and last token, document, shard, sample."""
+    lines = []
+    for number, sample, first, count in stream.spans(start, length):
+        shard = stream.shards[number]
+        for span in document_spans(stream.path(number), shard, sample, stream.dtype.itemsize):
+            begin = max(first, span.first)
+            end = min(first + count, span.first + span.tokens)
+            if begin < end:
+                offset = span.offset - span.first  # from the sample's to the document's count
+                place = f"{offset + begin}\t{offset + end - 1}\t{span.document}"
+                lines.append(f"{place}\t{shard.file}\t{sample}")
+    return lines
+
+
+def first_window(skipped: Path, step: int, sizes: BatchSizes, order: WindowOrder) -> int:
+    """How many windows of the order come before `step`, which is counted from 1.
+
+    They were trained, or were skipped by the last rollback before the step.
+    """
+    before = [event for event in read_records(skipped) if event["to_step"] < step]
     if not before:
         return sizes.before(step - 1)
     cursor, to_step = before[-1]["last"], before[-1]["to_step"]
-    return (
-        cursor["epoch"] * order.epoch_windows
-        + cursor["index"]
-        + sizes.before(step - 1)
-        - sizes.before(to_step)
-    )
+    skipped_windows = cursor["epoch"] * order.epoch_windows + cursor["index"]
+    return skipped_windows + sizes.before(step - 1) - sizes.before(to_step)
 
 
 cli = command(main, __name__)

@@ -1,16 +1,20 @@
 """Trains the SentencePiece BPE that everything else speaks.
 
-    python -m data_prep.train_tokenizer --corpus books=PATH --corpus lm1b=PATH --vocab-size 40000 --out tok/
+    python -m data_prep.train_tokenizer --corpus books=PATH --vocab-size 40000 --out tok/
 
-About 4 seconds for 22 MB of books and 8,000 pieces. Writes `OUT/preparation.json` (corpora with hashes, sampling,
-normalisation) and then `OUT/tokenizer.model`, each atomically; the model is the same, byte for byte, for the same input
-and options.
+Takes about 4 seconds for 22 MB of books and 8,000 pieces. Writes `OUT/preparation.json` (corpora
+with hashes, sampling, normalisation) and then `OUT/tokenizer.model`, each atomically. The model is
+the same, byte for byte, for the same input and options.
 
-The text is cleaned as for the shards (`--clean`); NFKC and lower case are the model's own (`--normalization-rule`).
-White space: every run of it, line breaks included, is one space, which begins the piece behind it; no piece crosses it.
-Digits: a run of them is apart from letters, and is cut as learned: pieces of one digit and of several (years, say).
-The rarest characters (0.01 % of the text) have no piece of their own and are spelled as UTF-8 bytes, so no text is
-unknown. Beyond `--sample-bytes`, a seeded share of the lines is learned from: memory is about 4 times that.
+The text is cleaned as for the shards (`--clean`). The model itself does NFKC and lower case
+(`--normalization-rule`).
+White space: every run of it, line breaks included, becomes one space, which is the start of the
+next piece. No piece crosses it.
+Digits: a run of digits is separate from letters. The model learns pieces of one digit and of
+several (years, for example).
+The rarest characters (0.01 % of the text) have no piece of their own and are spelled as UTF-8
+bytes, so no text is unknown. If there is more text than `--sample-bytes`, the model learns from a
+seeded share of the lines. Memory is about 4 times that size.
 """
 
 import argparse
@@ -39,9 +43,9 @@ UNK_ID = len(CONTROL_PIECES)
 """SentencePiece insists on such a piece; with byte fallback it never occurs."""
 
 
-def main(argv: list[str]) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.train_tokenizer", description=__doc__.split("\n")[0]
+        prog="python -m data_prep.train_tokenizer", description=__doc__.split("\n\n")[0]
     )
     option = parser.add_argument
     option(
@@ -75,61 +79,66 @@ def main(argv: list[str]) -> None:
         f" (default: {RULES[0]})",
     )
     add_option(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
     sources = find_sources(args.corpus, [])
     cleaning = Cleaning(parse_steps(args.clean, {source.corpus for source in sources}))
-    for option, value in (("--vocab-size", args.vocab_size), ("--sample-bytes", args.sample_bytes)):
+    for name, value in (("--vocab-size", args.vocab_size), ("--sample-bytes", args.sample_bytes)):
         if value < 1:
-            raise ConfigError(f"{option} {value}: must be at least 1")
-    sampled = _Sample(sources, cleaning, args.sample_bytes, args.seed)
-    model = _train(sampled, args.vocab_size, args.normalization_rule)
+            raise ConfigError(f"{name} {value}: must be at least 1")
+    text = _TrainingText(sources, cleaning, args.sample_bytes, args.seed)
+    model = _train(text, args.vocab_size, args.normalization_rule)
     record = {
         "normalization": cleaning.record(),
         "normalization_rule": args.normalization_rule,
         "sample_bytes": args.sample_bytes,
         "seed": args.seed,
         "sentencepiece": sentencepiece.__version__,
-        "sources": sampled.read,
+        "sources": text.sources_read,
         "vocab_size": args.vocab_size,
     }
+    record_text = json.dumps(record, indent=1, ensure_ascii=False)
+    path = args.out / MODEL_FILE
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            args.out / "preparation.json", json.dumps(record, indent=1, ensure_ascii=False)
-        )
-        write_atomically(args.out / MODEL_FILE, model)
+        write_atomically(args.out / "preparation.json", record_text)
+        write_atomically(path, model)
     except OSError as error:
         raise DataError(f"--out {args.out}: cannot be written ({error.strerror})") from error
-    print(
-        f"{args.out / MODEL_FILE}: {args.vocab_size:,} pieces from {sampled.bytes / 1e6:,.1f} MB of text"
-    )
+    print(f"{path}: {args.vocab_size:,} pieces from {text.bytes / 1e6:,.1f} MB of text")
 
 
-class _Sample:
+class _TrainingText:
     """The training lines: all of a small corpus, a seeded share of a large one."""
 
     def __init__(self, sources: list[Source], cleaning: Cleaning, sample_bytes: int, seed: int):
-        self._sources, self._cleaning = sources, cleaning
+        self._sources = sources
+        self._cleaning = cleaning
         text_bytes = sum(source.cost for source in sources)
         self._share = min(1.0, sample_bytes / text_bytes)
         self._random = random.Random(seed)
         self.bytes = 0
-        """Text given out so far."""
-        self.read: list[dict[str, str | int]] = []
+        """Of text given to the trainer so far."""
+        self.sources_read: list[dict[str, str | int]] = []
         """Sources read to their end."""
 
     def __iter__(self) -> Iterator[str]:
         total = sum(source.bytes for source in self._sources)
         with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+            before = 0  # bytes of the sources read to their end
             for source in self._sources:
                 reader = SourceReader(source, self._cleaning)
-                for piece in reader.pieces():
-                    for line in piece.text.split("\n"):
+                for fragment in reader.fragments():
+                    for line in fragment.text.split("\n"):
                         if self._share == 1 or self._random.random() < self._share:
                             self.bytes += len(line.encode())
                             yield from _chunks(line)
-                    bar.update(reader.bytes_read + sum(r["bytes"] for r in self.read) - bar.n)
-                self.read.append(
+                    bar.update(before + reader.bytes_read - bar.n)
+                before += source.bytes
+                self.sources_read.append(
                     {
                         "corpus": source.corpus,
                         "file": source.name,
@@ -140,6 +149,7 @@ class _Sample:
 
 
 def _chunks(line: str) -> Iterator[str]:
+    """The line in parts of at most `CHUNK_CHARACTERS`, cut between words."""
     while len(line) > CHUNK_CHARACTERS:
         cut = line.rfind(" ", 0, CHUNK_CHARACTERS) + 1 or CHUNK_CHARACTERS
         yield line[:cut]
@@ -147,13 +157,13 @@ def _chunks(line: str) -> Iterator[str]:
     yield line
 
 
-def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
+def _train(text: _TrainingText, vocab_size: int, rule: str) -> bytes:
+    """The bytes of the model. ConfigError if the text is too small or rich for `vocab_size`."""
     model = io.BytesIO()
-    lines = iter(sentences)
+    pad, bos, eos, *others = CONTROL_PIECES
     try:
-        pad, bos, eos, *others = CONTROL_PIECES
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=iter(text),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -169,15 +179,16 @@ def _train(sentences: _Sample, vocab_size: int, rule: str) -> bytes:
             control_symbols=others,
             unk_id=UNK_ID,
             minloglevel=2,
-            num_threads=2,  # a constant: it is recorded in the model's bytes
+            num_threads=2,  # a constant, since the model's bytes record it
         )
     except RuntimeError as error:
-        limit = re.search(r"set it to a value <= (\d+)", str(error))
-        least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-        if limit:
-            fix = f"the corpus has too little text for so many pieces; use at most {limit[1]}"
-        elif least:
-            fix = f"bytes and the corpus's characters alone need more; use at least {int(least[1]) + 1}"
+        most = re.search(r"set it to a value <= (\d+)", str(error))
+        required = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if most:
+            fix = f"the corpus has too little text for so many pieces; use at most {most[1]}"
+        elif required:
+            least = int(required[1]) + 1
+            fix = f"bytes and the corpus's characters alone need more; use at least {least}"
         else:
             raise
         raise ConfigError(f"--vocab-size {vocab_size}: {fix}") from error

@@ -1,8 +1,10 @@
-"""Checks every hash, size, count, token id and document offset of a shard directory: exit 0, or 3 with what is wrong.
+"""Checks every hash, size, count, token id and document offset of a shard directory: exit 0, or 3
+with what is wrong.
 
     python -m data_prep.verify_shards shards/
-    python -m data_prep.verify_shards shards/ --stats     also a table of the corpora and a histogram of their documents
+    python -m data_prep.verify_shards shards/ --stats
 
+`--stats` also prints a table of the corpora and draws a histogram of their documents' lengths.
 Every shard is read twice: for its hash, and for its samples.
 """
 
@@ -15,24 +17,42 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.building.corpus_table import print_corpus_table
 from data_prep.inspect_shards import documents
-from data_prep.reading.table import print_table
 from gpt1_ds.base.errors import DataError, command
-from gpt1_ds.data.manifest import SAMPLE_TOKENS, SPLITS, Manifest, Shard, damage, read_manifest
+from gpt1_ds.data.manifest import (
+    SAMPLE_TOKENS,
+    SPLITS,
+    Manifest,
+    Shard,
+    find_damage,
+    read_manifest,
+)
 
 _KEY = re.compile(r"([\w-]+)\.tokens\.npy", re.ASCII)
 _RECORD_BYTES = 1 << 26
 """Most bytes of a sample's json: 65,536 documents of one token each may have long names."""
 
 
+class Sample(NamedTuple):
+    """One sample of a tar, as it is read back."""
+
+    tokens: np.ndarray
+    """(T,) in a sound shard."""
+    record: dict[str, Any]
+    """Its json: `corpus` and `documents`."""
+    offset: int
+    """Byte of its first token in the tar."""
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.verify_shards", description=__doc__.split("\n")[0]
+        prog="python -m data_prep.verify_shards", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("directory", type=Path, help="shard directory, the --out of build_shards")
     parser.add_argument(
@@ -56,27 +76,31 @@ def main(argv: list[str]) -> None:
         )
     tokens = sum(shard.tokens for shard in shards)
     print(
-        f"{root}: {len(shards):,} shards, {total / 1e6:,.1f} MB, {tokens:,} tokens, all as the manifest says"
+        f"{root}: {len(shards):,} shards, {total / 1e6:,.1f} MB, {tokens:,} tokens,"
+        " all as the manifest says"
     )
     if args.stats:
-        print_table(manifest)
+        print_corpus_table(manifest)
         print(f"{draw_lengths(root, manifest, args.picture)}: lengths of the documents, in tokens")
 
 
 def draw_lengths(root: Path, manifest: Manifest, path: Path) -> Path:
-    """A histogram for each corpus, both splits together, over logarithmic bins; PNG, or what the name's end says."""
+    """A histogram for each corpus, both splits together, over logarithmic bins.
+
+    It is a PNG, or what the end of the name says.
+    """
     from matplotlib.figure import Figure  # takes a second
 
     corpora = list(manifest.preparation["corpora"])
     figure = Figure(figsize=(8, 1 + 2.5 * len(corpora)), layout="constrained")
-    for corpus, axes in zip(
-        corpora, figure.subplots(len(corpora), squeeze=False)[:, 0], strict=True
-    ):
-        splits = [split for split in SPLITS if corpus in manifest.splits[split]]
-        found = [documents(root, manifest, split, corpus) for split in splits]
-        lengths_D = np.array(
-            [sum(part.tokens for _, _, part in pieces) for each in found for _, pieces in each]
-        )
+    rows = figure.subplots(len(corpora), squeeze=False)[:, 0]
+    for corpus, axes in zip(corpora, rows, strict=True):
+        lengths = []
+        for split in SPLITS:
+            if corpus in manifest.splits[split]:
+                for spans in documents(root, manifest, split, corpus):
+                    lengths.append(sum(span.tokens for span in spans))
+        lengths_D = np.array(lengths)
         axes.hist(lengths_D, np.geomspace(lengths_D.min(), lengths_D.max() + 1, 60))
         axes.set(xscale="log", xlabel="tokens of a document", ylabel="documents")
         axes.set_title(
@@ -91,11 +115,12 @@ def draw_lengths(root: Path, manifest: Manifest, path: Path) -> Path:
     return path
 
 
-def verify(root: Path | str, progress: Callable[[int], None] | None = None) -> list[str]:
-    """Problems of a shard directory, one line each, in manifest order; none where it is whole.
+def verify(root: Path | str, progress: Callable[[float], object] | None = None) -> list[str]:
+    """Problems of a shard directory, one line each, in manifest order; none if it is whole.
 
-    Checks the tokenizer's hash, every shard's size and hash, and every sample's count, place, dtype, id range and
-    document offsets. `progress` is called with the bytes of each shard done. DataError where no manifest can be read.
+    Checks the tokenizer's hash, every shard's size and hash, and every sample's count, place,
+    dtype, id range and document offsets. `progress` is called with the bytes of each shard done.
+    DataError if no manifest can be read.
     """
     root = Path(root)
     manifest = read_manifest(root)
@@ -107,8 +132,9 @@ def verify(root: Path | str, progress: Callable[[int], None] | None = None) -> l
                     f"{split}/{corpus}: the shards' documents do not add up to {entry.documents}"
                 )
             for shard in entry.shards:
-                found = _verify_shard(root, manifest, corpus, shard)
-                problems += [f"{root / shard.file}: {problem}" for problem in found]
+                problem = _verify_shard(root, manifest, corpus, shard)
+                if problem:
+                    problems.append(f"{root / shard.file}: {problem}")
                 if progress:
                     progress(shard.bytes)
     return problems
@@ -126,33 +152,22 @@ def _verify_tokenizer(root: Path, manifest: Manifest) -> list[str]:
     return []
 
 
-def _verify_shard(root: Path, manifest: Manifest, corpus: str, shard: Shard) -> list[str]:
+def _verify_shard(root: Path, manifest: Manifest, corpus: str, shard: Shard) -> str | None:
+    """What is wrong with the shard, None if it is sound."""
     path = root / shard.file
-    if problem := damage(path, shard, hashed=True):
-        return [problem]
+    problem = find_damage(path, shard, hashed=True)
+    if problem:
+        return problem
     documents = 0
     counts, offsets = [], []
     try:
-        for tokens, record, offset in iter_samples(path):
-            counts.append(len(tokens))
-            offsets.append(offset)
-            starts = [start for _, start in record["documents"]]
-            documents += sum(start >= 0 for start in starts)
-            if (
-                tokens.dtype != manifest.dtype
-                or tokens.ndim != 1
-                or not 0 < len(tokens) <= SAMPLE_TOKENS
-            ):
-                return [f"sample {len(counts) - 1}: {tokens.dtype} array of shape {tokens.shape}"]
-            if int(tokens.max()) >= manifest.tokenizer["vocab_size"]:
-                return [f"sample {len(counts) - 1}: token id {tokens.max()} outside the vocabulary"]
-            if (
-                record["corpus"] != corpus
-                or starts != sorted(starts)
-                or not starts
-                or starts[-1] >= len(tokens)
-            ):
-                return [f"sample {len(counts) - 1}: documents do not fit its tokens"]
+        for number, sample in enumerate(iter_samples(path)):
+            counts.append(len(sample.tokens))
+            offsets.append(sample.offset)
+            documents += sum(start >= 0 for _, start in sample.record["documents"])
+            problem = _sample_problem(sample, manifest, corpus)
+            if problem:
+                return f"sample {number}: {problem}"
     except (
         OSError,
         EOFError,
@@ -162,54 +177,67 @@ def _verify_shard(root: Path, manifest: Manifest, corpus: str, shard: Shard) -> 
         KeyError,
         TypeError,
     ) as error:
-        return [f"cannot be read as a shard ({error})"]
-    if (counts, offsets, documents) != (
-        list(shard.sample_tokens),
-        list(shard.sample_offsets),
-        shard.documents,
-    ):
-        return ["samples, their places or documents differ from the manifest's"]
-    return []
+        return f"cannot be read as a shard ({error})"
+    expected = (list(shard.sample_tokens), list(shard.sample_offsets), shard.documents)
+    if (counts, offsets, documents) != expected:
+        return "samples, their places or documents differ from the manifest's"
+    return None
 
 
-def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, dict[str, Any], int]]:
-    """Each sample of a tar: tokens (T,), its json record, and the byte offset of its first token.
+def _sample_problem(sample: Sample, manifest: Manifest, corpus: str) -> str | None:
+    tokens = sample.tokens
+    starts = [start for _, start in sample.record["documents"]]
+    is_row = tokens.dtype == manifest.dtype and tokens.ndim == 1
+    if not is_row or not 0 < len(tokens) <= SAMPLE_TOKENS:
+        return f"{tokens.dtype} array of shape {tokens.shape}"
+    if int(tokens.max()) >= manifest.tokenizer["vocab_size"]:
+        return f"token id {tokens.max()} outside the vocabulary"
+    ordered = bool(starts) and starts == sorted(starts) and starts[-1] < len(tokens)
+    if sample.record["corpus"] != corpus or not ordered:
+        return "documents do not fit its tokens"
+    return None
 
-    ValueError for anything but pairs `KEY.tokens.npy`, `KEY.json` of plain files with keys of their own. Nothing is
-    unpickled, and nothing is read or allocated that the sample's size does not call for.
+
+def iter_samples(path: Path) -> Iterator[Sample]:
+    """Each sample of a tar.
+
+    ValueError for anything but pairs `KEY.tokens.npy`, `KEY.json` of plain files with keys of
+    their own. Nothing is unpickled, and no more is read or allocated than a sample may have.
     """
     keys = set()
     with tarfile.open(path, "r:") as tar:
         members = iter(tar)
         for first in members:
-            second, key = next(members, None), _KEY.fullmatch(first.name)
+            second = next(members, None)
+            key = _KEY.fullmatch(first.name)
             if second is None or not key or second.name != f"{key[1]}.json" or key[1] in keys:
                 raise ValueError(
-                    f"member {first.name!r} is not the first of a pair KEY.tokens.npy, KEY.json of its own"
+                    f"member {first.name!r} is not the first of a pair KEY.tokens.npy, KEY.json"
+                    " of its own"
                 )
             keys.add(key[1])
-            tokens, header_bytes = _read_tokens(
-                _read_member(tar, first, SAMPLE_TOKENS * 4 + (1 << 14))
-            )
+            npy = _read_member(tar, first, SAMPLE_TOKENS * 4 + (1 << 14))
+            tokens, header_bytes = _read_tokens(npy)
             record = json.loads(_read_member(tar, second, _RECORD_BYTES))
-            yield tokens, record, first.offset_data + header_bytes
+            yield Sample(tokens, record, first.offset_data + header_bytes)
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, most_bytes: int) -> bytes:
-    if (
-        member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE)
-        or member.issparse()
-        or member.size > most_bytes
-    ):
+    is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+    content = tar.extractfile(member) if is_plain and member.size <= most_bytes else None
+    if content is None:
         raise ValueError(f"member {member.name!r} is no plain file of at most {most_bytes} bytes")
-    data = tar.extractfile(member).read()
+    data = content.read()
     if len(data) != member.size:
         raise ValueError(f"member {member.name!r} ends early")
     return data
 
 
 def _read_tokens(npy: bytes) -> tuple[np.ndarray, int]:
-    """Array of a .npy file, and the bytes of its header; a header's own claims are never allocated."""
+    """Array of a .npy file, and the bytes of its header.
+
+    What the header claims is compared with the file's size before anything is allocated.
+    """
     file = io.BytesIO(npy)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not a .npy file of version 1.0")

@@ -1,4 +1,4 @@
-"""Perplexity of a pre-trained run on the validation split of a shard directory, or on plain text; scores of tasks.
+"""Perplexity of a pre-trained run on validation shards or plain text; scores of tasks.
 
     python -m gpt1_ds.eval runs/gpt1 --data shards --corpus books
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --stride 128
@@ -7,34 +7,37 @@
     python -m gpt1_ds.eval runs/sst2 --predict < sentences.txt
     python -m gpt1_ds.eval runs/gpt1 --zero-shot race --data RACE
 
-Three figures of the same sum of nats: perplexity a token; perplexity a word, the predicted ends of documents being
-words, as in the 1 Billion Word Benchmark; and bits a byte. The last two do not depend on how a tokenizer divides the
-text, so that models with different ones can be compared on the same text.
+Three figures come from the same sum of nats: perplexity a token; perplexity a word, where the
+predicted ends of documents count as words, as in the 1 Billion Word Benchmark; and bits a byte. The
+last two do not depend on how a tokenizer divides the text, so that they compare models with
+different tokenizers on the same text.
 
-| --data              | documents                     | predicted ends | words and bytes                        |
-|---------------------|-------------------------------|----------------|----------------------------------------|
-| shard directory     | a corpus is read as one       | all in it      | words of its decoded tokens; bytes of  |
-|                     | stream, as in training        |                | the text that was tokenised            |
-| file, folder of txt | each file, after an <eot>     | none           | of the files, as they are              |
-| .. with --lines     | each line, after an <eot>     | each           | of the files, as they are              |
+| --data              | documents                 | predicted ends | words and bytes               |
+|---------------------|---------------------------|----------------|-------------------------------|
+| shard directory     | each corpus is one        | all in it      | words of its decoded tokens;  |
+|                     | stream, as in training    |                | bytes of the tokenised text   |
+| file, folder of txt | each file, after an <eot> | none           | of the files, as they are     |
+| .. with --lines     | each line, after an <eot> | each           | of the files, as they are     |
 
-Words are what stands between white space. A file without --lines is scored as by lm-evaluation-harness. Behind ± is the
-standard error: that of the mean over runs of the model's context in tokens, or over documents where they are shorter.
+Words are separated by white space. A file without --lines is scored as by lm-evaluation-harness.
+Behind ± is the standard error: that of the mean over runs of the model's context in tokens, or over
+documents where they are shorter.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from gpt1_ds import tasks
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
@@ -42,15 +45,49 @@ from gpt1_ds.data.manifest import MANIFEST, read_manifest
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
+from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.perplexity import sum_and_error, token_nll
-from gpt1_ds.runs.trained import load_gpt, rebuild, run_tokenizer
+from gpt1_ds.runs.trained import build_task_model, load_gpt, run_tokenizer
 from gpt1_ds.settings.sections import TaskConfig
+from gpt1_ds.tasks import Task, build_task
+from gpt1_ds.tasks.examples import Example, Label
+from gpt1_ds.tasks.heads import TaskModel
 from gpt1_ds.tasks.predicting import predict
 from gpt1_ds.tasks.scores import majority_score, scores_by_part, task_metrics
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
 
+MICRO_BATCH = 32
+LARGEST_EXPONENT = 700.0
+"""The largest float64 is about e^709."""
 
-def main(argv: list[str]) -> int | None:
+
+@dataclass(frozen=True)
+class Text:
+    """Documents to score, and the counts of their words, ends and bytes."""
+
+    name: str
+    documents: list[np.ndarray]
+    """The ids of each document. The first id is only context and has no score."""
+    words: int | None
+    """None if the words cannot be counted from the tokens."""
+    ends: int
+    """Number of predicted tokens that end a document."""
+    bytes: int
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    if args.predict:
+        predict_lines(args.run, args.task)
+    elif args.task:
+        score_task(args.run, args.task, args.data)
+    elif args.zero_shot:
+        score_zero_shot(args.run, args.zero_shot, args.data)
+    else:
+        score_text(args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,137 +133,144 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "--traceback", action="store_true", help="show the Python traceback of an error"
     )
-    args = parser.parse_args(argv)
+    return parser
 
-    if args.task or args.predict:
-        return score_task(args.run, args.task, None if args.predict else args.data)
-    if args.zero_shot:
-        return score_zero_shot(args.run, args.zero_shot, args.data)
+
+def score_text(args: argparse.Namespace) -> None:
+    """Print perplexities and bits a byte of a pre-trained run on --data."""
     if not args.data.exists():
         raise DataError(
-            f"--data {args.data}: not there; give a shard directory (data_prep.build_shards makes one), a "
-            "text file or a folder of .txt files"
+            f"--data {args.data}: not there; give a shard directory (data_prep.build_shards makes "
+            "one), a text file or a folder of .txt files"
         )
-    is_text = args.data.is_file() or (args.data.is_dir() and not (args.data / MANIFEST).exists())
-    if args.corpus and is_text or args.lines and not is_text:
+    is_shards = args.data.is_dir() and (args.data / MANIFEST).exists()
+    if args.corpus and not is_shards:
+        raise ConfigError(f"--corpus does not go with --data {args.data}, plain text; leave it out")
+    if args.lines and is_shards:
         raise ConfigError(
-            f"{'--corpus' if is_text else '--lines'} does not go with --data {args.data}, "
-            f"{'plain text' if is_text else 'a shard directory'}; leave it out"
+            f"--lines does not go with --data {args.data}, a shard directory; leave it out"
         )
     model, state, folder = load_gpt(args.run)
-    tokenizer, n_ctx = run_tokenizer(folder, state), model.config.n_ctx
+    tokenizer = run_tokenizer(folder, state)
+    n_ctx = model.config.n_ctx
     stride = n_ctx if args.stride is None else args.stride
     if not 1 <= stride <= n_ctx:
         raise ConfigError(f"--stride {stride}: must be 1 to {n_ctx}, the model's context")
     model.to(collectives.device())
-    texts = (
-        [read_text(args.data, args.lines, tokenizer)]
-        if is_text
-        else read_shards(args.data, args.corpus, tokenizer)
-    )
+    texts: Iterable[Text]
+    if is_shards:
+        texts = read_shards(args.data, args.corpus, tokenizer)
+    else:
+        texts = [read_text(args.data, args.lines, tokenizer)]
     for text in texts:
-        nll_T = token_nll(model, text.documents, stride, text.name)
-        nats, error = sum_and_error(nll_T, text.documents, n_ctx)
-        tokens, bits = len(nll_T), math.log(2) * text.bytes
+        print_perplexities(model, text, stride, folder.name)
+
+
+def print_perplexities(model: GPT, text: Text, stride: int, checkpoint: str) -> None:
+    n_ctx = model.config.n_ctx
+    nll_T = token_nll(model, text.documents, stride, text.name)
+    nats, error = sum_and_error(nll_T, text.documents, n_ctx)
+    tokens = len(nll_T)
+    bits = math.log(2) * text.bytes
+    print(
+        f"{checkpoint} on {text.name}, stride {stride}: "
+        f"{nats / tokens:.4f} ± {error / tokens:.4f} nats a token"
+    )
+    print(perplexity("token", nats / tokens, error / tokens, f"{tokens:,} tokens"))
+    if text.words is None:
         print(
-            f"{folder.name} on {text.name}, stride {stride}: {nats / tokens:.4f} ± {error / tokens:.4f} nats a token"
+            "  word perplexity: this tokenizer's tokens do not tell the words; "
+            "give --data the text itself"
         )
-        print(perplexity("token", nats / tokens, error / tokens, f"{tokens:,} tokens"))
-        if text.words is None:
-            print(
-                "  word perplexity: this tokenizer's tokens do not tell the words; give --data the text itself"
-            )
-        else:
-            words = text.words + text.ends
-            print(
-                perplexity(
-                    "word",
-                    nats / words,
-                    error / words,
-                    f"{text.words:,} words and {text.ends:,} ends",
-                )
-            )
-        print(f"  bits per byte    {nats / bits:12.4f} ± {error / bits:.4f}, {text.bytes:,} bytes")
+    else:
+        words = text.words + text.ends
+        counted = f"{text.words:,} words and {text.ends:,} ends"
+        print(perplexity("word", nats / words, error / words, counted))
+    print(f"  bits per byte    {nats / bits:12.4f} ± {error / bits:.4f}, {text.bytes:,} bytes")
 
 
 def perplexity(unit: str, nats: float, error: float, counted: str) -> str:
-    mean = math.exp(min(nats, 700.0))  # float64 ends at e^709
+    mean = math.exp(min(nats, LARGEST_EXPONENT))
     return f"  {unit + ' perplexity':16} {mean:12.4f} ± {mean * error:.4f}, {counted}"
 
 
-def score_task(run: str, name: str | None, data: Path | None) -> None:
-    """Metrics on `data` of a fine-tuned run's best weights; without `data`, labels for the lines of stdin."""
+class FineTuned(NamedTuple):
+    """The model with a fine-tuned run's best weights, its task and its tokenizer."""
+
+    model: TaskModel
+    task: Task
+    name: str
+    tokenizer: Tokenizer
+    folder: Path
+
+
+def load_fine_tuned(run: str, name: str | None) -> FineTuned:
+    """Load the best weights of `run`. Another task `name` must have the same kind and labels."""
     best = Path(run) / "best"
     folder = find_checkpoint(best if best.is_dir() else run)
     weights, state = load_weights(folder)
-    model, task = rebuild(weights, state, folder)
-    if name and name != state["task"]["name"]:
-        trained, task = task, tasks.build(TaskConfig(name=name))
+    model, task = build_task_model(weights, state, folder)
+    trained_for = (state.task or {})["name"]
+    if name and name != trained_for:
+        trained = task
+        task = build_task(TaskConfig(name=name))
         if (task.kind, task.classes) != (trained.kind, trained.classes):
             raise ConfigError(
-                f"--task {name}: {folder} was trained for {state['task']['name']}, with other labels"
+                f"--task {name}: {folder} was trained for {trained_for}, with other labels"
             )
-    tokenizer = run_tokenizer(folder, state)
-    if data is None:
-        lines = [line.rstrip("\r\n") for line in sys.stdin]
-        examples = [
-            task.from_line(line, f"stdin line {number}") for number, line in enumerate(lines, 1)
-        ]
-    else:
-        examples = task.read(data, "dev")
-    encoded = task.encode(examples, tokenizer, model.gpt.config.n_ctx)
-    predictions = predict(model, task, encoded, tokenizer.special_ids, 32, state["task"]["name"])
-    if data is None:
-        print(
-            "".join(
-                f"{task.show(mine)}\t{line}\n"
-                for mine, line in zip(predictions, lines, strict=True)
-            ),
-            end="",
-        )
-    else:
-        gold, parts = (
-            [example.label for example in examples],
-            [example.part for example in examples],
-        )
-        print_scores(
-            f"{folder} on {data}", task_metrics(task.metrics, gold, predictions), len(examples)
-        )
-        for part, scores in scores_by_part(task.metrics, "dev", parts, gold, predictions).items():
-            print_scores(f"  {part}", scores, parts.count(part.removeprefix("dev_")))
+    return FineTuned(model, task, trained_for, run_tokenizer(folder, state), folder)
+
+
+def predict_lines(run: str, name: str | None) -> None:
+    """Print a label for each line of stdin, before the line."""
+    tuned = load_fine_tuned(run, name)
+    lines = [line.rstrip("\r\n") for line in sys.stdin]
+    examples = []
+    for number, line in enumerate(lines, 1):
+        examples.append(tuned.task.from_line(line, f"stdin line {number}"))
+    for label, line in zip(predictions(tuned, examples), lines, strict=True):
+        print(f"{tuned.task.show(label)}\t{line}")
+
+
+def score_task(run: str, name: str, data: Path) -> None:
+    """Print the metrics of a fine-tuned run's best weights on `data`."""
+    tuned = load_fine_tuned(run, name)
+    metrics = tuned.task.metrics
+    examples = tuned.task.read(data, "dev")
+    predicted = predictions(tuned, examples)
+    gold = [example.label for example in examples]
+    parts = [example.part for example in examples]
+    scores = task_metrics(metrics, gold, predicted)
+    print_scores(f"{tuned.folder} on {data}", scores, len(examples))
+    for part, scores in scores_by_part(metrics, "dev", parts, gold, predicted).items():
+        print_scores(f"  {part}", scores, parts.count(part.removeprefix("dev_")))
+
+
+def predictions(tuned: FineTuned, examples: list[Example]) -> list[Label]:
+    encoded = tuned.task.encode(examples, tuned.tokenizer, tuned.model.gpt.config.n_ctx)
+    special = tuned.tokenizer.special_ids
+    found = predict(tuned.model, tuned.task, encoded, special, MICRO_BATCH, tuned.name)
+    assert found is not None  # None only if a stop was requested, which cannot happen here
+    return found
 
 
 def score_zero_shot(run: str, name: str, data: Path) -> None:
-    """Metrics of a pre-trained run on a task it was never trained for."""
+    """Print the metrics of a pre-trained run on a task, without fine-tuning."""
     model, state, folder = load_gpt(run)
     model.to(collectives.device())
     gold, predicted = zero_shot(model, run_tokenizer(folder, state), name, data)
     scores = task_metrics(ZERO_SHOT_METRICS[name], gold, predicted)
-    majority = majority_score(ZERO_SHOT_METRICS[name][0], gold, gold)
-    print_scores(f"{folder} on {data}, zero-shot", scores | {"majority": majority}, len(gold))
+    scores["majority"] = majority_score(ZERO_SHOT_METRICS[name][0], gold, gold)
+    print_scores(f"{folder} on {data}, zero-shot", scores, len(gold))
 
 
 def print_scores(title: str, scores: dict[str, float], examples: int) -> None:
-    print(
-        f"{title}: {', '.join(f'{name} {score:.4f}' for name, score in scores.items())}; {examples:,} examples"
-    )
-
-
-@dataclass(frozen=True)
-class Text:
-    """Something to score, and what is counted in it."""
-
-    name: str
-    documents: list[np.ndarray]
-    """Ids of each; the first is context only."""
-    words: int | None
-    ends: int
-    """Ends of documents among the predicted tokens."""
-    bytes: int
+    listed = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
+    print(f"{title}: {listed}; {examples:,} examples")
 
 
 def read_shards(root: Path, corpus: str | None, tokenizer: Tokenizer) -> Iterator[Text]:
-    """Each corpus of the validation split, or only `corpus`."""
+    """Yields each corpus of the validation split, or only `corpus`."""
     manifest = read_manifest(root)
     corpora = manifest.splits.get("valid", {})
     if corpus and corpus not in corpora:
@@ -237,7 +281,8 @@ def read_shards(root: Path, corpus: str | None, tokenizer: Tokenizer) -> Iterato
         raise DataError(
             f"--data {root}: made with another tokenizer than the run's; build shards with that one"
         )
-    names = [name for name, entry in corpora.items() if entry.tokens > 1 and corpus in (None, name)]
+    wanted = [corpus] if corpus else list(corpora)
+    names = [name for name in wanted if corpora[name].tokens > 1]
     if not names:
         raise DataError(
             f"--data {root}: no tokens in the validation split; build shards with --validation"
@@ -246,48 +291,62 @@ def read_shards(root: Path, corpus: str | None, tokenizer: Tokenizer) -> Iterato
         stream = TokenStream(root, manifest, "valid", name)
         ids_T = stream.read(np.zeros(1, np.int64), stream.tokens)[0]
         is_end_T = ids_T == tokenizer.special_ids["eot"]
-        words = None
-        if tokenizer.kind == "sentencepiece":  # OpenAI's decodes "it's." as "it ' s ."
-            words = sum(
-                len(tokenizer.decode(part_T).split())
-                for part_T in np.split(ids_T, np.flatnonzero(is_end_T))
-            )
-        text_bytes = manifest.preparation["corpora"][name]["text"]["valid"]["text_bytes"]
         yield Text(
-            f"{name} (validation split of {root})",
-            [ids_T],
-            words,
-            int(is_end_T[1:].sum()),
-            text_bytes,
+            name=f"{name} (validation split of {root})",
+            documents=[ids_T],
+            words=count_words(ids_T, is_end_T, tokenizer),
+            ends=int(is_end_T[1:].sum()),
+            bytes=manifest.preparation["corpora"][name]["text"]["valid"]["text_bytes"],
         )
+
+
+def count_words(ids_T: np.ndarray, is_end_T: np.ndarray, tokenizer: Tokenizer) -> int | None:
+    """Number of words of the decoded tokens.
+
+    None for OpenAI's BPE, which decodes "it's." as "it ' s .".
+    """
+    if tokenizer.kind != "sentencepiece":
+        return None
+    documents = np.split(ids_T, np.flatnonzero(is_end_T))
+    return sum(len(tokenizer.decode(ids.tolist()).split()) for ids in documents)
 
 
 def read_text(path: Path, lines: bool, tokenizer: Tokenizer) -> Text:
-    """A file, or the .txt files below a folder."""
+    """A file, or the .txt files below a folder; with `lines` each line is a document."""
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    texts = []
-    for file in files:
-        try:
-            texts.append(file.read_bytes().decode("utf-8-sig"))
-        except OSError as error:
-            raise DataError(f"--data {file}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"--data {file}: not UTF-8 text (byte {error.start}); convert it"
-            ) from error
-        if "\0" in texts[-1]:
-            raise DataError(f"--data {file}: binary, not UTF-8 text; give a text file")
-    parts = [line for text in texts for line in text.split("\n")] if lines else texts
+    texts = [read_file(file) for file in files]
+    parts = texts
+    if lines:
+        parts = list(chain.from_iterable(text.split("\n") for text in texts))
     eot = [tokenizer.special_ids["eot"]]
-    documents = [np.array(eot + ids + eot * lines) for ids in tokenizer.encode_batch(parts) if ids]
+    end = eot if lines else []
+    documents = [np.array(eot + ids + end) for ids in tokenizer.encode_batch(parts) if ids]
     if not documents:
         raise DataError(
-            f"--data {path}: holds no text; give a shard directory, a text file or a folder of .txt files"
+            f"--data {path}: holds no text; give a shard directory, a text file "
+            "or a folder of .txt files"
         )
-    words, text_bytes = (
-        sum(map(len, parts)) for parts in (map(str.split, texts), map(str.encode, texts))
+    return Text(
+        name=str(path),
+        documents=documents,
+        words=sum(len(text.split()) for text in texts),
+        ends=len(documents) if lines else 0,
+        bytes=sum(len(text.encode()) for text in texts),
     )
-    return Text(str(path), documents, words, len(documents) * lines, text_bytes)
+
+
+def read_file(file: Path) -> str:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"--data {file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"--data {file}: not UTF-8 text (byte {error.start}); convert it"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"--data {file}: binary, not UTF-8 text; give a text file")
+    return text
 
 
 cli = command(main, __name__)

@@ -3,240 +3,222 @@
     deepspeed --num_accelerators 2 gpt1_ds/finetune.py --deepspeed_config ds_configs/cpu.json \\
         --config gpt1_ds/configs/finetune_sst2.yaml init.checkpoint=runs/gpt1 task.data=glue/SST-2
 
-`init.checkpoint=none` starts from random weights of the `model` section, with the tokenizer of data.shards. The run
-folder gets result.json (the best score on dev and what it took), predictions-SPLIT.tsv and, in best/, the weights of
-that score; from GLUE's test files also glue/NAME.tsv, as its site takes them. Exit codes: 0 done, 2 usage, 3 data or
-checkpoint, 4 diverged, 5 a peer died, 75 stopped with a checkpoint.
+`init.checkpoint=none` starts from random weights of the `model` section, with the tokenizer of
+data.shards. The run folder gets result.json (the best score on dev and what it took),
+predictions-SPLIT.tsv and, in best/, the weights of that score; from GLUE's test files also
+glue/NAME.tsv, as its site takes them. Exit codes: 0 done, 2 usage, 3 data or checkpoint,
+4 diverged, 5 a peer died, 75 stopped with a checkpoint.
 """
 
-import dataclasses
+# Two things that pre-training does are left out. Loss spikes are not rolled back: a run has a few
+# epochs of few steps, so batches left out would be examples never seen, and best/ keeps the best
+# weights anyway. No samples of text: the decoder is a part of the module here, and under ZeRO-3
+# only a forward pass of the whole module gathers its weights.
+
 import math
-import os
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(
-        Path(__file__).resolve().parents[1]
-    )  # the launcher put this file's own folder there
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher put this file's folder
 
 import torch
 from torch import Tensor
 
 from gpt1_ds import tasks
 from gpt1_ds.base.errors import DivergedError, StopRequested, command
-from gpt1_ds.checkpoints import loading
-from gpt1_ds.checkpoints.by_parameter import place_weights
-from gpt1_ds.checkpoints.folder import has_checkpoint, read_state
-from gpt1_ds.checkpoints.loading import resume
-from gpt1_ds.checkpoints.saving import Saves, save_checkpoint
-from gpt1_ds.data.order import Cursor, mix
-from gpt1_ds.distributed import collectives, environment, rendezvous
-from gpt1_ds.distributed.console import note, progress_bar, say
+from gpt1_ds.base.protocols import Engine, Json
+from gpt1_ds.checkpoints.folder import read_state
+from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.checkpoints.saving import save_checkpoint
+from gpt1_ds.checkpoints.state import CheckpointState
+from gpt1_ds.data.order import Cursor
+from gpt1_ds.distributed import collectives, rendezvous
+from gpt1_ds.distributed.console import note, say
 from gpt1_ds.distributed.preemption import StopFlag
-from gpt1_ds.engine.internals import require_async_io
 from gpt1_ds.engine.optimizer import set_lr
-from gpt1_ds.engine.start import initialize
-from gpt1_ds.engine.timing import Throughput
+from gpt1_ds.engine.timing import StepTimer, profiled
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.reports.figures import confusion_figure
-from gpt1_ds.runs.directory import claim_folder
 from gpt1_ds.runs.fine_tuning import (
-    Run,
+    FineTuning,
     TaskData,
     load_transferred_weights,
     read_task_data,
-    shape_of,
     starting_point,
-    total_steps,
     write_predictions,
     write_result,
 )
-from gpt1_ds.runs.log import RunLog
-from gpt1_ds.runs.trained import rebuild
-from gpt1_ds.settings import deepspeed_json
-from gpt1_ds.settings.command_line import arguments
-from gpt1_ds.settings.deepspeed_json import resolve, zero_stage
-from gpt1_ds.settings.loading import run_folder
+from gpt1_ds.runs.losses import TaskLosses
+from gpt1_ds.runs.setup import read_settings, shape_of, start_engine
+from gpt1_ds.runs.trained import build_task_model
+from gpt1_ds.settings.deepspeed_json import zero_stage
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.tasks.batches import collate, micro_batches, n_lm_targets, n_targets
+from gpt1_ds.tasks.examples import Label
 from gpt1_ds.tasks.heads import Counts, TaskModel, dropout_keys, objective
 from gpt1_ds.tasks.predicting import predict
 from gpt1_ds.tasks.scores import confusion_matrix, scores_by_part, task_metrics
 
 
-def main(argv: list[str]) -> int | None:
-    args, config = arguments(FinetuneConfig, argv, __doc__, None)
-    world_size = environment.rank_environment(os.environ).world_size
-    ds = resolve(args.deepspeed_config, config, world_size)
-    require_async_io(args.deepspeed_config, ds)
-    task = tasks.build(config.task)
-    resumes = has_checkpoint(run_folder(config)) and not args.from_scratch
-    model_config, tokenizer, source = starting_point(config, resumes)
+def main(argv: list[str]) -> None:
+    settings = read_settings(FinetuneConfig, argv, __doc__, None)
+    config = settings.config
+    task = tasks.build_task(config.task)
+    resumes = settings.resumes()
+    shape, tokenizer, source = starting_point(config, resumes)
     tokenizer.check_choice(**vars(config.tokenizer))
-    config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, **shape_of(model_config))
-    )
-    data = read_task_data(config, task, tokenizer, model_config.n_ctx)
-    init = str(source or "none") if config.task.n_transfer != -1 else "none"
-    init = read_state(source)["init"] if resumes and source else init
-    facts = {
-        "model": asdict(model_config),
-        "tokenizer_sha256": tokenizer.sha256,
-        "seed": config.run.seed,
-        "init": init,
-        "task": {
-            "name": config.task.name,
-            "kind": task.kind,
-            "classes": list(task.classes),
-            "config": asdict(config.task),
-        },
-    }
+    # The run's config.yaml shows the shape that is trained, which may be the checkpoint's.
+    config = replace(config, model=replace(config.model, **shape_of(shape)))
+    settings = replace(settings, config=config)
+    data = read_task_data(config, task, tokenizer, shape.n_ctx)
+    facts = facts_of(config, data, shape, source, resumes)
 
-    env = rendezvous.join_process_group(config.distributed.timeout_seconds)
+    rendezvous.join_process_group(config.distributed.timeout_seconds)
     stop = StopFlag()
     with collectives.peer_faults():
         torch.manual_seed(config.run.seed)  # the same draw on every rank
-        gpt = GPT(model_config)
-        weights = (
-            load_transferred_weights(gpt, source, config.task.n_transfer)
-            if source and not resumes
-            else {}
-        )
-        folder = claim_folder(config, ds, tokenizer, args.from_scratch)
+        gpt = GPT(shape)
+        initial = None
+        if source and not resumes:
+            initial = load_transferred_weights(gpt, source, config.task.n_transfer)
         module = TaskModel(gpt, task.kind, task.n_outputs, config.task.pool, config.task.clf_pdrop)
-        trainer = initialize(module, config, ds)
-        if weights:
-            place_weights(
-                trainer, ((f"gpt.{name}", weight) for name, weight in weights.items()), source
-            )
-            weights.clear()
-        torch.manual_seed(
-            int(mix(config.run.seed, 4, env.rank) >> 1)
-        )  # dropout on a GPU differs by rank
-        fresh = {"step": 0, "cursor": Cursor().to_dict(), "best": None}
-        state = resume(trainer, folder) or fresh
-        bar = progress_bar(total_steps(config, data), state["step"], "step", config.task.name)
-        log = RunLog(folder, state["step"], engine=trainer)
-        saves = Saves(
-            folder,
-            config.checkpoint.keep,
-            config.checkpoint.keep_every,
-            lambda step, **saved: log.log(step, "checkpoint", **saved),
-        )
-        throughput = Throughput(model_config.flops_per_token, deepspeed_json.precision(ds))
-        run = Run(config, folder, data, facts, stop, throughput, log, saves, bar)
-        announce(run, ds, env.world_size, state["step"])
-        with log.outcome(lambda: trainer.global_steps), bar, collectives.peer_faults(), saves:
-            best = train(run, trainer, state)
-            splits = finish(run, trainer)
-            collectives.on_main(lambda: write_result(run, best, trainer.global_steps, splits))
+        started = start_engine(settings, module, tokenizer, initial, facts)
+        run = FineTuning(settings, started, stop, data)
+        announce(run, started.state.step)
+        with run.watched():
+            best = train(run, started.state)
+            splits = finish(run)
+            collectives.on_main(lambda: write_result(run, best, splits))
 
 
-def train(run: Run, engine, state: dict) -> dict:
-    """The loop: read, step, log, score, commit; from `state` to the last step. Returns the best score's record."""
-    config, step, start, best = run.config, state["step"], Cursor(**state["cursor"]), state["best"]
-    losses, scored = Losses(), True
-    if step and run.score_due(step, start) and not run.log.has(step, "task"):
-        best, scored = score(run, engine, step, start, best)
-    last = scored and (step == run.total_steps or run.given_up(best))
-    for batch, cursor in run.batches(start) if scored and not last else ():
+def facts_of(
+    config: FinetuneConfig, data: TaskData, shape: GPTConfig, source: Path | None, resumes: bool
+) -> CheckpointState:
+    """Step 0 of the run, with what every checkpoint says of its model, tokenizer and task."""
+    init: str | None = str(source or "none") if config.task.n_transfer != -1 else "none"
+    if resumes and source:
+        init = read_state(source).init
+    task = {
+        "name": config.task.name,
+        "kind": data.task.kind,
+        "classes": list(data.task.classes),
+        "config": asdict(config.task),
+    }
+    return CheckpointState(
+        step=0,
+        model=asdict(shape),
+        tokenizer_sha256=data.tokenizer.sha256,
+        seed=config.run.seed,
+        init=init,
+        task=task,
+    )
+
+
+def train(run: FineTuning, state: CheckpointState) -> Json:
+    """The loop: read, step, log, score, commit; from `state` to the last step.
+
+    Returns the record of the best score. Raises StopRequested after a stop request, once a
+    checkpoint is committed.
+    """
+    config, engine = run.config, run.engine
+    step, cursor, best = state.step, state.cursor, state.best
+    losses = TaskLosses()
+    if step and run.score_due(step, cursor) and not run.log.has(step, "task"):
+        best = score(run, step, cursor, best)
+        if best is None:
+            raise stopped(run, step)
+    done = step == run.total_steps or run.given_up(best)
+    run.throughput.restart()
+    for batch, after in () if done else run.timer.waiting(run.batches(cursor)):
         lr = set_lr(engine, config, step, run.total_steps)
         skipped_before = engine.skipped_steps
-        parts = train_step(engine, run.data, config, batch, step)
-        losses.add(parts, run.data.tokens(batch), engine.skipped_steps > skipped_before)
-        step += 1
+        with profiled(run.folder, step + 1, config.log.profile):
+            parts = train_step(engine, run.data, config, batch, step, run.timer)
+        step, cursor = step + 1, after
+        losses.add(parts, step, engine.skipped_steps > skipped_before)
+        losses.tokens += run.data.tokens(batch)
         run.bar.update()
-        stopping, last = run.stop.agreed(), step == run.total_steps
-        if step % config.log.every == 0 or last or stopping:
-            tell(run, engine, losses, step, cursor, lr)
+        stopping = run.stop.agreed()
+        done = step == run.total_steps
+        if step % config.log.every == 0 or done or stopping:
+            log_step(run, losses, step, cursor, lr)
         if run.score_due(step, cursor):
-            with run.throughput.paused():
-                best, scored = score(run, engine, step, cursor, best)
-            stopping, last = stopping or not scored, scored and (last or run.given_up(best))
-        if step % config.checkpoint.every == 0 or last or stopping:
-            commit(run, engine, step, cursor, best, must=last or stopping)
+            scored = score(run, step, cursor, best)
+            best = scored or best
+            stopping = stopping or scored is None
+            done = scored is not None and (done or run.given_up(best))
+        if step % config.checkpoint.every == 0 or done or stopping:
+            commit(run, step, cursor, best, must=done or stopping)
         run.saves.poll()
-        if last or stopping:
+        if done or stopping:
             break
-    if not last:
+    if best is None or not done:
         raise stopped(run, step)
     return best
 
 
-@dataclass
-class Losses:
-    """This rank's parts of (L2, L1) and the tokens of the steps since the last log line; steps skipped in a row."""
-
-    parts: list[Tensor] = field(default_factory=list)
-    tokens: int = 0
-    skipped: int = 0
-
-    def add(self, parts: Tensor, tokens: int, skipped: bool) -> None:
-        self.parts.append(parts)
-        self.tokens += tokens
-        self.skipped = self.skipped + 1 if skipped else 0
-
-    def read(self) -> tuple[float, float, int]:
-        """(L2, L1, tokens), losses as means over the steps; waits for the device, and begins anew."""
-        task_loss, lm_loss = collectives.all_sum(torch.stack(self.parts).mean(0)).tolist()
-        tokens, self.parts, self.tokens = self.tokens, [], 0
-        return task_loss, lm_loss, tokens
-
-
 def train_step(
-    engine, data: TaskData, config: FinetuneConfig, batch: list[int], step: int
+    engine: Engine,
+    data: TaskData,
+    config: FinetuneConfig,
+    batch: list[int],
+    step: int,
+    timer: StepTimer | None = None,
 ) -> Tensor:
-    """One optimizer step on a global batch; this rank's parts of (L2, L1), which sum over ranks to the means."""
-    examples, special = [data.train[index] for index in batch], data.tokenizer.special_ids
+    """One optimizer step on a global batch of training examples.
+
+    Returns this rank's parts of (L2, L1), on the device; over all ranks they add up to the means.
+    """
+    timer = timer or StepTimer()
+    examples = [data.train[index] for index in batch]
+    lengths = [example.length for example in examples]
     counts = Counts(sum(map(n_targets, examples)), sum(map(n_lm_targets, examples)))
     accumulation, world_size = engine.gradient_accumulation_steps(), collectives.world_size()
-    lengths = [example.length for example in examples]
-    shares = micro_batches(
-        lengths,
-        engine.train_micro_batch_size_per_gpu(),
-        accumulation,
-        collectives.rank(),
-        world_size,
-    )
-    # Keyed dropout, a CPU's, depends on the width, which then is the whole batch's on any number of ranks.
-    device, parts = collectives.device(), []
+    micro_batch = engine.train_micro_batch_size_per_gpu()
+    shares = micro_batches(lengths, micro_batch, accumulation, collectives.rank(), world_size)
+    device = collectives.device()
+    # On a CPU, dropout depends on the width of a batch: the whole batch's, on any number of ranks.
     width = max(lengths) if device.type == "cpu" else None
+    parts = []
     for share in shares:
-        micro = collate([examples[i] for i in share], special, examples[0], width).to(device)
-        keys_BS2 = dropout_keys(
-            config.run.seed, step, [batch[i] for i in share], micro.ids_BST.shape[1]
-        )
+        with timer.part("data"):
+            mine = [examples[index] for index in share]
+            micro = collate(mine, data.tokenizer.special_ids, examples[0], width).to(device)
+            numbers, n_sequences = [batch[index] for index in share], micro.ids_BST.shape[1]
+            keys_BS2 = dropout_keys(config.run.seed, step, numbers, n_sequences).to(device)
         lm_targets_BST = micro.lm_targets_BST if config.task.lm_coef else None
-        task_loss, lm_loss, _ = engine(
-            micro.ids_BST, micro.end_BS, micro.targets, lm_targets_BST, keys_BS2.to(device)
-        )
-        # DeepSpeed takes the mean over micro-steps and ranks where this is a sum.
-        engine.backward(
-            objective(task_loss, lm_loss, counts, config.task) * (accumulation * world_size)
-        )
-        engine.step()
-        parts.append(
-            torch.stack([task_loss.detach() / counts.targets, lm_loss.detach() / counts.lm_targets])
-        )
+        with timer.part("forward"):
+            task_loss, lm_loss, _ = engine(
+                micro.ids_BST, micro.end_BS, micro.targets, lm_targets_BST, keys_BS2
+            )
+            loss = objective(task_loss, lm_loss, counts, config.task)
+        with timer.part("backward"):
+            # DeepSpeed takes a mean over micro-steps and ranks; ours is a sum.
+            engine.backward(loss * (accumulation * world_size))
+        with timer.part("optimizer"):
+            engine.step()
+        means = [task_loss.detach() / counts.targets, lm_loss.detach() / counts.lm_targets]
+        parts.append(torch.stack(means))
     return torch.stack(parts).sum(0)
 
 
-def tell(run: Run, engine, losses: Losses, step: int, cursor: Cursor, lr: float) -> None:
-    """A line of the log on the steps since the last one; DivergedError where they went wrong."""
-    config = run.config
+def log_step(run: FineTuning, losses: TaskLosses, step: int, cursor: Cursor, lr: float) -> None:
+    """A line of the log about the steps since the last one; DivergedError if they went wrong."""
+    config, engine, steps = run.config, run.engine, len(losses.steps)
     task_loss, lm_loss, tokens = losses.read()
     loss = config.task.task_coef * task_loss + config.task.lm_coef * lm_loss
-    if losses.skipped >= config.train.max_skipped or (
-        not losses.skipped and not math.isfinite(loss)
-    ):
+    too_many = losses.in_a_row >= config.train.max_skipped
+    if too_many or (not losses.in_a_row and not math.isfinite(loss)):
         raise DivergedError(
-            f"loss is {loss} at step {step}, {losses.skipped} steps skipped in a row; the last "
+            f"loss is {loss} at step {step}, {losses.in_a_row} steps skipped in a row; the last "
             "checkpoint is kept: lower optim.lr"
         )
-    speed, norm = run.throughput.read(tokens)["tokens_per_second"], engine.get_global_grad_norm()
+    speed = run.throughput.read(tokens)["tokens_per_second"]
+    norm = engine.get_global_grad_norm()
     run.log.log(
         step,
         "train",
@@ -248,6 +230,7 @@ def tell(run: Run, engine, losses: Losses, step: int, cursor: Cursor, lr: float)
         grad_norm=None if norm is None else float(norm),  # None in plain float32
         tokens_per_second=speed,
         skipped_steps=engine.skipped_steps,
+        **run.timer.read(steps),
     )
     run.log.progress(step, run.total_steps, loss)
     rendezvous.give_back_memory()
@@ -256,91 +239,112 @@ def tell(run: Run, engine, losses: Losses, step: int, cursor: Cursor, lr: float)
     )
 
 
-def score(
-    run: Run, engine, step: int, cursor: Cursor, best: dict | None
-) -> tuple[dict | None, bool]:
-    """Score the dev set; where it is the best so far, keep its predictions and, in best/, its weights.
+def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json | None:
+    """Score the dev set; keep predictions and, in best/, weights if the score is the best so far.
 
-    Returns the best score's record, and False where a stop request cut the scoring short: the next start does it.
+    Returns the record of the best score. None if a stop request cut the scoring short: the next
+    start does it.
     """
-    data, task = run.data, run.data.task
-    micro_batch = engine.train_micro_batch_size_per_gpu()
-    predictions = predict(
-        engine, task, data.dev, data.tokenizer.special_ids, micro_batch, "dev", run.stop.agreed
-    )
-    if predictions is None:
-        return best, False
-    values, metric = task_metrics(task.metrics, data.gold, predictions), task.metrics[0]
-    run.log.log(step, "task", **{name: round(value, 6) for name, value in values.items()})
-    confusion = confusion_matrix(task.classes, data.gold, predictions)
-    if confusion and run.log.board:
-        run.log.board.add_figure("task/confusion", confusion_figure(task.classes, confusion), step)
-    listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    note(f"step {step}: dev {listed} (majority {data.majority:.4f})")
-    if best is not None and values[metric] <= best["metrics"][metric]:
-        return best | {"stale": best["stale"] + 1}, True
-    parts = scores_by_part(task.metrics, "dev", data.parts, data.gold, predictions)
-    best = {"step": step, "metrics": values, "parts": parts, "confusion": confusion, "stale": 0}
-    collectives.on_main(lambda: write_predictions(run.folder, task, "dev", data.gold, predictions))
-    collectives.on_main(lambda: data.tokenizer.copy_to(run.folder / "best" / "tokenizer"))
-    state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
-    save_checkpoint(engine, run.folder / "best", step, state, keep=1)
-    return best, True
-
-
-def commit(run: Run, engine, step: int, cursor: Cursor, best: dict | None, must: bool) -> None:
-    state = {"step": step, "cursor": cursor.to_dict(), "best": best, **run.facts}
     with run.throughput.paused():
-        run.saves.save(engine, step, state, must)
+        data, task = run.data, run.data.task
+        predictions = predict_split(run, run.engine, data.dev, "dev")
+        if predictions is None:
+            return None
+        values = task_metrics(task.metrics, data.gold, predictions)
+        run.log.log(step, "task", **{name: round(value, 6) for name, value in values.items()})
+        confusion = confusion_matrix(task.classes, data.gold, predictions)
+        if confusion:
+            draw = partial(confusion_figure, task.classes, confusion)
+            run.log.figure("task/confusion", draw, step)
+        listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        note(f"step {step}: dev {listed} (majority {data.majority:.4f})")
+        metric = task.metrics[0]
+        if best is not None and values[metric] <= best["metrics"][metric]:
+            return {**best, "stale": best["stale"] + 1}
+        parts = scores_by_part(task.metrics, "dev", data.parts, data.gold, predictions)
+        record = {"metrics": values, "parts": parts, "confusion": confusion, "stale": 0}
+        best = {"step": step, **record}
+        save_best(run, replace(run.facts, step=step, cursor=cursor, best=best), predictions)
+    return best
 
 
-def stopped(run: Run, step: int) -> StopRequested:
-    return StopRequested(
-        f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same command "
-        "continues"
+def save_best(run: FineTuning, state: CheckpointState, predictions: Sequence[Label]) -> None:
+    """Predictions on dev in the run's folder; weights and tokenizer in best/."""
+    data, folder = run.data, run.folder / "best"
+    collectives.on_main(
+        lambda: write_predictions(run.folder, data.task, "dev", data.gold, predictions)
+    )
+    collectives.on_main(lambda: data.tokenizer.copy_to(folder / "tokenizer"))
+    save_checkpoint(run.engine, folder, state.step, state, keep=1)
+
+
+def predict_split(
+    run: FineTuning, model: Engine | TaskModel, examples: Sequence[tasks.Encoded], split: str
+) -> list[Label] | None:
+    """Predictions for all examples, on every rank; None if a stop request cut it short."""
+    data = run.data
+    micro_batch = run.engine.train_micro_batch_size_per_gpu()
+    return predict(
+        model,
+        data.task,
+        examples,
+        data.tokenizer.special_ids,
+        micro_batch,
+        split,
+        run.stop.agreed,
     )
 
 
-def finish(run: Run, engine) -> dict[str, dict[str, float]]:
-    """Predict every further split with the best weights; the metrics of those that have labels."""
-    scores, data, task = {}, run.data, run.data.task
-    if data.others:
-        model, _ = rebuild(*loading.load_weights(run.folder / "best"), run.folder / "best")
+def commit(run: FineTuning, step: int, cursor: Cursor, best: Json | None, must: bool) -> None:
+    """A checkpoint of `step`, with the place in the data after it and the best score so far."""
+    run.commit(replace(run.facts, step=step, cursor=cursor, best=best), must)
+
+
+def stopped(run: FineTuning, step: int) -> StopRequested:
+    return StopRequested(
+        f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
+        "command continues"
+    )
+
+
+def finish(run: FineTuning) -> dict[str, dict[str, float]]:
+    """Predict every further split with the best weights; the metrics of those with labels."""
+    data, task = run.data, run.data.task
+    scores: dict[str, dict[str, float]] = {}
+    if not data.others:
+        return scores
+    folder = run.folder / "best"
+    model, _ = build_task_model(*load_weights(folder), folder)
     for split, examples in data.others.items():
-        encoded = task.encode(examples, data.tokenizer, model.gpt.config.n_ctx)
-        micro_batch = engine.train_micro_batch_size_per_gpu()
-        predictions = predict(
-            model, task, encoded, data.tokenizer.special_ids, micro_batch, split, run.stop.agreed
-        )
+        encoded = task.encode(examples, data.tokenizer, run.shape.n_ctx)
+        predictions = predict_split(run, model, encoded, split)
         if predictions is None:
-            raise stopped(run, engine.global_steps)
+            raise stopped(run, run.engine.global_steps)
         gold = [example.label for example in examples]
         collectives.on_main(partial(write_predictions, run.folder, task, split, gold, predictions))
         if None not in gold:
-            scores[split] = task_metrics(task.metrics, gold, predictions)
             parts = [example.part for example in examples]
+            scores[split] = task_metrics(task.metrics, gold, predictions)
             scores |= scores_by_part(task.metrics, split, parts, gold, predictions)
     return scores
 
 
-def announce(run: Run, ds: dict, world_size: int, step: int) -> None:
-    config, data, shape = run.config, run.data, GPTConfig(**run.facts["model"])
-    precision = f"ZeRO-{zero_stage(ds)}, {deepspeed_json.precision(ds)}"
-    n_cut, most = (
-        sum(cut["examples"] for cut in data.cut.values()),
-        max(cut["most"] for cut in data.cut.values()),
-    )
-    shortened = (
-        f"; {n_cut} cut to {shape.n_ctx} tokens a sequence, by {most} at most" if n_cut else ""
-    )
-    say(
-        f"run      {run.folder}\n"
-        f"model    {shape.n_layer} layers x {shape.n_embd}, initial weights: {run.facts['init']}\n"
-        f"task     {config.task.name} ({data.task.kind}): {len(data.train):,} training, {len(data.dev):,} dev "
-        f"examples{shortened}\n"
-        f"batch    {config.train.global_batch} examples a step on {world_size} ranks, micro-batch "
-        f"{ds['train_micro_batch_size_per_gpu']}, {precision}\n"
-        f"steps    {step} of {run.total_steps} done"
+def announce(run: FineTuning, step: int) -> None:
+    config, data, shape = run.config, run.data, run.shape
+    n_cut = sum(cut["examples"] for cut in data.cut.values())
+    most = max(cut["most"] for cut in data.cut.values())
+    shortened = f"; {n_cut} cut to {shape.n_ctx} tokens a sequence, by {most} at most"
+    run.announce(
+        step,
+        {
+            "model": f"{shape.n_layer} layers x {shape.n_embd}, initial weights: {run.facts.init}",
+            "task": f"{config.task.name} ({data.task.kind}): {len(data.train):,} training, "
+            f"{len(data.dev):,} dev examples{shortened if n_cut else ''}",
+            "batch": f"{config.train.global_batch} examples a step on "
+            f"{collectives.world_size()} ranks, micro-batch "
+            f"{run.ds['train_micro_batch_size_per_gpu']}, ZeRO-{zero_stage(run.ds)}, "
+            f"{run.precision}",
+        },
     )
     if config.task.pool == "first":
         say("warning: task.pool=first reads the state at <s>, which sees no other token; use last")

@@ -4,8 +4,9 @@
     python -m gpt1_ds.generate runs/gpt1 --prompt "He said" --prompt "She said" --num-samples 2
     python -m gpt1_ds.generate runs/gpt1 --prompt - < prompts.txt
 
-One continuation of one prompt is shown as it comes. Several go through the model side by side and are shown at the end,
-each under a line `--- N`, in the order of the prompts. A continuation ends early where the model ends the document.
+A single continuation is shown as it is made. Several are made side by side and shown at the end,
+each under a line `--- N`, in the order of the prompts. A continuation ends early where the model
+ends the document.
 """
 
 import argparse
@@ -21,11 +22,40 @@ from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress_bar
 from gpt1_ds.model.gpt import GPT
-from gpt1_ds.model.sampling import generate
+from gpt1_ds.model.sampling import Sampling, generate
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    _check(args)
+    model, tokenizer = load(args.run)
+    eot = tokenizer.special_ids["eot"]
+    sequences: list[list[int]] = []
+    for text in read_prompts(args.prompt):
+        prompt = [eot, *tokenizer.encode(text)]
+        sequences += [[*prompt] for _ in range(args.num_samples)]
+    tokens = generate(
+        model,
+        tokenizer.special_ids,
+        sequences,
+        args.max_new_tokens,
+        Sampling(args.temperature, args.top_k, args.top_p),
+        args.seed,
+    )
+    if len(sequences) == 1:
+        stream(tokenizer, sequences[0], tokens)
+        return
+    # `generate` works on copies of the texts, so these can change while it runs.
+    with progress_bar(args.max_new_tokens * len(sequences), 0, "token", "generating") as bar:
+        for row, token in tokens:
+            sequences[row].append(token)
+            bar.update()
+    for number, sequence in enumerate(sequences, start=1):
+        print(f"--- {number}\n{tokenizer.decode(sequence)}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,8 +64,8 @@ def main(argv: list[str]) -> int | None:
         "--prompt",
         action="append",
         metavar="TEXT",
-        help="text to continue; repeatable; '-': one from "
-        "each line of standard input (default: begin a document)",
+        help="text to continue; repeatable; '-': one from each line of standard input "
+        "(default: begin a document)",
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=120, help="tokens a sample (default: %(default)s)"
@@ -64,66 +94,48 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "--traceback", action="store_true", help="show the Python traceback of an error"
     )
-    args = parser.parse_args(argv)
-    if not (
-        args.temperature >= 0
-        and args.top_k >= 0
-        and args.max_new_tokens >= 1
-        and args.num_samples >= 1
-    ):
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    usable = args.temperature >= 0  # False for NaN
+    if not usable or args.top_k < 0 or args.max_new_tokens < 1 or args.num_samples < 1:
         raise ConfigError(
-            "--temperature and --top-k must be 0 or more, --max-new-tokens and --num-samples 1 or more"
+            "--temperature and --top-k must be 0 or more, --max-new-tokens and --num-samples 1 or "
+            "more"
         )
     if not 0 < args.top_p <= 1 or args.seed < 0:
         raise ConfigError("--top-p must be above 0 and at most 1, --seed 0 or more")
 
-    model, tokenizer = load(args.run)
-    prompts = [
-        [tokenizer.special_ids["eot"], *tokenizer.encode(text)]
-        for text in read_prompts(args.prompt)
-    ]
-    sequences = [[*prompt] for prompt in prompts for _ in range(args.num_samples)]
-    tokens = generate(
-        model,
-        tokenizer.special_ids,
-        sequences,
-        args.max_new_tokens,
-        args.temperature,
-        args.top_k,
-        args.top_p,
-        args.seed,
-    )
-    if len(sequences) == 1:
-        return stream(tokenizer, sequences[0], tokens)
-    with progress_bar(args.max_new_tokens * len(sequences), 0, "token", "generating") as bar:
-        for row, token in tokens:
-            sequences[row].append(token)
-            bar.update()
-    for number, sequence in enumerate(sequences, start=1):
-        print(f"--- {number}\n{tokenizer.decode(sequence)}")
-
 
 def load(run: Path | str) -> tuple[GPT, Tokenizer]:
-    """The model of a pre-training run, on the GPU where there is one, and the tokenizer beside its checkpoints."""
+    """The model of a pre-training run, on the GPU if there is one, and its tokenizer."""
     model, state, folder = load_gpt(run)
     return model.to(collectives.device()), run_tokenizer(folder, state)
 
 
 def read_prompts(given: Sequence[str] | None) -> list[str]:
-    texts = []
-    for text in given or [""]:
-        # The bytes, since a line that is not UTF-8 should cost its odd characters and not the run.
-        texts += (
-            sys.stdin.buffer.read().decode(errors="replace").splitlines() if text == "-" else [text]
-        )
-    texts = [text for text in texts if text.strip()] if given else texts
+    """The texts of `--prompt`; without it, one empty text. ConfigError if all are empty."""
+    if not given:
+        return [""]
+    texts: list[str] = []
+    for text in given:
+        if text == "-":
+            # Invalid UTF-8 is replaced here, so that it does not end the run with an error.
+            texts += sys.stdin.buffer.read().decode(errors="replace").splitlines()
+        else:
+            texts.append(text)
+    texts = [text for text in texts if text.strip()]
     if not texts:
         raise ConfigError("--prompt: no text; give some, or leave it out to begin a document")
     return texts
 
 
 def stream(tokenizer: Tokenizer, sequence: list[int], tokens: Iterator[tuple[int, int]]) -> None:
-    """Print the prompt, then the text of each token as it comes; a character spelled in bytes when it is whole."""
+    """Print the prompt, then the text of each new token.
+
+    A character of several byte tokens is printed when it is complete.
+    """
     shown = tokenizer.decode(sequence)
     print(shown, end="", flush=True)
     for _, token in tokens:

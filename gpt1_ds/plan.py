@@ -1,10 +1,11 @@
-"""What a run will take before it is started: memory, time and cost for every ZeRO stage, and what fits.
+"""What a run will take, before it is started: memory, time and cost for every ZeRO stage.
 
     python -m gpt1_ds.plan --nodes 2 --gpus-per-node 8 --gpu-memory 80 model.preset=1.3b
     python -m gpt1_ds.plan --sweep                      # the presets on 8 to 4,096 GPUs, on paper
 
-Memory counts what this project's model saves for backward and what DeepSpeed keeps; time is matrix products at a stated
-share of the peak, and the communication that they cannot hide. Sources: Rajbhandari et al. 2020 (ZeRO), sections 5, 7.
+Memory is what this project's model saves for the backward pass and what DeepSpeed keeps
+(`engine/memory.py`). Time is that of the matrix products at a stated share of the peak, and of the
+communication that they cannot hide. Source: Rajbhandari et al. 2020 (ZeRO), sections 5 and 7.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,21 +33,29 @@ from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PRESETS, PretrainConfig
 
 GB = 1e9
-FRAMEWORK_GB = 1.5  # context, kernels and communication buffers of a GPU process
-ALLOCATOR = 1.05  # fragmentation
-PCIE, HOST_MEMORY = (
-    25 * GB,
-    100 * GB,
-)  # bytes/s a GPU for offload, bytes/s a node for the Adam on its CPUs
-HIDDEN_SHARE = 2 / 3  # of the compute time, the backward, behind which communication can run
+FRAMEWORK_GB = 1.5
+"""Context, kernels and communication buffers of a GPU process."""
+ALLOCATOR = 1.05
+"""Factor for the fragmentation of the GPU's memory."""
+PCIE = 25 * GB
+"""Bytes a second between a GPU and its host, for offload."""
+HOST_MEMORY = 100 * GB
+"""Bytes a second of a node's memory, for the Adam on its CPUs."""
+HIDDEN_SHARE = 2 / 3
+"""Share of the compute time (the backward pass) during which communication can run unseen."""
 BOOKS_CORPUS_TOKENS = 1_430_000_000
 """BPE tokens an epoch, as one reproduction counted; used where no shards are at hand."""
-WAYS = ("0", "1", "2", "2+offload", "3", "3+offload")
+UNKNOWN_VOCAB_SIZE = 40_000
+"""The paper's, where no shards are at hand."""
+ZERO_VARIANTS = ("0", "1", "2", "2+offload", "3", "3+offload")
+SWEEP_GPUS = (8, 64, 512, 4096)
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Cluster:
+    """Machines to plan for. Each field is an option; the text under it is its help."""
+
     nodes: int = 2
     """nodes"""
     gpus_per_node: int = 8
@@ -69,18 +79,27 @@ class Cluster:
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
 
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second of a GPU on the slowest link between ranks."""
+        return (self.network if self.nodes > 1 else self.nvlink) * GB
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """One way to run: bytes of each GPU and each node's host, seconds of a step, and why it does not fit, if so."""
+    """Memory and time of one way to run: bytes, and seconds of an optimizer step."""
 
-    way: str
+    zero_variant: str
     micro_batch: int
     states: float
+    """Bytes a GPU of weights, gradients and optimizer states."""
     activations: float
+    """Bytes a GPU."""
     host: float
+    """Bytes a node, moved there by offload."""
     compute_seconds: float
     exposed_seconds: float
+    """Communication and offload that computation does not hide."""
     cluster: Cluster
 
     @property
@@ -93,13 +112,14 @@ class Estimate:
 
     @property
     def misfit(self) -> str:
+        """Why it does not fit the cluster; empty if it does."""
         reasons = []
-        if self.gpu_bytes > self.cluster.gpu_memory * GB:
-            states, batch = "model states", "activations: a smaller train.micro_batch helps"
-            larger = states if self.states > self.activations else batch
-            reasons.append(
-                f"{self.gpu_bytes / GB:.0f} of {self.cluster.gpu_memory:.0f} GB a GPU, mostly {larger}"
-            )
+        memory = self.cluster.gpu_memory
+        if self.gpu_bytes > memory * GB:
+            larger = "activations: a smaller train.micro_batch helps"
+            if self.states > self.activations:
+                larger = "model states"
+            reasons.append(f"{self.gpu_bytes / GB:.0f} of {memory:.0f} GB a GPU, mostly {larger}")
         if self.host > self.cluster.host_memory * GB:
             reasons.append(f"{self.host / GB:.0f} of {self.cluster.host_memory:.0f} GB a host")
         return "; ".join(reasons)
@@ -108,54 +128,92 @@ class Estimate:
 def estimate(
     shape: GPTConfig,
     cluster: Cluster,
-    way: str,
+    zero_variant: str,
     precision: str,
     global_batch: int,
     micro_batch: int,
     checkpointing: bool,
 ) -> Estimate:
-    stage, gpus = int(way[0]), cluster.gpus
-    states, moved = state_bytes(shape.parameters, way, precision, gpus)
-    activations = activation_bytes(shape, micro_batch, precision, checkpointing)
-    micro_steps = global_batch / gpus / micro_batch
+    """Memory and time of a step of `global_batch` windows, in micro-batches of `micro_batch` a GPU.
+
+    Activation checkpointing computes the forward pass twice: 4 units of work where there were 3.
+    Offload sends a quarter of the moved bytes over PCIe, and Adam on the CPUs reads all of them.
+    """
+    stage, gpus = int(zero_variant[0]), cluster.gpus
+    states, moved = state_bytes(shape.parameters, zero_variant, precision, gpus)
     flops = shape.flops_per_token * global_batch * shape.n_ctx * (4 / 3 if checkpointing else 1)
     peak = cluster.tflops * 1e12 * (0.5 if precision == "fp32" else 1.0)
     compute = flops / (gpus * peak * cluster.utilization)
-    low = 4 if precision == "fp32" else 2
-    bandwidth = (cluster.network if cluster.nodes > 1 else cluster.nvlink) * GB
-    passes = 3 * micro_steps if stage == 3 else 1 + micro_steps * (stage == 2) if stage else 2
-    traffic = passes * shape.parameters * low * (gpus - 1) / gpus / bandwidth
+    value_bytes = 4 if precision == "fp32" else 2
+    passes = _model_transfers(stage, global_batch / gpus / micro_batch)
+    traffic = passes * shape.parameters * value_bytes * (gpus - 1) / gpus / cluster.bandwidth
     exposed = max(0.0, traffic - HIDDEN_SHARE * compute)
     if moved:
         exposed += moved / PCIE / 4 + moved * cluster.gpus_per_node / HOST_MEMORY
     return Estimate(
-        way,
-        micro_batch,
-        states,
-        activations,
-        moved * cluster.gpus_per_node,
-        compute,
-        exposed,
-        cluster,
+        zero_variant=zero_variant,
+        micro_batch=micro_batch,
+        states=states,
+        activations=activation_bytes(shape, micro_batch, precision, checkpointing),
+        host=moved * cluster.gpus_per_node,
+        compute_seconds=compute,
+        exposed_seconds=exposed,
+        cluster=cluster,
     )
 
 
+def _model_transfers(stage: int, micro_steps: float) -> float:
+    """How often a step sends the model's size through the network (Rajbhandari et al., section 7).
+
+    An all-reduce counts twice, a reduce-scatter and an all-gather once each.
+    """
+    if stage == 0:
+        return 2
+    if stage == 1:
+        return 1
+    if stage == 2:
+        return 1 + micro_steps
+    return 3 * micro_steps
+
+
 def best(shape: GPTConfig, cluster: Cluster, precision: str, global_batch: int) -> Estimate | None:
-    """The fastest way that fits, over stages, micro-batches and activation checkpointing; the simplest among equals."""
+    """The fastest estimate that fits, over ZeRO variants, micro-batches and checkpointing.
+
+    Among equally fast ones the simplest: the lower variant, then no checkpointing, then the larger
+    micro-batch.
+    """
     share = global_batch // cluster.gpus
-    fitting = [
-        (round(found.step_seconds, 4), order, checkpointing, -size, found)
-        for order, way in enumerate(WAYS)
-        for size in (2**k for k in range(8) if share % 2**k == 0)
-        for checkpointing in (False, True)
-        if not (
-            found := estimate(shape, cluster, way, precision, global_batch, size, checkpointing)
-        ).misfit
-    ]
-    return min(fitting, key=lambda row: row[:4])[4] if fitting else None
+    sizes = [2**power for power in range(8) if share % 2**power == 0]
+    fitting = []
+    for order, variant in enumerate(ZERO_VARIANTS):
+        for size, checkpointing in itertools.product(sizes, (False, True)):
+            found = estimate(shape, cluster, variant, precision, global_batch, size, checkpointing)
+            if not found.misfit:
+                rank = (round(found.step_seconds, 4), order, checkpointing, -size)
+                fitting.append((rank, found))
+    if not fitting:
+        return None
+    return min(fitting, key=lambda pair: pair[0])[1]
 
 
 def main(argv: list[str]) -> int | None:
+    args = _parser().parse_intermixed_args(argv)
+    names = [field.name for field in dataclasses.fields(Cluster)]
+    cluster = Cluster(**{name: getattr(args, name) for name in names})
+    if min(dataclasses.astuple(cluster)) <= 0 or cluster.utilization > 1:
+        raise ConfigError(
+            "nodes, GPUs, memory, TFLOP/s, bandwidth and price must be above 0, "
+            "--utilization at most 1"
+        )
+    config = load(PretrainConfig, args.config, args.overrides)
+    if args.sweep:
+        sweep(config, cluster)
+    else:
+        table(config, cluster, args.deepspeed_config, args.tokens)
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -177,12 +235,13 @@ def main(argv: list[str]) -> int | None:
         help="training tokens an epoch (default: those of data.shards, or "
         f"BooksCorpus's {BOOKS_CORPUS_TOKENS:,})",
     )
+    docs = field_docs(Cluster)
     for field in dataclasses.fields(Cluster):
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=field.type,
+            type=type(field.default),
             default=field.default,
-            help=f"{field_docs(Cluster)[field.name]} (default: %(default)s)",
+            help=f"{docs[field.name]} (default: %(default)s)",
         )
     parser.add_argument(
         "--sweep", action="store_true", help="compare presets and cluster sizes up to 4,096 GPUs"
@@ -190,85 +249,90 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="as in gpt1_ds/train.py"
     )
-    args = parser.parse_intermixed_args(argv)
-    cluster = Cluster(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Cluster)}
-    )
-    if min(dataclasses.astuple(cluster)) <= 0 or cluster.utilization > 1:
-        raise ConfigError(
-            "nodes, GPUs, memory, TFLOP/s, bandwidth and price must be above 0, --utilization at most 1"
-        )
-    config = load(PretrainConfig, args.config, args.overrides)
-    sweep(config, cluster) if args.sweep else table(config, cluster, args)
+    return parser
 
 
-def table(config: PretrainConfig, cluster: Cluster, args: argparse.Namespace) -> None:
-    """One run on one cluster: a line for every stage."""
-    ds = resolve(args.deepspeed_config, config, cluster.gpus, on_this_machine=False)
+def table(
+    config: PretrainConfig, cluster: Cluster, deepspeed_config: str, tokens: int | None
+) -> None:
+    """One run on one cluster: a line for every ZeRO variant."""
+    ds = resolve(deepspeed_config, config, cluster.gpus, on_this_machine=False)
     precision, micro_batch = deepspeed_json.precision(ds), ds["train_micro_batch_size_per_gpu"]
-    tokens, vocab_size = corpus(config, args.tokens)
-    shape = GPTConfig(
-        vocab_size, **{key: value for key, value in vars(config.model).items() if key != "preset"}
-    )
+    corpus = _corpus(config, tokens)
+    numbers = dataclasses.asdict(config.model)
+    del numbers["preset"]
+    shape = GPTConfig(corpus.vocab_size, **numbers)
     batch = config.train.global_batch
-    order = WindowOrder({"all": tokens}, shape.n_ctx, config.run.seed, {})
+    order = WindowOrder({"all": corpus.tokens}, shape.n_ctx, config.run.seed, {})
     steps = total_steps(order, config.train)
     print(
-        f"model    {shape.parameters:,} parameters, {shape.flops_per_token / 1e9:.3f} GFLOP a token\n"
-        f"data     {tokens:,} tokens an epoch; {steps:,} updates of {batch * shape.n_ctx:,} tokens\n"
-        f"cluster  {cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:.0f} GB, {precision}, "
-        f"micro-batch {micro_batch}, {cluster.utilization:.0%} of {cluster.tflops:.0f} TFLOP/s\n"
+        f"model    {shape.parameters:,} parameters, "
+        f"{shape.flops_per_token / 1e9:.3f} GFLOP a token\n"
+        f"data     {corpus.tokens:,} tokens an epoch; "
+        f"{steps:,} updates of {batch * shape.n_ctx:,} tokens\n"
+        f"cluster  {cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.gpu_memory:.0f} GB, "
+        f"{precision}, micro-batch {micro_batch}, "
+        f"{cluster.utilization:.0%} of {cluster.tflops:.0f} TFLOP/s\n"
     )
     print(
-        f"{'ZeRO':10}{'states':>9}{'activ.':>9}{'GPU':>9}{'host':>9}{'step':>10}{'hours':>10}{'cost':>12}  fits"
+        f"{'ZeRO':10}{'states':>9}{'activ.':>9}{'GPU':>9}{'host':>9}"
+        f"{'step':>10}{'hours':>10}{'cost':>12}  fits"
     )
-    for way in WAYS:
-        e = estimate(
-            shape,
-            cluster,
-            way,
-            precision,
-            batch,
-            micro_batch,
-            config.train.activation_checkpointing,
-        )
-        hours = steps * e.step_seconds / 3600
-        print(
-            f"{way:10}{e.states / GB:7.1f}GB{e.activations / GB:7.1f}GB{e.gpu_bytes / GB:7.1f}GB{e.host / GB:7.0f}GB"
-            f"{e.step_seconds:9.3f}s{hours:10,.1f}{hours * cluster.gpus * cluster.price:12,.0f}  "
-            f"{'no: ' + e.misfit if e.misfit else 'yes'}"
-        )
+    checkpointing = config.train.activation_checkpointing
+    for variant in ZERO_VARIANTS:
+        found = estimate(shape, cluster, variant, precision, batch, micro_batch, checkpointing)
+        print(_row(found, steps))
+
+
+def _row(found: Estimate, steps: int) -> str:
+    hours = steps * found.step_seconds / 3600
+    cost = hours * found.cluster.gpus * found.cluster.price
+    fits = f"no: {found.misfit}" if found.misfit else "yes"
+    return (
+        f"{found.zero_variant:10}{found.states / GB:7.1f}GB{found.activations / GB:7.1f}GB"
+        f"{found.gpu_bytes / GB:7.1f}GB{found.host / GB:7.0f}GB"
+        f"{found.step_seconds:9.3f}s{hours:10,.1f}{cost:12,.0f}  {fits}"
+    )
 
 
 def sweep(config: PretrainConfig, cluster: Cluster) -> None:
-    """Every preset on 8 to 4,096 GPUs: the fastest way that fits, for a batch of at least one window a GPU."""
+    """Every preset on `SWEEP_GPUS`: the fastest estimate that fits, in bf16.
+
+    The batch is the run's, rounded up to a multiple of the GPUs.
+    """
     heads = ("preset", "GPUs", "batch", "ZeRO", "micro", "GPU", "step", "tokens/s", "exposed")
     print("{:11}{:>6}{:>7}  {:10}{:>6}{:>9}{:>10}{:>14}{:>9}".format(*heads))
-    for (name, numbers), gpus in itertools.product(PRESETS.items(), (8, 64, 512, 4096)):
-        shape = GPTConfig(40_005, **numbers)
+    for (name, numbers), gpus in itertools.product(PRESETS.items(), SWEEP_GPUS):
+        shape = GPTConfig(UNKNOWN_VOCAB_SIZE + 5, **numbers)
         batch = math.ceil(config.train.global_batch / gpus) * gpus
         sized = dataclasses.replace(cluster, nodes=math.ceil(gpus / cluster.gpus_per_node))
-        found = "does not fit"
-        if e := best(shape, sized, "bf16", batch):
-            speed, exposed = (
-                batch * shape.n_ctx / e.step_seconds,
-                e.exposed_seconds / e.step_seconds,
-            )
-            found = (
-                f"{e.way:10}{e.micro_batch:6}{e.gpu_bytes / GB:7.1f}GB{e.step_seconds:9.3f}s"
-                f"{speed:14,.0f}{exposed:9.0%}"
-            )
-        print(f"{name:11}{sized.gpus:6}{batch:7}  {found}")
+        found = best(shape, sized, "bf16", batch)
+        text = "does not fit" if found is None else _sweep_row(found, batch * shape.n_ctx)
+        print(f"{name:11}{sized.gpus:6}{batch:7}  {text}")
 
 
-def corpus(config: PretrainConfig, tokens: int | None) -> tuple[int, int]:
-    """Training tokens an epoch and the vocabulary's size: of the shards, where there are any."""
+def _sweep_row(found: Estimate, tokens: int) -> str:
+    speed = tokens / found.step_seconds
+    exposed = found.exposed_seconds / found.step_seconds
+    return (
+        f"{found.zero_variant:10}{found.micro_batch:6}{found.gpu_bytes / GB:7.1f}GB"
+        f"{found.step_seconds:9.3f}s{speed:14,.0f}{exposed:9.0%}"
+    )
+
+
+class Corpus(NamedTuple):
+    tokens: int
+    """Training tokens an epoch."""
+    vocab_size: int
+
+
+def _corpus(config: PretrainConfig, tokens: int | None) -> Corpus:
+    """That of the shards, if there are any and `tokens` is not given."""
     if tokens is None and Path(config.data.shards, "manifest.json").exists():
         manifest = read_manifest(config.data.shards)
-        return sum(entry.tokens for entry in manifest.splits["train"].values()), manifest.tokenizer[
-            "vocab_size"
-        ]
-    return tokens or BOOKS_CORPUS_TOKENS, 40_000
+        found = sum(entry.tokens for entry in manifest.splits["train"].values())
+        return Corpus(found, manifest.tokenizer["vocab_size"])
+    return Corpus(tokens or BOOKS_CORPUS_TOKENS, UNKNOWN_VOCAB_SIZE)
 
 
 cli = command(main, __name__)

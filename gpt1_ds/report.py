@@ -3,8 +3,9 @@
     python -m gpt1_ds.report runs/gpt1                      # runs/gpt1/report.html
     python -m gpt1_ds.report runs/a runs/b --out both.html
 
-Curves against steps, tokens and hours, final numbers, data, configuration, starts, skipped batches, checkpoints,
-samples, task scores. Layer 3, template: report.html. Whatever comes from files is escaped; the page loads nothing.
+It shows curves against steps, tokens and hours, final numbers, data, configuration, starts, skipped
+batches, checkpoints, samples and task scores. Whatever comes from files is escaped; the page loads
+nothing.
 """
 
 import argparse
@@ -16,11 +17,11 @@ if __name__ == "__main__" and not __package__:
 
 from gpt1_ds.base.errors import DataError, command
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.reports.page import render
-from gpt1_ds.reports.run_files import Run
+from gpt1_ds.reports.page import report_page
+from gpt1_ds.reports.run_files import RunFiles
 
 
-def main(argv: list[str]) -> int | None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,14 +33,9 @@ def main(argv: list[str]) -> int | None:
     )
     args = parser.parse_args(argv)
     folders = [Path(run) for run in args.runs]
-    out = (
-        Path(args.out)
-        if args.out
-        else folders[0] / "report.html"
-        if len(folders) == 1
-        else Path("report.html")
-    )
-    page = render([Run(folder) for folder in folders])
+    default_folder = folders[0] if len(folders) == 1 else Path()
+    out = Path(args.out) if args.out else default_folder / "report.html"
+    page = report_page([RunFiles(folder) for folder in folders])
     try:
         write_atomically(out, page)
     except OSError as error:

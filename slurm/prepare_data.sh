@@ -2,8 +2,9 @@
 # Tokenizer, shards and their verification on a cluster:
 #     sbatch slurm/prepare_data.sh books=/data/books lm1b=/data/lm1b.tar.gz
 #     GPT1_CORPORA="books=/data/books lm1b=/data/lm1b.tar.gz" sbatch slurm/prepare_data.sh
-# Writes tok/ and shards/, where slurm/pretrain.sh looks for them; what is there already is kept. Arguments from the
-# first that starts with a dash go to data_prep.build_shards. GPT1_VOCAB_SIZE: pieces of the tokenizer (default 40000).
+# Writes tok/ and shards/, where slurm/pretrain.sh looks for them. What is there already is kept.
+# From the first argument that starts with a dash on, all arguments go to data_prep.build_shards.
+# GPT1_VOCAB_SIZE is the number of pieces of the tokenizer (default 40000).
 #SBATCH --job-name=gpt1-data
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -26,14 +27,18 @@ if [ ${#corpora[@]} -eq 0 ]; then
         corpora+=(--corpus "$corpus")
     done
 fi
-[ ${#corpora[@]} -gt 0 ] || fail 2 "no corpus: give NAME=PATH, such as books=/data/books, or set GPT1_CORPORA"
+if [ ${#corpora[@]} -eq 0 ]; then
+    fail 2 "no corpus: give NAME=PATH, such as books=/data/books, or set GPT1_CORPORA"
+fi
 
 ranks=("${container_step[@]}" "${in_container[@]}" python)
 one=(srun --nodes=1 --ntasks=1 "${ranks[@]}")
 if [ ! -e tok/tokenizer.model ]; then
-    "${one[@]}" -m data_prep.train_tokenizer "${corpora[@]}" --vocab-size "${GPT1_VOCAB_SIZE:-40000}" --out tok
+    vocab_size=${GPT1_VOCAB_SIZE:-40000}
+    "${one[@]}" -m data_prep.train_tokenizer "${corpora[@]}" --vocab-size "$vocab_size" --out tok
 fi
-# Where the site's MPI speaks one of Slurm's PMIs (it is tried), srun starts the ranks; elsewhere mpirun does.
+# srun starts the ranks if the site's MPI knows one of Slurm's PMIs, which is tried here; otherwise
+# mpirun does.
 mpi=(mpirun -n "$SLURM_NTASKS" "${in_container[@]}" python)
 probe="from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != 2)"
 for pmi in ${GPT1_SRUN_MPI:-pmix pmi2}; do

@@ -1,1 +1,1 @@
-"""The tests, a package so that spawned ranks can import the functions they are asked to run."""
+"""The tests. They are a package, so that the ranks can import the functions to run."""

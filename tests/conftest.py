@@ -1,7 +1,9 @@
 """Fixtures and rules shared by all tests.
 
-`GPT1_REQUIRE` (a comma list of slurm, data, mpi, chromium) turns "skipped, because this machine lacks it" into a
-failure: CI sets it, so that no skip passes there. `GPT1_DATA` is the folder of real data (default ../shared/data).
+`GPT1_REQUIRE` (a comma list of slurm, data, mpi, chromium, history) turns "skipped, because this
+machine lacks it" into a failure: CI sets it, so that no skip passes there. `GPT1_DATA` is the
+folder of real data (default ../shared/data); `history` is the git history that holds earlier
+commits.
 """
 
 import os
@@ -17,13 +19,14 @@ from tests.support.ranks import RankPool
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-COMPONENTS = {"slurm", "data", "mpi", "chromium"}
+COMPONENTS = {"slurm", "data", "mpi", "chromium", "history"}
 REQUIRED = {name for name in os.environ.get("GPT1_REQUIRE", "").split(",") if name}
 
-# Here, at import: child processes inherit them, and torch reads the first one when it is imported.
+# Set at import: child processes inherit these, and torch reads the first one when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
-# The launchers' and our own entry points lie beside the interpreter; they must be found without activating it.
+# The commands of the launchers and of this project are in the folder of the interpreter. They must
+# be found without activating the environment.
 os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 if os.geteuid() == 0:
     # Open MPI refuses root, which is what containers and CI run as.
@@ -45,7 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def need(component: str, reason: str) -> NoReturn:
-    """Skip this test because `component` is missing, or fail it where `GPT1_REQUIRE` asks for that component."""
+    """Skip this test because `component` is missing, or fail it where `GPT1_REQUIRE` asks for that
+    component."""
     assert component in COMPONENTS
     if component in REQUIRED:
         pytest.fail(f"GPT1_REQUIRE names {component}, but {reason}", pytrace=False)
@@ -59,7 +63,8 @@ def shared_data() -> Path:
     if not (folder / "books").is_dir():
         need(
             "data",
-            f"there is no real data at {folder}: set GPT1_DATA to a folder with books/, lm1b/ and tasks/",
+            f"there is no real data at {folder}: "
+            "set GPT1_DATA to a folder with books/, lm1b/ and tasks/",
         )
     return folder
 
@@ -76,7 +81,8 @@ def ranks() -> Iterator[Callable[[int], RankPool]]:
 def run(
     *command: object, timeout_seconds: float = 240.0, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project's root to its end, as a user would; `env` is added to the environment."""
+    """Run a command in the project's root to its end, as a user would; `env` is added to the
+    environment."""
     words = [str(word) for word in command]
     if words[0] == "python":
         words[0] = sys.executable
@@ -154,7 +160,8 @@ def tiny_shards(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the training command on those shards: 60 steps of a tiny model with a context of 32."""
+    """A run of the training command on those shards: 60 steps of a tiny model with a context of
+    32."""
     runs = tmp_path_factory.mktemp("runs")
     succeed(
         "python",

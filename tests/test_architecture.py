@@ -1,8 +1,10 @@
-"""The structure of the code: imports go downward by layer, names shadow nothing, files stay readable."""
+"""The structure of the code: imports go downward by layer, names shadow nothing, files stay
+readable."""
 
 import ast
 import configparser
 import importlib.metadata
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Which package may import which, from the commands down; a module may import its own package. No exceptions.
+# Which package may import which, from the commands down; a module may import its own package. No
+# exceptions.
 BASE = {"base"}
 DISTRIBUTED = BASE | {"distributed"}
 SETTINGS = DISTRIBUTED | {"settings"}
@@ -55,7 +58,8 @@ def short(path: Path) -> str:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names of the project's own modules that `path` imports, anywhere in the file, relative ones resolved."""
+    """Dotted names of the project's own modules that `path` imports, anywhere in the file, relative
+    ones resolved."""
     package = list(path.relative_to(ROOT).parts[:-1])
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -64,7 +68,8 @@ def imported_modules(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base += node.module.split(".") if node.module else []
-            # `from gpt1_ds import errors` imports a module, `from gpt1_ds.errors import guard` a name of one.
+            # `from gpt1_ds import errors` imports a module, `from gpt1_ds.errors import guard` a
+            # name of one.
             names |= {".".join([*base, alias.name]) for alias in node.names}
     return {
         name
@@ -119,6 +124,18 @@ def test_no_module_imports_itself_through_others(package):
     assert not graph, f"these modules import each other in a circle: {sorted(graph)}"
 
 
+def test_the_drawn_map_shows_the_imports():
+    """`python docs/draw_architecture.py` draws it anew."""
+    drawn = subprocess.run(
+        [sys.executable, "-c", "import draw_architecture as d; print(d.picture(), end='')"],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8") == drawn
+
+
 def test_the_table_names_the_packages_that_are_there():
     folder = ROOT / "gpt1_ds"
     assert {path.parent.name for path in folder.glob("*/__init__.py")} == set(MAY_IMPORT)
@@ -144,7 +161,8 @@ def test_files_are_short_and_open_with_a_docstring(path):
 
 
 def test_no_module_shadows_another():
-    """The launcher puts a script's own folder on `sys.path`, where a module of such a name would be found first."""
+    """The launcher puts a script's own folder on `sys.path`, where a module of such a name would be
+    found first."""
     taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
     # Our own names: the packages themselves, and top-level packages of careless distributions.
     taken -= {"gpt1_ds", "data_prep", "tests", "benchmarks"}

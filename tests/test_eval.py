@@ -1,4 +1,4 @@
-"""The evaluation command on shards and on text: its figures from the sums they are made of, its refusals."""
+"""The evaluation command on shards and on text: its figures and its errors."""
 
 import json
 import math
@@ -30,7 +30,8 @@ def texts(tmp_path: Path) -> Path:
 
 
 def figures(capsys: pytest.CaptureFixture, *words: object) -> dict[str, tuple[float, float, str]]:
-    """What the command prints: mean, standard error and the counts behind them, by the row's title."""
+    """What the command prints: mean, standard error and the counts behind them, by the row's
+    title."""
     evaluate.main([str(word) for word in words])
     rows = re.findall(r"(?m)^  ([a-z ]+?) +([\d.]+) ± ([\d.]+|nan), (.*)$", capsys.readouterr().out)
     return {title: (float(mean), float(error), counted) for title, mean, error, counted in rows}

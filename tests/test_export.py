@@ -1,9 +1,11 @@
-"""Exports and round trips against transformers, lm-evaluation-harness and DeepSpeed's own consolidation."""
+"""Exports and round trips against transformers, lm-evaluation-harness and DeepSpeed's own
+consolidation."""
 
 import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,15 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from gpt1_ds import eval
+from gpt1_ds import eval, export
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.checkpoints.folder import read_state
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.saving import save_weights
+from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.tokenizer import load_tokenizer
-from gpt1_ds.interchange import weights
-from gpt1_ds.interchange.weights import INDEX, to_theirs
+from gpt1_ds.interchange.safetensors_files import INDEX
+from gpt1_ds.interchange.weights import to_theirs
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.trained import load_gpt
 from gpt1_ds.tasks.heads import TaskModel
@@ -84,7 +87,7 @@ def test_every_stage_and_world_size_exports_its_float32_weights(
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         oracle = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
-    config = GPTConfig(**read_state(folder)["model"])
+    config = GPTConfig(**read_state(folder).model)
     expected = dict(to_theirs(name, tensor, config) for name, tensor in oracle.items())
     same(safetensors.torch.load_file(tmp_path / "hf" / "model.safetensors"), expected)
 
@@ -138,7 +141,8 @@ def test_ours_to_hugging_face_to_ours_is_bitwise_and_trains_on(
     run_export("--from-hf", exported, tmp_path / "back")
     (before, state), (after, imported) = load_weights(run), load_weights(tmp_path / "back")
     same(before, after)
-    assert all(imported[key] == state[key] for key in ("model", "tokenizer_sha256"))
+    assert imported.model == state.model
+    assert imported.tokenizer_sha256 == state.tokenizer_sha256
     start = [
         f"run.dir={tmp_path}",
         f"init.checkpoint={tmp_path / 'back'}",
@@ -201,7 +205,7 @@ def test_a_task_head_goes_along_and_scores_alike_in_transformers(
             parameter.normal_()
     classes = ["no", "yes", "maybe", "never"][: max(2, outputs)]
     task = {"name": "mine", "kind": kind, "classes": classes, "config": {"pool": pool}}
-    state |= {"step": 0, "task": task, "init": "none"}
+    state = replace(state, step=0, task=task, init="none")
     save_weights(tmp_path / "run" / "best", model.state_dict(), state)
     shutil.copytree(run / "tokenizer", tmp_path / "run" / "best" / "tokenizer")
     run_export(tmp_path / "run", tmp_path / "hf")
@@ -275,7 +279,8 @@ from gpt1_ds import export
 def status(name):  # not ru_maxrss, which a child inherits from its parent
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 
-export.main([sys.argv[1], sys.argv[3] + ".small"])  # every import and its caches are there before the measure begins
+# Every import and its caches are there before the measure begins.
+export.main([sys.argv[1], sys.argv[3] + ".small"])
 before = status("VmRSS")
 export.main([sys.argv[2], sys.argv[3]])
 print("grown", status("VmHWM") - before)
@@ -310,7 +315,8 @@ def test_bad_usage_is_one_line(run, exported, tmp_path, monkeypatch):
     shutil.rmtree(copy / "tokenizer")
     with pytest.raises(DataError, match="no such tokenizer"):
         run_export(copy, tmp_path / "out")
-    save_weights(tmp_path / "lstm", {}, {"step": 0, "model": {"kind": "lstm"}})
+    lstm = CheckpointState(step=0, model={"kind": "lstm"}, tokenizer_sha256="")
+    save_weights(tmp_path / "lstm", {}, lstm)
     with pytest.raises(DataError, match="kind lstm"):
         run_export(tmp_path / "lstm", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -324,7 +330,7 @@ def test_different_logits_are_no_success(run, tmp_path, monkeypatch):
     first, second = "blocks.0.mlp.c_fc.weight", "blocks.1.mlp.c_fc.weight"
     names = {first: second, second: first}
     monkeypatch.setattr(
-        weights, "to_theirs", lambda name, t, config: right(names.get(name, name), t, config)
+        export, "to_theirs", lambda name, t, config: right(names.get(name, name), t, config)
     )
     with pytest.raises(DataError, match="logits of AutoModelForCausalLM differ"):
         run_export(run, tmp_path / "out")

@@ -1,0 +1,11 @@
+"""Builds a shard directory from the documents that `reading` gives, on one or many ranks.
+
+May import `data_prep.reading`, `gpt1_ds.base` and `gpt1_ds.data`. In reading order:
+
+- `ranks`: the processes of a build, how they share work, fail together and show their progress
+- `encoding`: units of work, and their text as tokens in files of the work folder
+- `duplicates`: which documents and paragraphs occurred before
+- `parts`: the tokens read back: which documents stay, and in which split
+- `layout`: which of them lie in which sample and shard; writes the shards
+- `corpus_table`: the table that a build prints at its end
+"""

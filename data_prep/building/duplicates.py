@@ -1,9 +1,11 @@
-"""Which documents and long paragraphs occurred before, across corpora: exactly, or (on request) nearly, by MinHash.
+"""Which documents and long paragraphs occurred before, in any corpus.
 
-Every text has a key: 128 bits of its BLAKE2b, or a band of its MinHash signature. A part's keys lie sorted in its
-`.keys` file, so all texts of one range of keys (a bucket) are a slice of each such file: a bucket is small, whatever
-the corpora, and the ranks share the buckets. Within a bucket, the first text of each key stays. A held-out copy comes
-before all others: what is validated on must not be trained on.
+They are compared exactly or, on request, approximately by MinHash. Every text has a key: 128 bits
+of its BLAKE2b, or of that of one band of its MinHash signature. The keys of one part lie sorted in
+its `.keys` file, so all texts of one range of keys (a bucket) are a slice of each such file. A
+bucket is small, whatever the size of the corpora, and the ranks share the buckets. Within a
+bucket, the first text of each key stays. A held-out copy comes before all others: a run must not
+train on what it validates on.
 """
 
 import functools
@@ -11,29 +13,53 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.base.files import write_atomically
 
+if TYPE_CHECKING:
+    from datasketch import MinHash
+
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
-"""A key, and the row of its text in the part's table; bit 63 of the row: not held out, bit 31: `NEAR`."""
+"""A key, and the row of its text in the part's table. Bit 63 of the row: not held out. Bits 32 to
+62, once parts are compared: number of the part. Bit 31: `NEAR`."""
 NEAR = 1 << 31
-"""The key is a band of a signature, and the row a document's."""
+"""The key is a band of a signature, and the row is a document's."""
 BUCKET_RECORDS = 1 << 21
-"""At about 100 bytes each while a bucket is sorted."""
+"""Sorting a bucket takes about 100 bytes of memory a record."""
 _LATER = np.uint64(1 << 63)
 _STARTS = 1024
 _PERMUTATIONS = 128
 _SHINGLE_WORDS = 5
 
 
-def sorted_run(keys: list[tuple[bytes, bool, int]]) -> bytes:
-    """The `.keys` file of (digest, later, row): where each range of keys begins in it, and the sorted records."""
+class TextKey(NamedTuple):
+    """The key of one text of a part."""
+
+    digest: bytes
+    later: bool
+    """Not held out, so held-out copies of the text come first."""
+    row: int
+
+
+class DroppedRows(NamedTuple):
+    """What is dropped of one part."""
+
+    texts: np.ndarray
+    """Rows of texts that occurred before."""
+    near: np.ndarray
+    """Rows of documents that are nearly the same as earlier ones."""
+
+
+def sorted_run(keys: list[TextKey]) -> bytes:
+    """The `.keys` file of these keys: where each range of keys begins, then the sorted records."""
     run_R = np.empty(len(keys), RECORD)
-    high_low_R2 = np.frombuffer(b"".join(key for key, _, _ in keys), "<u8").reshape(-1, 2)
-    run_R["high"], run_R["low"] = high_low_R2[:, 0], high_low_R2[:, 1]
+    high_low_R2 = np.frombuffer(b"".join(digest for digest, _, _ in keys), "<u8").reshape(-1, 2)
+    run_R["high"] = high_low_R2[:, 0]
+    run_R["low"] = high_low_R2[:, 1]
     run_R["row"] = [later << 63 | row for _, later, row in keys]
     run_R = run_R[np.argsort(run_R["high"])]
     edges = np.arange(_STARTS, dtype=np.uint64) << np.uint64(54)
@@ -47,16 +73,36 @@ class Duplicates:
     def __init__(self, work: Path, parts: Sequence[str], threshold: float):
         self._work, self._parts, self._threshold = work, parts, threshold
         self.bytes = sum((work / f"{part}.keys").stat().st_size for part in parts)
-        self.buckets = min(
-            _STARTS, 1 << (self.bytes // RECORD.itemsize // BUCKET_RECORDS).bit_length()
-        )
+        full_buckets = self.bytes // RECORD.itemsize // BUCKET_RECORDS
+        self.buckets = min(_STARTS, 1 << full_buckets.bit_length())
 
     def find(self, bucket: int) -> None:
-        """Write down what one bucket's keys tell, unless that is done."""
+        """Write down which texts of one bucket occurred before, unless that is done."""
         path = self._path(bucket)
         if path.exists():
             return
-        first, last = (_STARTS // self.buckets * b for b in (bucket, bucket + 1))
+        records_R = self._records(bucket)
+        records_R = records_R[np.lexsort((records_R["row"], records_R["low"], records_R["high"]))]
+        same_high_R = records_R["high"][1:] == records_R["high"][:-1]
+        same_R = same_high_R & (records_R["low"][1:] == records_R["low"][:-1])
+        again_R = np.flatnonzero(same_R) + 1
+        rows_R = records_R["row"] & ~_LATER
+        near_R = rows_R[again_R] & np.uint64(NEAR) != 0
+        dropped = [rows_R[again_R[~near_R]]]
+        if near_R.any():
+            own_R = np.where(np.insert(same_R, 0, False), 0, np.arange(len(rows_R)))
+            firsts_R = np.maximum.accumulate(own_R)  # of the records with the same key
+            ones = rows_R[firsts_R[again_R[near_R]]].tolist()
+            others = rows_R[again_R[near_R]].tolist()
+            pairs = zip(ones, others, strict=True)
+            alike = [other for one, other in pairs if self._alike(one, other)]
+            dropped.append(np.array(alike, np.uint64))
+        write_atomically(path, np.unique(np.concatenate(dropped)).tobytes())
+
+    def _records(self, bucket: int) -> np.ndarray:
+        """The records of one bucket, of all parts."""
+        width = _STARTS // self.buckets
+        first, last = width * bucket, width * (bucket + 1)
         slices = [np.empty(0, RECORD)]
         for number, name in enumerate(self._parts):
             with open(self._work / f"{name}.keys", "rb") as file:
@@ -65,50 +111,29 @@ class Duplicates:
                 records_R = np.fromfile(file, RECORD, int(starts[last] - starts[first]))
             records_R["row"] |= np.uint64(number << 32)
             slices.append(records_R)
-        records_R = np.concatenate(slices)
-        records_R = records_R[np.lexsort((records_R["row"], records_R["low"], records_R["high"]))]
-        same_R = (records_R["high"][1:] == records_R["high"][:-1]) & (
-            records_R["low"][1:] == records_R["low"][:-1]
-        )
-        again_R = np.flatnonzero(same_R) + 1
-        rows_R = records_R["row"] & ~_LATER
-        near_R = rows_R[again_R] & np.uint64(NEAR) != 0
-        dropped = [rows_R[again_R[~near_R]]]
-        if near_R.any():
-            firsts_R = np.maximum.accumulate(
-                np.where(np.insert(same_R, 0, False), 0, np.arange(len(rows_R)))
-            )
-            pairs = zip(
-                rows_R[firsts_R[again_R[near_R]]].tolist(),
-                rows_R[again_R[near_R]].tolist(),
-                strict=True,
-            )
-            dropped.append(
-                np.array([row for one, row in pairs if self._alike(one, row)], np.uint64)
-            )
-        write_atomically(path, np.unique(np.concatenate(dropped)).tobytes())
+        return np.concatenate(slices)
 
-    def of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of part `number` to drop: of its texts, and of its documents that are nearly others."""
-        found = []
+    def of(self, number: int) -> DroppedRows:
+        """What is dropped of part `number`."""
+        found = [np.empty(0, np.uint64)]
+        bounds = np.array([number << 32, number + 1 << 32], np.uint64)
         for bucket in range(self.buckets):
             if self._path(bucket).stat().st_size:
-                rows_R = np.memmap(self._path(bucket), "<u8", mode="r")
-                first, last = np.searchsorted(
-                    rows_R, np.array([number << 32, number + 1 << 32], np.uint64)
-                )
-                found.append(np.array(rows_R[first:last]))
-        rows_R = np.concatenate([np.empty(0, np.uint64), *found]) & np.uint64(0xFFFFFFFF)
+                bucket_R = np.memmap(self._path(bucket), "<u8", mode="r")
+                first, last = np.searchsorted(bucket_R, bounds)
+                found.append(np.array(bucket_R[first:last]))
+        rows_R = np.concatenate(found) & np.uint64(0xFFFFFFFF)
         near_R = rows_R & np.uint64(NEAR) != 0
-        return rows_R[~near_R].astype(np.int64), np.unique(rows_R[near_R] ^ np.uint64(NEAR)).astype(
-            np.int64
-        )
+        texts = rows_R[~near_R].astype(np.int64)
+        near = np.unique(rows_R[near_R] ^ np.uint64(NEAR)).astype(np.int64)
+        return DroppedRows(texts, near)
 
     def _path(self, bucket: int) -> Path:
         return self._work / f"dropped-{bucket:04d}"
 
     def _alike(self, one: int, other: int) -> bool:
-        return np.mean(self._signature(one) == self._signature(other)) >= self._threshold
+        share = np.mean(self._signature(one) == self._signature(other))
+        return bool(share >= self._threshold)
 
     def _signature(self, row: int) -> np.ndarray:
         path = self._work / f"{self._parts[row >> 32]}.signatures"
@@ -116,28 +141,30 @@ class Duplicates:
 
 
 class Signatures:
-    """MinHash signatures of documents over runs of five words, with the bands by which alike ones meet."""
+    """MinHash signatures of documents over runs of five words.
+
+    A signature is cut into bands. Documents are compared if they have a band in common.
+    """
 
     def __init__(self, threshold: float):
         count, size = bands(threshold)
         self._edges = [(band * size, (band + 1) * size) for band in range(count)]
         self._rows: list[bytes] = []
-        self._open = None
+        self._open: MinHash | None = None
+        """Of the document that is begun, but not ended."""
 
     def update(self, text: str) -> None:
+        """Add text to the open document."""
         from datasketch import MinHash
 
         self._open = self._open or MinHash(_PERMUTATIONS, seed=1)
         words = text.lower().encode().split()
-        self._open.update_batch(
-            [
-                b" ".join(words[i : i + _SHINGLE_WORDS])
-                for i in range(max(1, len(words) - _SHINGLE_WORDS + 1))
-            ]
-        )
+        starts = range(max(1, len(words) - _SHINGLE_WORDS + 1))
+        self._open.update_batch([b" ".join(words[i : i + _SHINGLE_WORDS]) for i in starts])
 
     def end(self) -> list[bytes]:
-        """End the document: the keys of its signature's bands."""
+        """End the document: the digests of its signature's bands."""
+        assert self._open, "a document has at least one fragment"
         values = self._open.hashvalues.astype("<u4")
         self._rows.append(values.tobytes())
         self._open = None
@@ -150,7 +177,10 @@ class Signatures:
 
 @functools.cache
 def bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many values find most pairs above the threshold. ConfigError without datasketch."""
+    """How many bands of how many values find most pairs above the threshold.
+
+    ConfigError without datasketch.
+    """
     try:
         from datasketch import MinHashLSH
     except ImportError as error:

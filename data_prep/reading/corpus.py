@@ -1,20 +1,21 @@
-"""Corpora as users have them: paths in, documents out, piece by piece.
+"""Corpora as users have them: paths in, documents out.
 
-| file                             | documents                                                           |
-|----------------------------------|---------------------------------------------------------------------|
-| `*.txt`                          | one a file                                                          |
-| `books_large_p*.txt`             | blocks of 10,000 lines, aligned from the start of the file          |
-| `news.en*` (1B Word)             | one a line; `heldout*` parts and `news.en-00000-*` are validation   |
-| `*.jsonl`, `*.parquet`           | the `text` of each row                                              |
-| `*.tar` `*.tgz` `*.txz` `*.zip`  | those of its members, by the same rules, read in place              |
+| file                             | documents                                                   |
+|----------------------------------|-------------------------------------------------------------|
+| `*.txt`                          | one a file                                                  |
+| `books_large_p*.txt`             | blocks of 10,000 lines, aligned from the start of the file  |
+| `news.en*` (1B Word)             | one a line; `heldout*` and `news.en-00000-*` are validation |
+| `*.jsonl`, `*.parquet`           | the `text` of each row                                      |
+| `*.tar` `*.tgz` `*.txz` `*.zip`  | those of its members, by the same rules, read in place      |
 
-Each also packed: `.gz`, `.xz`, `.bz2`, `.zst` (not `.zip` and `.parquet`). A folder stands for all such files below it.
-Documents come in the order of the sources' names. Nothing is ever unpacked to the disk; links, hidden files and
-members of other kinds are passed over.
+Each may be compressed: `.gz`, `.xz`, `.bz2`, `.zst` (not `.zip` and `.parquet`). A folder stands
+for all such files below it. Documents come in the order of the sources' names. Nothing is ever
+unpacked to the disk. Links, hidden files and members of other kinds are left out.
 """
 
 import dataclasses
 import hashlib
+import io
 import re
 import sys
 import tarfile
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,33 +32,37 @@ from data_prep.reading.cleaning import Cleaner, Cleaning
 from data_prep.reading.formats import (
     BLOCK_LINES,
     FORMATS,
-    PIECE_BYTES,
     READ_ERRORS,
     Decoder,
+    RawFragment,
     Reader,
-    Records,
     buffered,
     clean_name,
+    decompressed,
+    is_corpus_file,
     is_member,
     is_tar,
-    is_text,
     packing,
     read_blocks,
     read_book,
     read_jsonl,
     read_lines,
     reader_of,
-    row_pieces,
-    unpacked,
-    utf16,
+    row_fragments,
+    utf16_kind,
 )
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.files import file_sha256
 
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
 HELDOUT_FILES = ("news.en.heldout", "news.en-00000-")
 """Parts of 1B Word that its publisher holds out."""
 SPLIT_BYTES = 64 << 20
-"""A plain file of many documents that is larger is read as several, so that ranks can share it."""
+"""A larger plain file of many documents is read in ranges of this size, so that ranks share it."""
+READ_BYTES = 1 << 22
+"""Read at a time to find the ranges; at most one range begins in each."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Source:
     first_line: int = 0
     """Number of the line at `begin`."""
     sha256: str = ""
-    """Hash of the whole file, known beforehand for a range only."""
+    """Hash of the whole file, known before it is read only for a range."""
 
     @property
     def range_bytes(self) -> int:
@@ -87,28 +92,30 @@ class Source:
 
     @property
     def cost(self) -> int:
-        """Bytes of text, at a guess: English packs to about a quarter."""
+        """Estimated bytes of text: English compresses to about a quarter."""
         return self.range_bytes * (1 if packing(self.name) == "" else 4)
 
 
-class Piece(NamedTuple):
+class Fragment(NamedTuple):
     """Some paragraphs of a document, or all of it."""
 
     id: str
     """Of the document."""
     text: str
-    """Clean, one paragraph or sentence a line; empty at most where it is the last of several."""
+    """Clean, one paragraph or sentence a line. Only the last of several fragments may be empty."""
     last: bool
+    """The document ends here."""
     heldout: bool
     """From a part that the publisher holds out (1B Word's `news.en.heldout-*`)."""
     bad: bool
-    """It was not clean UTF-8."""
+    """Some of the document so far was not clean UTF-8."""
 
 
 def find_sources(corpora: list[str], validation: list[str]) -> list[Source]:
-    """The files of `--corpus` and `--validation` (both `NAME=PATH`), in the order given and then of their names.
+    """The files of `--corpus` and `--validation` (both `NAME=PATH`), as given, then by name.
 
-    ConfigError for a malformed option; DataError for a path that is missing, unreadable or holds no text.
+    ConfigError for a malformed option; DataError for a path that is missing, unreadable or holds
+    no text.
     """
     names = [_parse_option("--corpus", value)[0] for value in corpora]
     sources = []
@@ -144,10 +151,10 @@ def _parse_option(option: str, value: str) -> tuple[str, Path]:
 def _sources_below(corpus: str, path: Path, validation: bool) -> list[Source]:
     try:
         if path.is_dir():
-            below = [p for p in path.rglob("*") if is_text(p.name) and p.is_file()]
+            below = [p for p in path.rglob("*") if is_corpus_file(p.name) and p.is_file()]
             named = sorted((p.relative_to(path).as_posix(), p) for p in below)
         elif path.exists():
-            if not is_text(path.name):
+            if not is_corpus_file(path.name):
                 takes = f"it takes {FORMATS}, or a folder"
                 raise DataError(f"{path}: corpus '{corpus}' is of no known format; {takes}")
             named = [(path.name, path)]
@@ -155,13 +162,14 @@ def _sources_below(corpus: str, path: Path, validation: bool) -> list[Source]:
             raise DataError(
                 f"{path}: corpus '{corpus}' is not there; mend --corpus or GPT1_CORPORA"
             )
-        stats = [(clean_name(name), p, p.stat()) for name, p in named]
+        return [_source(corpus, p, clean_name(name), validation) for name, p in named]
     except OSError as error:
         raise DataError(f"{path}: corpus '{corpus}' cannot be read ({error.strerror})") from error
-    return [
-        Source(corpus, p, name, validation, stat.st_size, stat.st_mtime_ns)
-        for name, p, stat in stats
-    ]
+
+
+def _source(corpus: str, path: Path, name: str, validation: bool) -> Source:
+    stat = path.stat()
+    return Source(corpus, path, name, validation, stat.st_size, stat.st_mtime_ns)
 
 
 def is_divisible(source: Source) -> bool:
@@ -172,14 +180,16 @@ def is_divisible(source: Source) -> bool:
 
 
 def in_ranges(source: Source) -> list[Source]:
-    """A divisible source in ranges of about `SPLIT_BYTES`, read once, at the speed of its hash."""
+    """A divisible source in ranges of about `SPLIT_BYTES`. Reads and hashes the file once."""
     step = BLOCK_LINES if reader_of(source.name) is read_blocks else 1
-    digest, lines, position, cuts = hashlib.sha256(), 0, 0, [(0, 0)]
+    digest = hashlib.sha256()
+    lines = position = 0  # of the file, in front of `data`
+    cuts = [(0, 0)]  # (byte, line) of each range's begin
     try:
         with open(source.path, "rb") as file:
-            if utf16(file.peek(1024)[:1024]):
+            if utf16_kind(file.peek(1024)[:1024]):
                 return [source]
-            while data := file.read(PIECE_BYTES):
+            while data := file.read(READ_BYTES):
                 digest.update(data)
                 ends_L = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
                 first = int(np.searchsorted(ends_L, cuts[-1][0] + SPLIT_BYTES - position))
@@ -192,61 +202,53 @@ def in_ranges(source: Source) -> list[Source]:
         raise DataError(
             f"{source.path}: cannot be read ({error.strerror}); mend it or leave it out"
         ) from error
+    sha256 = digest.hexdigest()
     ends = [begin for begin, _ in cuts[1:]] + [source.bytes]
     return [
-        dataclasses.replace(
-            source, begin=begin, end=end, first_line=line, sha256=digest.hexdigest()
-        )
+        dataclasses.replace(source, begin=begin, end=end, first_line=line, sha256=sha256)
         for (begin, line), end in zip(cuts, ends, strict=True)
     ]
 
 
 class SourceReader:
-    """The documents of one source, with what a progress bar and the manifest want to know of it."""
+    """Reads the documents of one source, and counts for a progress bar and the manifest."""
 
     def __init__(self, source: Source, cleaning: Cleaning):
         self.source = source
         self.counts: Counter[str] = Counter()
         """Documents read, and dropped or mended ones by reason."""
         self.bytes_read = 0
-        """Of the file as it lies on disk, packed or not."""
+        """Of the file as it lies on disk, compressed or not."""
         self._digest = hashlib.sha256()
         self._sha256 = source.sha256
         self._cleaning = cleaning
 
     @property
     def sha256(self) -> str:
-        """Hash of the file; of the whole of it once `pieces` has ended."""
+        """Hash of the file. It covers the whole file once `fragments` has ended."""
         return self._sha256 or self._digest.hexdigest()
 
-    def pieces(self) -> Iterator[Piece]:
-        """Read the source once. DataError, naming it, where it cannot be read or has changed since it was planned."""
+    def fragments(self) -> Iterator[Fragment]:
+        """Read the source once. DataError if it is unreadable or changed since it was listed."""
         source = self.source
         try:
-            if source.name.endswith(
-                (".zip", ".parquet")
-            ):  # read here and there, so hashed beforehand
+            if source.name.endswith((".zip", ".parquet")):
+                # Not read from front to back, so it is hashed first.
                 self._sha256 = file_sha256(source.path)
-                yield from (
-                    self._from_rows() if source.name.endswith(".parquet") else self._from_zip()
-                )
+                is_parquet = source.name.endswith(".parquet")
+                yield from self._from_parquet() if is_parquet else self._from_zip()
                 self.bytes_read = source.path.stat().st_size
             else:
                 with open(source.path, "rb") as file:
                     file.seek(source.begin)
-                    chunks = map(
-                        self._saw,
-                        _chunks(file, source.range_bytes if source.end >= 0 else sys.maxsize),
-                    )
+                    size = source.range_bytes if source.end >= 0 else sys.maxsize
+                    chunks = map(self._count, _chunks(file, size))
                     yield from self._from_stream(source.name, buffered(chunks))
-                    for _ in chunks:  # what follows an archive's end belongs to the hash too
+                    for _ in chunks:  # Bytes behind an archive's end belong to the hash too.
                         pass
             stat = source.path.stat()
-            if (stat.st_size, stat.st_mtime_ns, self.bytes_read) != (
-                source.bytes,
-                source.mtime_ns,
-                source.range_bytes,
-            ):
+            now = (stat.st_size, stat.st_mtime_ns, self.bytes_read)
+            if now != (source.bytes, source.mtime_ns, source.range_bytes):
                 raise DataError(
                     f"{source.path}: changed while it was read; run the same command again"
                 )
@@ -255,89 +257,89 @@ class SourceReader:
                 f"{source.path}: cannot be read ({error}); replace the file or leave it out"
             ) from error
 
-    def _saw(self, data: bytes) -> bytes:
+    def _count(self, data: bytes) -> bytes:
         self.bytes_read += len(data)
         if not self._sha256:
             self._digest.update(data)
         return data
 
-    def _from_stream(self, name: str, stream: BinaryIO) -> Iterator[Piece]:
-        stream = unpacked(name, stream)
+    def _from_stream(self, name: str, compressed: IO[bytes]) -> Iterator[Fragment]:
+        stream = decompressed(name, compressed)
         if is_tar(name):
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    if member.isreg() and is_member(member.name):
-                        inner = f"{name}/{clean_name(member.name)}"
-                        yield from self._from_stream(inner, tar.extractfile(member))
+            yield from self._from_tar(name, stream)
             return
-        reader, decoder = reader_of(name), Decoder(self.counts)
+        reader = reader_of(name)
+        assert reader, name  # Only files and members of a known format come here.
+        decoder = Decoder(self.counts)
+        raw = reader(name, decoder.utf8_stream(stream), self.source.first_line)
         path = PurePosixPath(name)
-        held = path.name.startswith(HELDOUT_FILES) or path.parent.name.startswith("heldout-mono")
-        stream = decoder.opened(stream)
-        yield from self._cleaned(
-            reader(name, stream, self.source.first_line), reader, decoder, held
-        )
+        in_heldout = path.parent.name.startswith("heldout-mono")
+        heldout = in_heldout or path.name.startswith(HELDOUT_FILES)
+        yield from self._cleaned(raw, reader, decoder, heldout)
 
-    def _from_zip(self) -> Iterator[Piece]:
+    def _from_tar(self, name: str, stream: io.BufferedReader) -> Iterator[Fragment]:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if member.isreg() and is_member(member.name):
+                    content = tar.extractfile(member)
+                    assert content, member.name  # A regular member has content.
+                    yield from self._from_stream(f"{name}/{clean_name(member.name)}", content)
+
+    def _from_zip(self) -> Iterator[Fragment]:
         with zipfile.ZipFile(self.source.path) as archive:
             for member in archive.infolist():
                 if not member.is_dir() and is_member(member.filename):
-                    inner = f"{self.source.name}/{clean_name(member.filename)}"
+                    name = f"{self.source.name}/{clean_name(member.filename)}"
                     with archive.open(member) as stream:
-                        yield from self._from_stream(inner, stream)
+                        yield from self._from_stream(name, stream)
                 self.bytes_read += member.compress_size
 
-    def _from_rows(self) -> Iterator[Piece]:
+    def _from_parquet(self) -> Iterator[Fragment]:
+        path = self.source.path
         try:
             from pyarrow import ArrowException, parquet
         except ImportError as error:
-            raise ConfigError(
-                f"{self.source.path}: needs pyarrow: pip install 'gpt1-ds[parquet]'"
-            ) from error
-
-        def records() -> Records:
-            number = 0
-            for batch in table.iter_batches(batch_size=64, columns=["text"]):
-                for text in batch.column(0).to_pylist():
-                    yield from row_pieces(f"{self.source.name}#{number}", text or "")
-                    number += 1
-                self.bytes_read = self.source.bytes * number // table.metadata.num_rows
-
+            raise ConfigError(f"{path}: needs pyarrow: pip install 'gpt1-ds[parquet]'") from error
         try:
-            table = parquet.ParquetFile(self.source.path, buffer_size=1 << 20)
-            kind = (
-                str(table.schema_arrow.field("text").type)
-                if "text" in table.schema_arrow.names
-                else "missing"
-            )
+            table = parquet.ParquetFile(path, buffer_size=1 << 20)
+            schema = table.schema_arrow
+            kind = str(schema.field("text").type) if "text" in schema.names else "missing"
             if "string" not in kind:
-                raise DataError(
-                    f"{self.source.path}: its column 'text' is {kind}, but must hold strings"
-                )
-            yield from self._cleaned(records(), read_jsonl, Decoder(self.counts), False)
+                raise DataError(f"{path}: its column 'text' is {kind}, but must hold strings")
+            raw = self._parquet_rows(table)
+            yield from self._cleaned(raw, read_jsonl, Decoder(self.counts), False)
         except ArrowException as error:
             raise DataError(
-                f"{self.source.path}: cannot be read ({error}); replace it or leave it out"
+                f"{path}: cannot be read ({error}); replace it or leave it out"
             ) from error
 
+    def _parquet_rows(self, table: "ParquetFile") -> Iterator[RawFragment]:
+        number = 0
+        for batch in table.iter_batches(batch_size=64, columns=["text"]):
+            for text in batch.column(0).to_pylist():
+                yield from row_fragments(f"{self.source.name}#{number}", text or "")
+                number += 1
+            self.bytes_read = self.source.bytes * number // table.metadata.num_rows
+
     def _cleaned(
-        self, records: Records, reader: Reader, decoder: Decoder, heldout: bool
-    ) -> Iterator[Piece]:
+        self, raw: Iterator[RawFragment], reader: Reader, decoder: Decoder, heldout: bool
+    ) -> Iterator[Fragment]:
         wrapped = reader in (read_book, read_jsonl)
         clean = Cleaner(self._cleaning.steps[self.source.corpus], wrapped)
+        refuse = self._cleaning.bad_text == "refuse"
         first, has_text, ever_bad = True, False, False
-        for document_id, raw, last in records:
-            text, bad = decoder(raw)
-            if bad and self._cleaning.bad_text == "refuse":
+        for document, data, last in raw:
+            text, bad = decoder(data)
+            if bad and refuse:
                 raise DataError(
-                    f"{self.source.path}: document {document_id} is not clean UTF-8 text; convert it, or"
-                    " let --bad-text mend or drop such documents"
+                    f"{self.source.path}: document {document} is not clean UTF-8 text;"
+                    " convert it, or let --bad-text mend or drop such documents"
                 )
             text = clean(text, first)
             has_text = has_text or bool(text)
             ever_bad = ever_bad or bad
             if text or (last and has_text):
-                yield Piece(document_id, text, last, heldout, ever_bad)
+                yield Fragment(document, text, last, heldout, ever_bad)
             if last:
                 self.counts["read"] += 1
                 self.counts["empty"] += not has_text
@@ -345,8 +347,8 @@ class SourceReader:
             first = last
 
 
-def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """The next `size` bytes of a file, as far as it has them."""
+def _chunks(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """The next `size` bytes of a file, or all it has."""
     while data := file.read(min(size, 1 << 20)):
         size -= len(data)
         yield data

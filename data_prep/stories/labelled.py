@@ -1,26 +1,25 @@
-"""The labelled sets of the embedded sample: the texts of an example for a label, and how each set's publisher ships it.
+"""The labelled sets of the embedded sample: an example's texts for a label, and each set's files.
 
-In a pair the second text alone says nothing of the label: right and wrong ones are drawn alike.
+In a pair, the second text alone does not reveal the label: right and wrong ones are drawn alike.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
+from data_prep.stories.words import BOYS, GIRLS, RELATIONS
 from data_prep.stories.world import (
-    BOYS,
-    GIRLS,
-    RELATIONS,
     Dice,
     Person,
-    ask,
     ending,
     event,
     opinion,
     outcome,
     people,
+    question,
     reason,
-    tell,
+    statement,
     travel,
 )
 
@@ -30,13 +29,13 @@ Texts = tuple[str, ...]
 
 
 def acceptability(dice: Dice, label: str) -> Texts:
-    """What is not acceptable has two neighbouring words in the wrong order."""
+    """An unacceptable sentence has two neighbouring words in the wrong order."""
     (person,) = people(dice, 1)
-    fact = tell(dice, person, dice.pick([*RELATIONS]))
+    fact = statement(dice, person, dice.pick([*RELATIONS]))
     words = dice.pick([fact, opinion(dice, dice.coin())]).split()
     if label.startswith("0"):
         at = dice.below(len(words) - 2)
-        words[at : at + 2] = words[at + 1], words[at]
+        words[at], words[at + 1] = words[at + 1], words[at]
     return (" ".join(words),)
 
 
@@ -45,14 +44,13 @@ def sentiment(dice: Dice, label: str) -> Texts:
 
 
 def inference(dice: Dice, label: str) -> Texts:
-    """How an event came out; a neutral premise does not tell."""
+    """An event, and how it came out. A neutral premise leaves the outcome open."""
     hero, friend = people(dice, 2)
     good = dice.coin()
     *setup, turn = event(dice, hero, friend, good)
+    premise = setup if label == "neutral" else [*setup, turn]
     denied = label in ("contradiction", "not_entailment")
-    return " ".join(setup if label == "neutral" else [*setup, turn]), outcome(
-        dice, hero, good != denied
-    )
+    return " ".join(premise), outcome(dice, hero, good != denied)
 
 
 Form = Callable[[Dice, Person, str], str]
@@ -73,16 +71,15 @@ def same_fact(first_form: Form, second_form: Form) -> Callable[[Dice, str], Text
 
 
 def similarity(dice: Dice, label: str) -> Texts:
-    """Five statements about one person, and of so many as the score says the same again; the others tell of another."""
+    """Two texts of five statements. As many as the score says are about the same person."""
     person, other = people(dice, 2)
     relations = dice.sample(RELATIONS, 5)
-    again = [
-        tell(dice, other if i >= float(label) else person, relation)
-        for i, relation in enumerate(relations)
-    ]
-    return " ".join(tell(dice, person, relation) for relation in relations), " ".join(
-        dice.sample(again, 5)
-    )
+    second = []
+    for number, relation in enumerate(relations):
+        subject = other if number >= float(label) else person
+        second.append(statement(dice, subject, relation))
+    first = " ".join(statement(dice, person, relation) for relation in relations)
+    return first, " ".join(dice.sample(second, 5))
 
 
 def story(dice: Dice, label: str) -> Texts:
@@ -97,7 +94,7 @@ def entities(dice: Dice, label: str) -> Texts:
 
 
 def pronoun(dice: Dice, label: str) -> Texts:
-    """A sentence, the pronoun in it, whom it may mean, and whom it means."""
+    """A sentence, the pronoun in it, the two people it may mean, and the one it means."""
     word, names = dice.pick([("she", GIRLS), ("he", BOYS)])
     first, second = dice.sample(names, 2)
     answer = first if label == "first" else second
@@ -105,15 +102,18 @@ def pronoun(dice: Dice, label: str) -> Texts:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a publisher ships a set: the two files, the labels, an example's texts and line, and a file's first line."""
+class LabelledSet:
+    """The files in which a publisher ships a set, and how an example of it is made."""
 
     files: tuple[str, str]
+    """Train and dev."""
     labels: tuple[str, ...]
     make: Callable[[Dice, str], Texts]
+    """The texts of an example with a label."""
     line: str
     """Of texts {0}, {1}, .., label {y} and number {n}."""
     header: str = ""
+    """First line of a file."""
 
 
 TSV = ("train.tsv", "dev.tsv")
@@ -128,47 +128,47 @@ CLOZE = (
     "RandomFifthSentenceQuiz2",
     "AnswerRightEnding",
 )
-LAYOUTS = {
-    "CoLA": Layout(TSV, ("1\t", "0\t*"), acceptability, "sm26\t{y}\t{0}"),
-    "SST-2": Layout(TSV, BINARY, sentiment, "{0}\t{y}", "sentence\tlabel"),
-    "RTE": Layout(
+LABELLED_SETS = {
+    "CoLA": LabelledSet(TSV, ("1\t", "0\t*"), acceptability, "sm26\t{y}\t{0}"),
+    "SST-2": LabelledSet(TSV, BINARY, sentiment, "{0}\t{y}", "sentence\tlabel"),
+    "RTE": LabelledSet(
         TSV, ENTAILED, inference, "{n}\t{0}\t{1}\t{y}", "index\tsentence1\tsentence2\tlabel"
     ),
-    "QNLI": Layout(
+    "QNLI": LabelledSet(
         TSV,
         ENTAILED,
-        same_fact(ask, tell),
+        same_fact(question, statement),
         "{n}\t{0}\t{1}\t{y}",
         "index\tquestion\tsentence\tlabel",
     ),
-    "SNLI": Layout(
+    "SNLI": LabelledSet(
         ("train_small.tsv", "dev.tsv"),
         ("entailment", "neutral", "contradiction"),
         inference,
         "{0}\t{1}\t{y}",
         "sentence1\tsentence2\tgold_label",
     ),
-    "STS-B": Layout(
+    "STS-B": LabelledSet(
         ("sts-train.csv", "sts-dev.csv"),
         tuple(f"{score}.000" for score in range(6)),
         similarity,
         "main-captions\tsample\t2026\t{n:04d}\t{y}\t{0}\t{1}",
     ),
-    "MRPC": Layout(
+    "MRPC": LabelledSet(
         ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"),
         BINARY,
-        same_fact(tell, tell),
+        same_fact(statement, statement),
         "{y}\t{n}1\t{n}2\t{0}\t{1}",
         "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
     ),
-    "QQP": Layout(
+    "QQP": LabelledSet(
         TSV,
         BINARY,
-        same_fact(ask, ask),
+        same_fact(question, question),
         "{n}\t{n}1\t{n}2\t{0}\t{1}\t{y}",
         "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
     ),
-    "StoryCloze": Layout(
+    "StoryCloze": LabelledSet(
         (
             "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
             "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
@@ -178,47 +178,52 @@ LAYOUTS = {
         'story-{n:05d},"{0}","{1}","{2}","{3}","{4}","{5}",{y}',
         ",".join(CLOZE),
     ),
-    "WNUT17": Layout(("wnut17train.conll", "emerging.dev.conll"), ("",), entities, "{0}\n"),
-    "DPR": Layout(
+    "WNUT17": LabelledSet(("wnut17train.conll", "emerging.dev.conll"), ("",), entities, "{0}\n"),
+    "DPR": LabelledSet(
         ("train.c.txt", "test.c.txt"), ("first", "second"), pronoun, "{0}\n{1}\n{2}\n{3}\n"
     ),
 }
 
 
 def labelled(name: str, seed: int) -> Iterator[tuple[str, str]]:
-    """(file, text) of both files of one set: labels in turn, no two examples with the same texts."""
-    layout, dice = LAYOUTS[name], Dice(seed, "tasks", name)
-    labels: dict[Texts, str] = {}
-    while len(labels) < TRAIN_EXAMPLES + DEV_EXAMPLES:
-        label = layout.labels[len(labels) % len(layout.labels)]
-        labels.setdefault(layout.make(dice, label), label)
-    # Shuffled before they are numbered: neither the order nor an id may tell the label.
-    shuffled = dice.sample(labels.items(), len(labels))
-    lines = [
-        layout.line.format(*texts, y=label, n=number)
-        for number, (texts, label) in enumerate(shuffled)
-    ]
-    for file, part in zip(
-        layout.files, (lines[:TRAIN_EXAMPLES], lines[TRAIN_EXAMPLES:]), strict=True
-    ):
-        yield f"tasks/{name}/{file}", "\n".join([layout.header] * bool(layout.header) + part) + "\n"
+    """(file, text) of both files of one set.
+
+    The labels take turns, and no two examples have the same texts.
+    """
+    published, dice = LABELLED_SETS[name], Dice(seed, "tasks", name)
+    label_of: dict[Texts, str] = {}
+    while len(label_of) < TRAIN_EXAMPLES + DEV_EXAMPLES:
+        label = published.labels[len(label_of) % len(published.labels)]
+        label_of.setdefault(published.make(dice, label), label)
+    # Shuffled before they are numbered: neither the order nor an id may reveal the label.
+    lines = []
+    for number, (texts, label) in enumerate(dice.sample(label_of.items(), len(label_of))):
+        lines.append(published.line.format(*texts, y=label, n=number))
+    header = [published.header] if published.header else []
+    splits = (lines[:TRAIN_EXAMPLES], lines[TRAIN_EXAMPLES:])
+    for file, part in zip(published.files, splits, strict=True):
+        yield f"tasks/{name}/{file}", "\n".join(header + part) + "\n"
 
 
 def passage(dice: Dice, number: int) -> str:
-    """One file of RACE: two facts of four people, and questions whose options are the same fact of each."""
+    """One file of RACE.
+
+    The passage states two facts of each of four people. The options of a question are the same
+    fact of each of them.
+    """
     cast, relations = people(dice, 4), dice.sample(RELATIONS, 2)
-    facts = [(person, relation) for person in cast for relation in relations]
+    facts = list(product(cast, relations))
     asked = dice.sample(facts, QUESTIONS_A_PASSAGE)
-    options = [[person.facts[relation] for person in dice.sample(cast, 4)] for _, relation in asked]
-    answers = [
-        "ABCD"[values.index(person.facts[relation])]
-        for values, (person, relation) in zip(options, asked, strict=True)
-    ]
+    options, answers = [], []
+    for person, relation in asked:
+        values = [other.facts[relation] for other in dice.sample(cast, 4)]
+        options.append(values)
+        answers.append("ABCD"[values.index(person.facts[relation])])
     page = {
         "answers": answers,
         "options": options,
-        "questions": [ask(dice, *fact) for fact in asked],
-        "article": " ".join(tell(dice, *fact) for fact in facts),
+        "questions": [question(dice, *fact) for fact in asked],
+        "article": " ".join(statement(dice, *fact) for fact in facts),
         "id": f"middle{number}.txt",
     }
     return json.dumps(page) + "\n"
@@ -226,7 +231,7 @@ def passage(dice: Dice, number: int) -> str:
 
 def all_sets(seed: int) -> Iterator[tuple[str, str]]:
     """(file, text) of every labelled set."""
-    for name in LAYOUTS:
+    for name in LABELLED_SETS:
         yield from labelled(name, seed)
     for split, count in (("train", TRAIN_PASSAGES), ("dev", DEV_PASSAGES)):
         for number in range(1, count + 1):

@@ -1,0 +1,10 @@
+"""Basic helpers that every other package may use.
+
+May import only the standard library and torch. The files, in reading order:
+
+- `errors`: user errors with their exit codes, and the entry point of a command.
+- `files`: atomic writes, flushing to the disk, hashes.
+- `records`: JSON-lines files such as metrics.jsonl.
+- `formatting`: numbers as text.
+- `protocols`: types for the members of DeepSpeed's engine that the project uses.
+"""

@@ -1,4 +1,4 @@
-"""The user's errors, each with its exit code, and the guard that turns them into one line.
+"""User errors, each with its exit code, and the entry point that prints them as one line.
 
 | code | class           | meaning                                                    |
 |------|-----------------|------------------------------------------------------------|
@@ -19,9 +19,10 @@ DONE = 0
 
 
 class UserError(Exception):
-    """An error a user can mend. The message is one line: file or option, value, fix.
+    """An error that a user can fix. Its text is one line: file or option, value, fix.
 
-    `of_this_rank`: the other ranks, rank 0 among them, do not raise it too, so that this one has to tell.
+    `of_this_rank`: only this rank raises the error, so this rank must print the line. Otherwise
+    all ranks raise the same error, and rank 0 prints it.
     """
 
     exit_code = 2
@@ -51,15 +52,18 @@ class StopRequested(UserError):
     exit_code = 75
 
 
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+
 def near(word: str, choices: Iterable[str]) -> str:
-    """`did you mean 'x'?` when something is close, else the whole list of choices."""
+    """`did you mean 'x'?` if one of `choices` is close to `word`, else the list of all choices."""
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=1)
     return f"did you mean '{close[0]}'?" if close else f"choose from: {', '.join(choices)}"
 
 
 def command(main: Callable[[list[str]], int | None], module: str) -> Callable[[], None]:
-    """The entry point of a command: `guard(main)`, called at once where `module` is `__main__`.
+    """The entry point of a command: `guard(main)`. It runs at once if `module` is `__main__`.
 
     A command's file ends with `cli = command(main, __name__)`; the console scripts call `cli`.
     """
@@ -73,7 +77,7 @@ def command(main: Callable[[list[str]], int | None], module: str) -> Callable[[]
 
 
 def guard(main: Callable[[list[str]], int | None]) -> None:
-    """Run `main(argv)` and exit with its code; a `UserError` becomes one line on stderr, rank 0's if all share it.
+    """Run `main(argv)` and exit with its code; a `UserError` becomes one line on stderr.
 
     `--traceback`, anywhere on the command line, adds the Python traceback.
     """
@@ -86,16 +90,18 @@ def guard(main: Callable[[list[str]], int | None]) -> None:
         code = error.exit_code
         if show_traceback:
             traceback.print_exc()
-        ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"))
-        if error.of_this_rank or next((rank for rank in ranks if rank), "0") == "0":
-            line = " ".join(str(error).split())
-            print(
-                f"{'stopped' if code == StopRequested.exit_code else 'error'}: {line}",
-                file=sys.stderr,
-                flush=True,
-            )
+        if error.of_this_rank or _is_first_rank():
+            kind = "stopped" if isinstance(error, StopRequested) else "error"
+            print(f"{kind}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     except BrokenPipeError:
-        # The reader of our output (`| head`) went away: not an error, but Python would complain at exit.
+        # The reader of our output (`| head`) ended. This is no error. But at exit, Python flushes
+        # standard output and would report one.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
     sys.exit(code)
+
+
+def _is_first_rank() -> bool:
+    """Whether the launcher's variables say rank 0. The process group may not exist yet."""
+    ranks = (os.environ.get(name) for name in RANK_VARIABLES)
+    return next((rank for rank in ranks if rank), "0") == "0"

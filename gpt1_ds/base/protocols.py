@@ -1,33 +1,41 @@
-"""What the project uses of DeepSpeed's engine and optimizer, as types.
+"""Types for the members of DeepSpeed's engine and optimizer that the project uses.
 
-DeepSpeed has no stubs. These protocols name the public members that our code calls, so that a
-reader and a type checker see the whole surface at one place.
+DeepSpeed has no type stubs. These protocols list the public members that our code uses, for readers
+and for the type checker.
 """
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    # Importing torch takes 2 s. Data preparation reads manifests and does not need torch.
+    import torch
+    from torch import Tensor, nn
 
 Json = dict[str, Any]
 """An object of a JSON or YAML file, before its values are checked."""
 
 
 class Optimizer(Protocol):
-    """DeepSpeed's optimizer wrapper, or the plain optimizer that it leaves as it is."""
+    """DeepSpeed's optimizer wrapper, or a plain optimizer that DeepSpeed does not wrap."""
 
     param_groups: list[dict[str, Any]]
 
     def state_dict(self) -> dict[str, Any]: ...
 
 
+MonitorEvent = tuple[str, float, int]
+"""Tag, value and number of windows seen: the arguments of DeepSpeed's monitors."""
+
+
 class Monitor(Protocol):
-    """DeepSpeed's writer for W&B, CSV and the other sections that the JSON may enable."""
+    """DeepSpeed's writer for W&B, CSV and the other monitors that the JSON can enable."""
 
     enabled: bool
 
-    def write_events(self, events: list[tuple[str, float, int]]) -> None: ...
+    def write_events(self, events: list[MonitorEvent]) -> None: ...
 
 
 class Engine(Protocol):
@@ -35,18 +43,22 @@ class Engine(Protocol):
 
     module: nn.Module
     optimizer: Any
-    """An `Optimizer`; which further members it has depends on ZeRO stage and precision."""
+    """An `Optimizer`. Its other members depend on the ZeRO stage and the precision."""
     basic_optimizer: torch.optim.Optimizer
     monitor: Monitor
     checkpoint_engine: Any
     device: torch.device
+    training: bool
     global_steps: int
-    """Optimizer steps done, skipped ones included."""
+    """Number of optimizer steps so far, including skipped ones."""
     global_samples: int
     skipped_steps: int
     micro_steps: int
     lr_shares: list[float]
-    """Ours: the learning rate of each parameter group, as a share of `optim.lr`."""
+    """Each parameter group's learning rate divided by `optim.lr`.
+
+    `engine.internals.keep_lr_shares` sets it.
+    """
 
     def __call__(self, *inputs: Any, **named_inputs: Any) -> Any: ...
 

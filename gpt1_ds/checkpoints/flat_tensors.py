@@ -1,18 +1,27 @@
-"""Where each parameter lies in the flat tensors of DeepSpeed's optimizers."""
+"""Where each parameter lies in the flat tensors of a live DeepSpeed optimizer.
+
+Every attribute of `engine.optimizer` that this file reads is internal to DeepSpeed 0.19.8.
+DeepSpeed's public functions (`safe_get_full_fp32_param` and its kin) gather one whole tensor on
+all ranks and know no offsets. If they gave each rank its own slice, this file would go.
+"""
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from gpt1_ds.checkpoints.swap_files import AtHand
+from gpt1_ds.base.protocols import Engine
+from gpt1_ds.checkpoints.state import Layout
+from gpt1_ds.checkpoints.swap_files import ResidentPart
 from gpt1_ds.distributed import collectives
 
 
 @dataclass
-class Piece:
-    """Elements `[start, start + length)` of a parameter, which this rank's optimizer keeps at `offset` of `flat`."""
+class FlatSlice:
+    """Elements `[start, start + length)` of a parameter, which this rank's optimizer updates.
+
+    They lie in the flat tensor `flat`, number `part` of the optimizer's, from `offset` on.
+    """
 
     name: str
     start: int
@@ -21,92 +30,167 @@ class Piece:
     part: int
     offset: int
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """The piece's elements of `flat`, or of a moment that lies like it."""
+    def weights(self) -> Tensor:
+        """A view of these elements in `flat`."""
+        return self.of_flat(self.flat)
+
+    def of_flat(self, tensor: Tensor) -> Tensor:
+        """A view of these elements in a moment of the shape of `flat`."""
         return tensor.detach().view(-1)[self.offset : self.offset + self.length]
 
+    def of_parameter(self, tensor: Tensor) -> Tensor:
+        """These elements of the whole parameter, or of a moment of its shape."""
+        return tensor.flatten()[self.start : self.start + self.length]
 
-def pieces(engine) -> list[Piece]:
+
+def flat_slices(engine: Engine) -> list[FlatSlice]:
     """What this rank's optimizer updates, in its order."""
-    optimizer, found = engine.optimizer, []
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    if engine.zero_optimization_stage() == 3:
-        for part, group in enumerate(optimizer.fp16_groups):
-            offset = 0
-            for p in group:
-                share = p.partition_numel()
-                start = share * collectives.rank()
-                if (length := min(share, p.ds_numel - start)) > 0:
-                    flat = optimizer.fp32_partitioned_groups_flat[part]
-                    found.append(Piece(names[id(p)], start, length, flat, part, offset))
-                offset += share
-    elif engine.zero_optimization_stage() > 0:
-        other = hasattr(
-            optimizer, "bf16_groups"
-        )  # DeepSpeed's wrapper where bf16 gradients add up in float32
-        flats = (
-            optimizer.fp32_groups_flat_partition
-            if other
-            else optimizer.single_partition_of_fp32_groups
-        )
-        for part, group in enumerate(optimizer.bf16_groups if other else optimizer.bit16_groups):
-            for p in (p for p in group if p._hp_mapping is not None):
-                there, here = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
-                found.append(
-                    Piece(names[id(p)], there.start, there.numel, flats[part], part, here.start)
-                )
-    else:
-        groups = getattr(optimizer, "fp16_groups", None) or [
-            group["params"] for group in optimizer.param_groups
-        ]
-        masters, fused = (
-            getattr(optimizer, "fp32_groups", groups),
-            getattr(optimizer, "fp32_groups_flat", None),
-        )
-        for part, group in enumerate(groups):
-            offset = 0
-            for p, master in zip(group, masters[part], strict=True):
-                flat, number = (fused[part], part) if fused else (master, len(found))
-                found.append(Piece(names[id(p)], 0, p.numel(), flat, number, offset))
-                offset += p.numel() if fused else 0
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return _slices_of_zero3(engine, names)
+    if stage > 0:
+        return _slices_of_zero1_and_2(engine, names)
+    return _slices_without_zero(engine, names)
+
+
+def _slices_of_zero3(engine: Engine, names: dict[int, str]) -> list[FlatSlice]:
+    """A rank has an equal share of each parameter.
+
+    `fp16_groups` lists the parameters of each sub-group, whatever their precision;
+    `fp32_partitioned_groups_flat` holds this rank's shares of them, one after the other.
+    `partition_numel` is the size of a share, with padding; `ds_numel` that of the parameter.
+    """
+    optimizer = engine.optimizer
+    found = []
+    for part, group in enumerate(optimizer.fp16_groups):
+        offset = 0
+        for p in group:
+            share = p.partition_numel()
+            start = share * collectives.rank()
+            length = min(share, p.ds_numel - start)
+            if length > 0:
+                flat = optimizer.fp32_partitioned_groups_flat[part]
+                found.append(FlatSlice(names[id(p)], start, length, flat, part, offset))
+            offset += share
     return found
 
 
-def layout(engine) -> dict[str, Any]:
-    """What must agree for DeepSpeed itself to load a checkpoint: who keeps which element of which parameter where."""
-    places = [
-        [piece.name, piece.start, piece.length, piece.part, piece.offset]
-        for piece in pieces(engine)
-    ]
-    crc = zlib.crc32(repr([type(engine.optimizer).__name__, places]).encode())
-    return {
-        "world_size": collectives.world_size(),
-        "zero_stage": engine.zero_optimization_stage(),
-        "precision": "bf16"
-        if engine.bfloat16_enabled()
-        else "fp16"
-        if engine.fp16_enabled()
-        else "fp32",
-        "places": collectives.gather_json(crc),
-    }
+def _slices_of_zero1_and_2(engine: Engine, names: dict[int, str]) -> list[FlatSlice]:
+    """A rank has an equal share of each group of parameters.
 
-
-def round_to_module(engine) -> None:
-    """Renew the module's own, perhaps bf16, copy from the optimizer's float32 weights."""
+    `_hp_mapping` of a parameter tells where this rank's share of it begins: in the parameter (`lp`,
+    low precision) and in the flat tensor (`hp`, high precision). It is None if there is no share.
+    `BF16_Optimizer`, which DeepSpeed takes if bf16 gradients accumulate in float32, has other
+    names for the groups than `DeepSpeedZeroOptimizer`.
+    """
     optimizer = engine.optimizer
-    if engine.zero_optimization_stage() == 3:
-        with AtHand(engine) as hand:
+    if hasattr(optimizer, "bf16_groups"):
+        groups, flats = optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
+    else:
+        groups, flats = optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
+    found = []
+    for part, group in enumerate(groups):
+        for p in group:
+            if p._hp_mapping is None:
+                continue
+            lp, hp = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
+            name = names[id(p)]
+            found.append(FlatSlice(name, lp.start, lp.numel, flats[part], part, hp.start))
+    return found
+
+
+def _slices_without_zero(engine: Engine, names: dict[int, str]) -> list[FlatSlice]:
+    """Every rank has all parameters; float32 weights lie in one of three places.
+
+    Plain float32: in the parameters themselves. Half precision: in one tensor for each parameter
+    (`fp32_groups`), or, if the optimizer is fused, one for each group (`fp32_groups_flat`).
+    """
+    optimizer = engine.optimizer
+    groups = getattr(optimizer, "fp16_groups", None)
+    groups = groups or [group["params"] for group in optimizer.param_groups]
+    masters = getattr(optimizer, "fp32_groups", groups)
+    fused = getattr(optimizer, "fp32_groups_flat", None)
+    found = []
+    for part, group in enumerate(groups):
+        offset = 0
+        for p, master in zip(group, masters[part], strict=True):
+            name = names[id(p)]
+            if fused:
+                found.append(FlatSlice(name, 0, p.numel(), fused[part], part, offset))
+                offset += p.numel()
+            else:
+                found.append(FlatSlice(name, 0, p.numel(), master, len(found), 0))
+    return found
+
+
+def layout(engine: Engine) -> Layout:
+    """The layout of this run; all ranks call it."""
+    precision = "fp32"
+    if engine.bfloat16_enabled():
+        precision = "bf16"
+    elif engine.fp16_enabled():
+        precision = "fp16"
+    places = [[s.name, s.start, s.length, s.part, s.offset] for s in flat_slices(engine)]
+    crc = zlib.crc32(repr([type(engine.optimizer).__name__, places]).encode())
+    return Layout(
+        collectives.world_size(),
+        engine.zero_optimization_stage(),
+        precision,
+        collectives.gather_json(crc),
+    )
+
+
+def n_parameters(engine: Engine) -> int:
+    """`ds_numel`: the whole size of a parameter that ZeRO-3 has partitioned, and so is empty."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+
+
+def release_gathered(engine: Engine) -> None:
+    """ZeRO-3: give up the whole parameters that are gathered on this rank at the moment.
+
+    They would keep the old weights. The method is what DeepSpeed calls before it saves or loads.
+    """
+    if hasattr(engine.optimizer, "checkpoint_event_prologue"):
+        engine.optimizer.checkpoint_event_prologue()
+
+
+def round_to_module(engine: Engine) -> None:
+    """Set the module's parameters, perhaps bf16, from the optimizer's float32 weights.
+
+    As DeepSpeed does at the end of a step: for ZeRO-3 sub-group by sub-group, where an entry None
+    of `fp16_partitioned_groups_flat` means that the sub-group's parameters are swapped out, too;
+    the epilogue gathers again what stays gathered.
+    """
+    optimizer = engine.optimizer
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        with ResidentPart(engine) as resident:
             for part, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
-                hand.need(part)
+                resident.load(part)
                 if optimizer.fp16_partitioned_groups_flat[part] is None:
                     optimizer._partitioned_params_swap_out(part)
                 else:
                     optimizer.fp16_partitioned_groups_flat[part].data.copy_(flat.data)
                     optimizer._unflatten_partitioned_parameters(part)
         optimizer.checkpoint_event_epilogue()
-    elif engine.zero_optimization_stage() > 0:
+    elif stage > 0:
         optimizer.update_lp_params()
     else:
         parameters = dict(engine.module.named_parameters())
-        for piece in pieces(engine):
-            parameters[piece.name].data.view(-1).copy_(piece.of(piece.flat))
+        for flat_slice in flat_slices(engine):
+            parameters[flat_slice.name].data.view(-1).copy_(flat_slice.weights())
+
+
+def set_counters(engine: Engine, counters: dict[str, int]) -> None:
+    """Public attributes of the engine, which only DeepSpeed's own load sets otherwise."""
+    engine.global_steps = counters["global_steps"]
+    engine.global_samples = counters["global_samples"]
+    engine.skipped_steps = counters["skipped_steps"]
+
+
+def set_loss_scale(engine: Engine, scale: float) -> None:
+    """Without ZeRO the scale lies in `loss_scale_config`, with ZeRO in `loss_scaler`."""
+    optimizer = engine.optimizer
+    scaler = getattr(optimizer, "loss_scale_config", None) or optimizer.loss_scaler
+    scaler.cur_scale = scale

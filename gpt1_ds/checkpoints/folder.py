@@ -1,36 +1,42 @@
-"""The folder of a checkpoint: its names, its manifest, and the search for the newest one that verifies."""
+"""The folder of a checkpoint: file names, integrity, the search for the newest valid one."""
 
-import hashlib
 import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import file_sha256
-from gpt1_ds.distributed import collectives
+from gpt1_ds.checkpoints.state import CheckpointManifest, CheckpointState
 
 MANIFEST, STATE, LATEST = "MANIFEST.json", "state.json", "latest"
 WEIGHTS = "model.safetensors"
-"""Weights alone, in a checkpoint without DeepSpeed's files (`save_weights`)."""
+"""The only tensors of a checkpoint that `save_weights` made."""
 STEP_FOLDER = re.compile(r"step-\d{8,12}")
 
 
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def rng_file(rank: int) -> str:
+    """Name of the file with the state of one rank's random generators."""
+    return f"rng-rank-{rank:05d}.safetensors"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def checkpoint_folders(root: Path) -> list[Path]:
-    """Committed checkpoints, newest first."""
+    """Committed checkpoints in `root`, newest first."""
     if not root.is_dir():
         return []
-    folders = (
-        path
-        for path in root.iterdir()
-        if STEP_FOLDER.fullmatch(path.name) and not path.is_symlink()
-    )
-    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
-
-
-def digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    folders = []
+    for path in root.iterdir():
+        if STEP_FOLDER.fullmatch(path.name) and not path.is_symlink():
+            folders.append(path)
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -39,56 +45,60 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def find_checkpoint(path: Path | str) -> Path:
-    """The committed checkpoint that `path` means: itself, or the newest that verifies of a run folder."""
+    """The checkpoint `path` itself, or the newest one that verifies if `path` is a run folder.
+
+    DataError if there is none.
+    """
     path = Path(path)
     if (path / MANIFEST).exists():
         candidates = [path]
     else:
         candidates = checkpoint_folders(path / "checkpoints")
     for folder in candidates:
-        faults = faults_of(folder, share=1, of=1)
+        faults = find_faults(folder)
         if not faults:
             return folder
         print(f"{folder}: {faults[0]}; trying the checkpoint before it", file=sys.stderr)
     valid = "valid " if candidates else ""
     raise DataError(
-        f"{path}: no {valid}checkpoint here; give a run folder (runs/NAME) or one of its checkpoints/step-*"
+        f"{path}: no {valid}checkpoint here; "
+        "give a run folder (runs/NAME) or one of its checkpoints/step-*"
     )
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The plain state saved with the checkpoint in `folder`: step, cursor, model shape, tokenizer hash."""
-    try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / STATE}: {error}; take another checkpoint") from error
+def find_faults(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with the files of a checkpoint; with `parts`, only every `parts`-th file.
 
-
-def faults_of(folder: Path, share: int | None = None, of: int | None = None) -> list[str]:
-    """What is wrong with this rank's share of the files of a checkpoint; all ranks together see them all."""
-    share, of = (collectives.rank(), collectives.world_size()) if of is None else (share, of)
+    Ranks share the work: each passes its rank and the number of ranks.
+    """
     try:
-        files = read_manifest_file(folder)["files"]
+        files = read_checkpoint_manifest(folder).files
     except DataError as error:
         return [str(error)]
     faults = []
-    for name in sorted(files)[share % of :: of]:
-        path = folder / name
+    for name in sorted(files)[part::parts]:
+        path, seal = folder / name, files[name]
         if Path(name).name != name or path.is_symlink() or not path.is_file():
             faults.append(f"{name} is missing")
-        elif (
-            path.stat().st_size != files[name]["bytes"]
-            or file_sha256(path) != files[name]["sha256"]
-        ):
+        elif path.stat().st_size != seal.bytes or file_sha256(path) != seal.sha256:
             faults.append(f"{name} differs from its sha256")
     return faults
 
 
-def read_manifest_file(folder: Path) -> dict[str, Any]:
+def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
+    """DataError if it is missing or its own hash does not hold."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("sha256") == digest(manifest):
-            return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise DataError(f"{MANIFEST} is missing or damaged")
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return CheckpointManifest.from_json(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{MANIFEST} is missing or damaged") from error
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """The state saved with the checkpoint in `folder`; DataError if it cannot be read."""
+    path = folder / STATE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}; take another checkpoint") from error
+    return CheckpointState.from_json(content, path)

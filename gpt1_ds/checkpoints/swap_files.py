@@ -1,40 +1,52 @@
-"""Optimizer state that DeepSpeed keeps in swap files (`offload_optimizer` to nvme, perhaps `offload_param` too).
+"""Optimizer state that DeepSpeed keeps in swap files (`offload_optimizer` to nvme).
 
-DeepSpeed checkpoints it by copying the swap files to a folder of their own, in no manifest, and its load leaves Adam's
-step count at 0. Here a checkpoint is that of any ZeRO-3 run, with the swap files mapped in place of the empty tensors
-that stand for them; and a load goes the way of another layout, by `resize`.
+DeepSpeed saves such state by a copy of the swap files into a folder of their own, which no
+manifest covers, and its load sets Adam's step count to 0. Here the checkpoint has the format of
+any ZeRO-3 run: the content of the swap files is written in place of the empty tensors that stand
+for it. Loading goes parameter by parameter (`by_parameter`).
+
+All private names here are those of DeepSpeed 0.19.8. This file goes once DeepSpeed's own
+checkpoints of swapped state are complete, or once it has a public way to read and write one
+sub-group's state.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
 
+from gpt1_ds.base.protocols import Engine, Json
 
-def uses_swap_files(engine) -> bool:
+
+def uses_swap_files(engine: Engine) -> bool:
+    """`swap_optimizer`: set by ZeRO-3's optimizer alone."""
     return getattr(engine.optimizer, "swap_optimizer", False)
 
 
 @contextmanager
-def hide_from_deepspeed(engine) -> Iterator[None]:
-    """Meanwhile DeepSpeed's save copies no swap files."""
-    engine.zero_nvme_offload_optimizer = lambda: False
+def hide_from_deepspeed(engine: Engine) -> Iterator[None]:
+    """Keep DeepSpeed's save from copying swap files: it asks this method of the engine first."""
+    engine.zero_nvme_offload_optimizer = lambda: False  # type: ignore[method-assign]
     try:
         yield
     finally:
         del engine.zero_nvme_offload_optimizer
 
 
-def map_swapped(engine, saved: dict[str, Any]) -> dict[str, Any]:
-    """What DeepSpeed saves, the content of swap files in the place of every tensor that is swapped out."""
+def map_swapped(engine: Engine, saved: Json) -> Json:
+    """What DeepSpeed saves, with the mapped content of its swap file in place of each empty tensor.
+
+    `swap_params_info` tells, for each swapped parameter, its size, and for each of its tensors
+    (the weights and both moments) the file and the tensor that stands for it.
+    """
     if not uses_swap_files(engine) or "optimizer_state_dict" not in saved:
         return saved
-    files = {
-        id(context.compute_tensor): (context.swap_path, info.numel())
-        for info in engine.optimizer.optimizer_swapper.swap_params_info.values()
-        for context in info.tensors
-    }
+    files: dict[int, tuple[str, int]] = {}
+    for info in engine.optimizer.optimizer_swapper.swap_params_info.values():
+        for context in info.tensors:
+            files[id(context.compute_tensor)] = context.swap_path, info.numel()
 
     def content(value: Any) -> Any:
         if id(value) not in files:
@@ -44,40 +56,47 @@ def map_swapped(engine, saved: dict[str, Any]) -> dict[str, Any]:
 
     zero = saved["optimizer_state_dict"]
     optimizer = zero["optimizer_state_dict"]
-    states = {
-        part: {key: content(value) for key, value in state.items()}
-        for part, state in optimizer["state"].items()
-    }
+    states = {}
+    for part, state in optimizer["state"].items():
+        states[part] = {key: content(value) for key, value in state.items()}
     flats = [content(flat) for flat in zero["fp32_flat_groups"]]
-    zero = {
-        **zero,
-        "optimizer_state_dict": {**optimizer, "state": states},
-        "fp32_flat_groups": flats,
-    }
-    return {**saved, "optimizer_state_dict": zero}
+    mapped = {"optimizer_state_dict": {**optimizer, "state": states}, "fp32_flat_groups": flats}
+    return {**saved, "optimizer_state_dict": {**zero, **mapped}}
 
 
-class AtHand:
-    """Context in which `need(part)` has the flat tensors of one part in memory, to be read and written; the part
-    before it then goes back to its files. Without swap files all are always at hand."""
+class ResidentPart:
+    """A context in which `load(part)` brings the flat tensors of one part into memory.
 
-    def __init__(self, engine):
-        self.optimizer, self.swaps, self.part = engine.optimizer, uses_swap_files(engine), None
+    A part is an index into the optimizer's flat tensors. The part loaded before goes back to its
+    files. Without swap files all parts are always in memory, and `load` does nothing.
+    """
 
-    def need(self, part: int) -> None:
-        if self.swaps and part != self.part:
-            self._release()
-            if self.optimizer._swappable_optimizer_subgroup(part):
-                self.optimizer._optimizer_states_and_gradient_swap_in(part)
-                self.part = part
+    def __init__(self, engine: Engine):
+        self.optimizer = engine.optimizer
+        self.swaps = uses_swap_files(engine)
+        self.part: int | None = None
+
+    def load(self, part: int) -> None:
+        # The three private methods are what DeepSpeed's own step calls, one sub-group at a time.
+        if not self.swaps or part == self.part:
+            return
+        self._release()
+        if self.optimizer._swappable_optimizer_subgroup(part):
+            self.optimizer._optimizer_states_and_gradient_swap_in(part)
+            self.part = part
 
     def _release(self) -> None:
         if self.part is not None:
             self.optimizer._optimizer_states_and_gradient_swap_out(self.part)
             self.part = None
 
-    def __enter__(self) -> "AtHand":
+    def __enter__(self) -> "ResidentPart":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._release()

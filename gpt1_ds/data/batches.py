@@ -1,9 +1,14 @@
-"""The global order of windows, and the batches read along it.
+"""The batches of a training run, read along the global order of windows.
 
-    Cursor(epoch, index) -> WindowOrder: (corpus, start) of each window -> TokenStream.read -> micro-batches of a rank
+    Cursor(epoch, index) -> WindowOrder.locate: (corpus, first token) of each window
+                         -> TokenStream.read:   its tokens
+                         -> Batch:              this rank's micro-batches, with their dropout keys
 
-The order is a pure function of (manifest, seed, epoch, index). No rank, worker or micro-batch is in it, so any world
-size continues the same order, and a resume seeks. Shards behind a URL are fetched ahead of it into a node's cache.
+The order does not depend on ranks, workers or micro-batches. So a run can resume with any world
+size, and a resume only needs to seek. Remote shards are downloaded to the node's cache in advance.
+
+Names of tensors end with their shape: S steps, B windows of a step on this rank, T tokens of a
+window (n_ctx + 1), W = S * B windows.
 """
 
 import functools
@@ -12,24 +17,66 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.data.order import GROUP_WINDOWS, Cursor, WindowOrder, mix
+from gpt1_ds.data.remote import ShardCache
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.settings.sections import TrainConfig
 
-TABLE_WINDOWS = 2_048  # read at a time: NumPy's overhead is that of a single step
-JOIN_SECONDS = 5.0
+TABLE_WINDOWS = 2_048
+"""Windows that are read in one call, for several steps, which saves NumPy's cost per call."""
 BATCHES_AHEAD = 2
+JOIN_SECONDS = 5.0
+POLL_SECONDS = 0.2
+YIELD_SECONDS = 0.0005
+DROPOUT = 4
+"""Makes the hashes of dropout keys differ from the other hashes of the seed."""
+
+
+class Batch(NamedTuple):
+    """This rank's windows of one optimizer step."""
+
+    micro_batches: list[torch.Tensor]
+    """Ids, (micro_batch, n_ctx + 1) int64 each. Empty if a stop was requested during the wait."""
+    after: Cursor
+    """Place in the order after this batch."""
+    dropout_keys: torch.Tensor
+    """A key for each window, (B, 2) int32."""
+
+
+class Share(NamedTuple):
+    """The part of each batch that this rank reads."""
+
+    rank: int
+    world_size: int
+
+    def windows(self, size: int) -> np.ndarray:
+        """Numbers (B,) of this rank's windows among the `size` windows of a step."""
+        count = size // self.world_size
+        return np.arange(self.rank * count, (self.rank + 1) * count)
+
+
+class _Table(NamedTuple):
+    """This rank's windows of several steps of equal size, read in one call."""
+
+    first: int
+    """Index in the order of the first step's first window, over all ranks."""
+    ids_SBT: np.ndarray
+    """In the dtype of the shards."""
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Windows of each optimizer step: `full`, or over the first `ramp` steps from `start` up to it, in multiples of
-    `start`; of the step alone, whatever the number of ranks."""
+    """Number of windows of each optimizer step, over all ranks.
+
+    The size grows from `start` to `full` over the first `ramp` steps, in multiples of `start`. It
+    depends only on the step, not on the number of ranks.
+    """
 
     full: int
     start: int = 0
@@ -42,23 +89,20 @@ class BatchSizes:
     def at(self, step: int) -> int:
         if step >= self.ramp:
             return self.full
-        return (
-            (self.start * self.ramp + (self.full - self.start) * step)
-            // (self.start * self.ramp)
-            * self.start
-        )
+        grown = self.start * self.ramp + (self.full - self.start) * step
+        return grown // (self.start * self.ramp) * self.start
 
     @functools.cached_property
     def _ramp_ends(self) -> np.ndarray:
-        """Windows up to each step of the ramp."""
+        """Windows before each step of the ramp, and before the first step after it, (ramp + 1,)."""
         return np.cumsum([0, *map(self.at, range(self.ramp))])
 
     def before(self, step: int) -> int:
-        """Windows of all steps before `step`."""
+        """Number of windows of all steps before `step`."""
         return int(self._ramp_ends[min(step, self.ramp)]) + self.full * max(0, step - self.ramp)
 
     def steps_in(self, windows: float) -> int:
-        """Whole steps that so many windows make."""
+        """Number of complete steps in the first `windows` windows."""
         rest = windows - self._ramp_ends[-1]
         if rest < 0:
             return int(np.searchsorted(self._ramp_ends, windows, side="right")) - 1
@@ -66,9 +110,10 @@ class BatchSizes:
 
 
 class Batches:
-    """This rank's micro-batches from step `step` on, read ahead by a thread.
+    """This rank's batches, starting with step `step`; a thread reads them ahead.
 
-    Iterating yields (micro-batches of ids (micro_batch, n_ctx + 1) int64, Cursor after them).
+    `cursor` is the position in the order where `step` begins. `sizes` may be a number if all steps
+    have the same size. Iteration yields a `Batch` for each step.
     """
 
     def __init__(
@@ -78,145 +123,150 @@ class Batches:
         cursor: Cursor,
         sizes: BatchSizes | int,
         micro_batch: int,
-        rank: int,
-        world_size: int,
+        share: Share,
         step: int = 0,
     ):
-        self.streams, self.order, self.cursor, self.step = (
-            list(streams.values()),
-            order,
-            cursor,
-            step,
-        )
+        self.streams = list(streams.values())
+        self.order = order
+        self.cursor = cursor
         self.sizes = BatchSizes(sizes) if isinstance(sizes, int) else sizes
-        self.micro_batch, self.rank, self.world_size = micro_batch, rank, world_size
-        self._table = (0, np.empty((0, 0, order.n_ctx + 1), np.uint16))
+        self.micro_batch = micro_batch
+        self.share = share
+        self.step = step
+        self._table = _Table(0, np.empty((0, 0, order.n_ctx + 1), np.uint16))
 
     def read(self, first: int, size: int | None = None) -> list[torch.Tensor]:
-        """Micro-batches of the step of `size` windows (None: the full batch) that begins with the `first`-th."""
+        """Micro-batches of the step that has the windows from `first` to `first + size - 1`.
+
+        `first` counts windows of the order over all epochs. Without `size` the batch is full.
+        """
         size = size or self.sizes.full
-        begin, table_SBT = self._table
-        step, off = divmod(first - begin, size)
-        known = table_SBT.shape[1] * self.world_size == size
-        if off or not known or not 0 <= step < len(table_SBT):
-            # One step after a seek, then twice as many, and twice as many: the first is there at once.
-            ahead = min(2 * len(table_SBT), TABLE_WINDOWS * self.world_size // size)
-            table_SBT, step = (
-                self._read(first, size, max(1, ahead if known and step == len(table_SBT) else 1)),
-                0,
-            )
-            self._table = (first, table_SBT)
-        return list(torch.from_numpy(table_SBT[step].astype(np.int64)).split(self.micro_batch))
+        table = self._table  # read and replaced as one object: several threads may call this
+        steps, own, _ = table.ids_SBT.shape
+        step, within = divmod(first - table.first, size)
+        same_size = own * self.share.world_size == size
+        if within or not same_size or not 0 <= step < steps:
+            # After a seek the table has only one step, so that the first batch is ready quickly.
+            # Each later table has twice as many steps as the one before.
+            most = min(2 * steps, TABLE_WINDOWS * self.share.world_size // size)
+            follows = same_size and step == steps
+            table = self._read_table(first, size, max(1, most) if follows else 1)
+            self._table, step = table, 0
+        ids_BT = torch.from_numpy(table.ids_SBT[step].astype(np.int64))
+        return list(ids_BT.split(self.micro_batch))
 
-    def _mine(self, size: int) -> np.ndarray:
-        """This rank's windows of a step of `size`, counted within it."""
-        share = size // self.world_size
-        return np.arange(self.rank * share, (self.rank + 1) * share)
+    def _read_table(self, first: int, size: int, steps: int) -> "_Table":
+        if cache := self.streams[0].cache:
+            self._fetch_ahead(cache, first)
+        own_B = self.share.windows(size)
+        first_S1 = first + np.arange(steps)[:, None] * size
+        corpus_W, start_W = self.order.locate((first_S1 + own_B).ravel())
+        ids_WT = np.empty((len(start_W), self.order.n_ctx + 1), self.streams[0].dtype)
+        for number in np.unique(corpus_W):
+            here = corpus_W == number
+            ids_WT[here] = self.streams[number].read_packed(start_W[here], self.order.n_ctx + 1)
+        return _Table(first, ids_WT.reshape(steps, len(own_B), -1))
 
-    def _read(self, first: int, size: int, steps: int) -> np.ndarray:
-        """This rank's windows of some steps, (steps, B, n_ctx + 1)."""
-        self._fetch_ahead(first)
-        mine = self._mine(size)
-        corpus, starts = self.order.locate(
-            (first + np.arange(steps)[:, None] * size + mine).ravel()
-        )
-        ids_WT = np.empty((len(starts), self.order.n_ctx + 1), self.streams[0].dtype)
-        for number in np.unique(corpus):
-            here = corpus == number
-            ids_WT[here] = self.streams[number].read_packed(starts[here], self.order.n_ctx + 1)
-        return ids_WT.reshape(steps, len(mine), -1)
+    def _fetch_ahead(self, cache: ShardCache, first: int) -> None:
+        """Start to download the shards of the current and the next group of windows."""
+        # The windows of a group are in random order, so a sample of them covers all its shards.
+        corpus_W, start_W = self.order.locate(first + np.arange(0, 2 * GROUP_WINDOWS, 32))
+        shards = {}
+        ends = np.flatnonzero(np.diff(corpus_W)) + 1
+        for run in np.split(np.arange(len(corpus_W)), ends):
+            for shard in self.streams[corpus_W[run[0]]].shards_at(start_W[run]):
+                shards[shard.file] = shard
+        for stream in self.streams:
+            stream.unmap()
+        cache.fetch_ahead(shards.values())
 
-    def _fetch_ahead(self, first: int) -> None:
-        """Have the node's cache, if there is one, fetch the shards of the groups in use and of the next ones."""
-        if cache := self.streams[0].cache if self.streams else None:
-            # Windows of a group are in random order: a sample of them meets every shard.
-            corpus, starts = self.order.locate(first + np.arange(0, 2 * GROUP_WINDOWS, 32))
-            runs = np.split(np.arange(len(corpus)), np.flatnonzero(np.diff(corpus)) + 1)
-            shards = [
-                shard
-                for run in runs
-                for shard in self.streams[corpus[run[0]]].shards_at(starts[run])
-            ]
-            for stream in self.streams:
-                stream.unmap()
-            cache.fetch_ahead({shard.file: shard for shard in shards}.values())
+    def _dropout_keys(self, first: int, size: int) -> torch.Tensor:
+        """A key (B, 2) int32 for each of this rank's windows of a step.
 
-    def dropout_keys(self, after: Cursor, step: int) -> torch.Tensor:
-        """A key (B, 2) int32 for each of this rank's windows of `step`, which ends at `after`: by seed and place in
-        the global order alone, so that dropout is the same on any number of ranks."""
-        size = self.sizes.at(step)
-        first = after.epoch * self.order.epoch_windows + after.index - size
-        return torch.from_numpy(
-            mix(self.order.seed, 4, first + self._mine(size)).view(np.int32).reshape(-1, 2)
-        )
+        The key depends only on the seed and on the window's index in the global order. So dropout
+        is the same on any number of ranks.
+        """
+        keys_B = mix(self.order.seed, DROPOUT, first + self.share.windows(size))
+        return torch.from_numpy(keys_B.view(np.int32).reshape(-1, 2))
 
-    def __iter__(self) -> Iterator[tuple[list[torch.Tensor], Cursor]]:
+    def _batch(self, first: int, size: int) -> Batch:
+        keys_B2 = self._dropout_keys(first, size)
+        return Batch(self.read(first, size), self.order.cursor_at(first + size), keys_B2)
+
+    def __iter__(self) -> Iterator[Batch]:
         return self.until(lambda: False)
 
-    def until(self, given_up: Callable[[], bool]) -> Iterator[tuple[list[torch.Tensor], Cursor]]:
-        """The batches; while one is waited for, `given_up` is asked, and where it says so an empty one is yielded."""
-        ahead: queue.Queue = queue.Queue(BATCHES_AHEAD)
+    def until(self, stopping: Callable[[], bool]) -> Iterator[Batch]:
+        """The batches.
+
+        While it waits for the next batch, it calls `stopping`. If that returns True, it yields a
+        batch without windows.
+        """
+        ahead: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_AHEAD)
         stop = threading.Event()
-
-        def produce():
-            first, step = (
-                self.cursor.epoch * self.order.epoch_windows + self.cursor.index,
-                self.step,
-            )
-            try:
-                while not stop.is_set():
-                    size = self.sizes.at(step)
-                    item = (
-                        self.read(first, size),
-                        Cursor(*divmod(first + size, self.order.epoch_windows)),
-                    )
-                    first, step = first + size, step + 1
-                    while not stop.is_set():
-                        try:
-                            ahead.put(item, timeout=0.2)
-                            time.sleep(
-                                0.0005
-                            )  # else a waiting loop gets the interpreter only 5 ms later
-                            break
-                        except queue.Full:
-                            continue
-            except BaseException as error:  # handed to the training loop, which owns the exit code
-                ahead.put(error)
-
-        producer = threading.Thread(target=produce, daemon=True, name="batches")
+        producer = threading.Thread(
+            target=self._produce, args=(ahead, stop), daemon=True, name="batches"
+        )
         producer.start()
         try:
             while True:
                 try:
-                    item = ahead.get(timeout=0.2)
+                    batch = ahead.get(timeout=POLL_SECONDS)
                 except queue.Empty:
-                    if given_up():
-                        yield [], self.cursor
+                    if stopping():
+                        yield Batch([], self.cursor, torch.empty(0, 2, dtype=torch.int32))
                     continue
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch
         finally:
             stop.set()
-            producer.join(
-                JOIN_SECONDS
-            )  # inside torch at the interpreter's end it would abort the process
+            # If a thread is still inside torch when the interpreter ends, the process aborts.
+            producer.join(JOIN_SECONDS)
+
+    def _produce(self, ahead: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
+        """Read batches into the queue until `stop`."""
+        first, step = self.order.index_of(self.cursor), self.step
+        try:
+            while not stop.is_set():
+                size = self.sizes.at(step)
+                _put(ahead, self._batch(first, size), stop)
+                first += size
+                step += 1
+        except BaseException as error:  # the training loop raises it and sets the exit code
+            ahead.put(error)
+
+
+def _put(ahead: "queue.Queue[Batch | BaseException]", batch: Batch, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            ahead.put(batch, timeout=POLL_SECONDS)
+        except queue.Full:
+            continue
+        # This pause gives the interpreter lock to the loop that waits for the batch. Without it,
+        # the loop would wait 5 ms longer.
+        time.sleep(YIELD_SECONDS)
+        return
 
 
 def total_steps(order: WindowOrder, train: TrainConfig) -> int:
-    """Optimizer steps of the run: `max_steps`, or the whole batches in `epochs` or `tokens`, whichever is fewest."""
+    """Optimizer steps of the run.
+
+    The smallest of: `max_steps`, the complete batches in `epochs`, and those in `tokens`.
+    """
     sizes = BatchSizes.of(train)
-    windows = [
-        train.epochs and int(train.epochs * order.epoch_windows),
-        train.tokens and train.tokens // order.n_ctx,
-    ]
-    steps = min(
-        [sizes.steps_in(count) for count in windows if count is not None], default=train.max_steps
-    )
+    limits = []
+    if train.epochs is not None:
+        limits.append(sizes.steps_in(int(train.epochs * order.epoch_windows)))
+    if train.tokens is not None:
+        limits.append(sizes.steps_in(train.tokens // order.n_ctx))
+    if train.max_steps is not None:
+        limits.append(train.max_steps)
+    steps = min(limits)
     if steps < 1:
         raise ConfigError(
             f"train.epochs {train.epochs} or train.tokens {train.tokens} holds fewer windows of "
-            f"model.n_ctx {order.n_ctx} than one batch of train.global_batch {train.global_batch}; lower "
-            "one"
+            f"model.n_ctx {order.n_ctx} than one batch of train.global_batch {train.global_batch}; "
+            "lower one"
         )
-    return steps if train.max_steps is None else min(steps, train.max_steps)
+    return steps

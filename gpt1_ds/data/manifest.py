@@ -1,9 +1,15 @@
-"""Shard directories (layer 0): the manifest's schema, and the way between WebDataset tars and token arrays.
+"""The manifest of a shard directory: its schema, reading, checking and writing.
 
-A directory holds `manifest.json` (written last: its presence means complete), `tokenizer/`, and plain tars
-`{train,valid}/CORPUS/CORPUS-000000.tar`. A sample is `KEY.tokens.npy` (1-D) and `KEY.json`
-(`{corpus, documents: [[id, offset], ..]}`, the offset in tokens from the sample's start, negative where the document
-began in an earlier sample). The manifest gives every sample's byte offset and token count: a window is one seek away.
+A shard directory holds `manifest.json`, `tokenizer/` and plain WebDataset tars
+`{train,valid}/CORPUS/CORPUS-000000.tar`. The manifest is written last, so a directory with a
+manifest is complete. A sample consists of two files in a tar:
+
+- `KEY.tokens.npy`: tokens, 1-D
+- `KEY.json`: `{corpus, documents: [[id, offset], ..]}`. An offset counts tokens from the
+  start of the sample. It is negative if the document began in an earlier sample.
+
+The manifest has the byte offset and the token count of each sample, so that one seek finds any
+window.
 """
 
 import dataclasses
@@ -13,18 +19,18 @@ from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import file_sha256, write_atomically
+from gpt1_ds.base.protocols import Json
 
 MANIFEST = "manifest.json"
 VERSION = 1
 SPLITS = ("train", "valid")
 SAMPLE_TOKENS = 65_536
-"""Most tokens of one sample."""
+"""Largest number of tokens in a sample."""
 _FILE = re.compile(r"(train|valid)/([\w-]+)/\2-\d{6,}\.tar")
 _BUILD_HINT = "build it with `python -m data_prep.build_shards` or `sbatch slurm/prepare_data.sh`"
 
@@ -34,7 +40,7 @@ class Shard:
     """One tar, as the manifest describes it."""
 
     file: str
-    """Path below the shard directory, with forward slashes."""
+    """Path relative to the shard directory, with forward slashes."""
     bytes: int
     sha256: str
     samples: int
@@ -42,7 +48,7 @@ class Shard:
     """Documents that begin in this shard."""
     tokens: int
     sample_offsets: Sequence[int]
-    """Byte in the tar of each sample's first token."""
+    """Byte offset in the tar of each sample's first token."""
     sample_tokens: Sequence[int]
 
 
@@ -54,13 +60,20 @@ class CorpusEntry:
     tokens: int
     shards: list[Shard]
 
+    def without(self, files: Collection[str]) -> "CorpusEntry":
+        kept = [shard for shard in self.shards if shard.file not in files]
+        documents = sum(shard.documents for shard in kept)
+        return CorpusEntry(documents, sum(shard.tokens for shard in kept), kept)
+
 
 @dataclass
 class Manifest:
-    tokenizer: dict[str, Any]
-    """`kind files sha256 vocab_size special_ids`"""
-    preparation: dict[str, Any]
-    """Normalisation, sources with hashes, split rule, and what was dropped and why."""
+    """What `manifest.json` holds."""
+
+    tokenizer: Json
+    """With the keys `kind files sha256 vocab_size special_ids`."""
+    preparation: Json
+    """Normalisation, sources with hashes, rule of the split, and what was dropped and why."""
     splits: dict[str, dict[str, CorpusEntry]]
     version: int = VERSION
 
@@ -69,37 +82,31 @@ class Manifest:
         return token_dtype(self.tokenizer["vocab_size"])
 
     def shards(self) -> list[Shard]:
-        """Of every split and corpus, in manifest order."""
-        return [
-            shard
-            for corpora in self.splits.values()
-            for entry in corpora.values()
-            for shard in entry.shards
-        ]
+        """All shards of all splits and corpora, in manifest order."""
+        shards: list[Shard] = []
+        for corpora in self.splits.values():
+            for entry in corpora.values():
+                shards += entry.shards
+        return shards
 
     def without(self, files: Collection[str]) -> "Manifest":
-        """The manifest of the other shards."""
-
-        def rest(entry: CorpusEntry) -> CorpusEntry:
-            kept = [shard for shard in entry.shards if shard.file not in files]
-            return CorpusEntry(
-                sum(shard.documents for shard in kept), sum(shard.tokens for shard in kept), kept
-            )
-
-        splits = {
-            split: {name: rest(entry) for name, entry in c.items()}
-            for split, c in self.splits.items()
-        }
+        """The same manifest without the shards `files`."""
+        splits: dict[str, dict[str, CorpusEntry]] = {}
+        for split, corpora in self.splits.items():
+            splits[split] = {name: entry.without(files) for name, entry in corpora.items()}
         return dataclasses.replace(self, splits=splits)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Little-endian uint16 where every id fits, else uint32."""
+    """Little-endian uint16 if every id fits, else uint32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 def read_manifest(root: Path | str) -> Manifest:
-    """The manifest of a shard directory; DataError where it is missing, malformed or points outside the directory."""
+    """The manifest of a shard directory.
+
+    Raises DataError if it is missing, malformed or has a path outside the directory.
+    """
     path = Path(root) / MANIFEST
     try:
         manifest = Manifest(**json.loads(path.read_text(), object_hook=_record))
@@ -113,23 +120,23 @@ def read_manifest(root: Path | str) -> Manifest:
     return manifest
 
 
-def _record(raw: dict[str, Any]) -> Any:
-    """A `Shard`, a `CorpusEntry`, or `raw` itself."""
+def _record(raw: Json) -> Shard | CorpusEntry | Json:
+    """The JSON object as a `Shard` or a `CorpusEntry` if it has these keys, else unchanged."""
     if {"sample_offsets", "sample_tokens"} <= raw.keys():
-        # Numbers by the million as 8 bytes each: 10^5 shards have 2.5 * 10^7 samples.
-        return Shard(
-            **raw | {name: array("q", raw[name]) for name in ("sample_offsets", "sample_tokens")}
-        )
-    return CorpusEntry(**raw) if raw.keys() == {"documents", "tokens", "shards"} else raw
+        # An array needs 8 bytes for a number: 10^5 shards have 2.5 * 10^7 samples.
+        for name in ("sample_offsets", "sample_tokens"):
+            raw[name] = array("q", raw[name])
+        return Shard(**raw)
+    if raw.keys() == {"documents", "tokens", "shards"}:
+        return CorpusEntry(**raw)
+    return raw
 
 
 def _check_manifest(manifest: Manifest) -> None:
     if manifest.version != VERSION:
         raise ValueError(f"version {manifest.version}, this code reads {VERSION}")
-    if (
-        not isinstance(manifest.tokenizer["vocab_size"], int)
-        or not manifest.tokenizer["special_ids"]
-    ):
+    has_vocabulary = isinstance(manifest.tokenizer["vocab_size"], int)
+    if not has_vocabulary or not manifest.tokenizer["special_ids"]:
         raise ValueError("tokenizer without vocab_size or special_ids")
     for name in manifest.tokenizer["files"]:
         if not re.fullmatch(r"\w[\w.-]*", name):
@@ -155,26 +162,23 @@ def _check_entry(shard: Shard, token_bytes: int) -> None:
         )
     if sum(shard.sample_tokens) != shard.tokens:
         raise ValueError(f"{shard.file}: the samples' tokens do not add up to {shard.tokens}")
-    offsets_S, tokens_S = (
-        np.asarray(column) for column in (shard.sample_offsets, shard.sample_tokens)
-    )
-    # Without overflow also where a hostile count is near 2^63.
+    offsets_S = np.asarray(shard.sample_offsets)
+    tokens_S = np.asarray(shard.sample_tokens)
+    # A division, because a product overflows if a malicious count is near 2^63.
     beyond = (offsets_S > shard.bytes) | (tokens_S > (shard.bytes - offsets_S) // token_bytes)
     if shard.samples and (offsets_S.min() < 0 or tokens_S.min() < 1 or beyond.any()):
         raise ValueError(f"{shard.file}: a sample lies outside the {shard.bytes} bytes")
 
 
 def write_manifest(root: Path | str, manifest: Manifest) -> None:
-    """Write `manifest.json` atomically; call it last, when every shard lies in its place."""
-    text = (
-        json.dumps(dataclasses.asdict(manifest), sort_keys=True, ensure_ascii=False, default=list)
-        + "\n"
-    )
-    write_atomically(Path(root) / MANIFEST, text)
+    """Write `manifest.json` atomically; call it after all shards are written."""
+    raw = dataclasses.asdict(manifest)
+    text = json.dumps(raw, sort_keys=True, ensure_ascii=False, default=list)
+    write_atomically(Path(root) / MANIFEST, text + "\n")
 
 
-def damage(path: Path, shard: Shard, hashed: bool) -> str | None:
-    """What is wrong with a shard's size or, where `hashed`, its hash."""
+def find_damage(path: Path, shard: Shard, hashed: bool) -> str | None:
+    """The fault of a shard's file: its size or, if `hashed`, its hash; None if both are right."""
     try:
         size = path.stat().st_size
         if size != shard.bytes:

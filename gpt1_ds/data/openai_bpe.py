@@ -1,133 +1,116 @@
-r"""OpenAI's released BPE (layer 0, a part of `tokenizer.py`): 40,478 pieces, two ways from text to words.
+r"""OpenAI's released BPE: 40,478 pieces, and two pipelines from text to words.
 
-`pipeline.json` beside the two files, `{"openai_pipeline": "original"}`, chooses the way; without it, `transformers`.
+`pipeline.json` in the same folder chooses the pipeline: `{"openai_pipeline": "original"}`. Without
+this file, the pipeline is `transformers`. The BPE model of the `tokenizers` library merges the
+pieces of a word. It gives the same ids as OpenAI's code.
 
-transformers: ids equal those of its OpenAIGPTTokenizer (5.23) for the same files. Quirks kept:
-- Newlines vanish like all white space, so `\n</w>`, id 40477, never occurs. A literal "<unk>" is id 0.
-- Accents are stripped ("café" is "cafe") though the vocabulary has "é"; control, format and private-use characters
-  vanish though it has some of these; every punctuation mark and Chinese character is a word ("don't": "don ' t").
-- No ftfy: curly quotes and dashes are as good as unknown, unless mended before.
-- Its Unicode tables are older than Python's: some 560 characters of Unicode 9 and later, all outside the vocabulary,
-  are unknown to one where they vanish or stand alone for the other.
+transformers: the ids are the same as from its OpenAIGPTTokenizer (5.23) with the same files:
+- Newlines are removed like all white space, so `\n</w>`, id 40477, never occurs. A literal "<unk>"
+  is id 0.
+- Accents are removed ("café" becomes "cafe"), although the vocabulary has "é". Control, format and
+  private-use characters are removed, although the vocabulary has some of them. Every punctuation
+  mark and every Chinese character is a word ("don't": "don ' t").
+- ftfy is not used: most curly quotes and dashes are unknown, unless they were replaced before.
+- Its Unicode tables are older than Python's. About 560 characters of Unicode 9 and later differ,
+  all of them outside the vocabulary. For example, transformers gives `<unk>` for such a character,
+  but it is removed or becomes a word of its own here, or the reverse.
 
-original: `text_utils.py` of openai/finetune-transformer-lm, with today's ftfy and spaCy. Quirks kept:
-- ftfy, dashes and "…´" to ASCII, spaces around runs of one mark; a regular expression there that is no raw string
-  leaves backslashes as they are.
-- spaCy's English rules part words ("don't": "do n't"), by `spacy.blank("en")`: the rules need no model.
-- White space with a newline in it is the one token `\n</w>`. (Shards have none: documents are encoded line by line.)
-- Each word is put in lower case only then, so a capital sigma at its end becomes "ς".
+original: `text_utils.py` of openai/finetune-transformer-lm, with current ftfy and spaCy:
+- ftfy repairs the text. Dashes and "…´" become ASCII. A run of one punctuation mark gets spaces
+  around it. The original regular expression is not a raw string, so backslashes get no spaces.
+- spaCy's English rules split words ("don't": "do n't"). `spacy.blank("en")` has these rules and
+  needs no model.
+- White space that contains a newline becomes the single token `\n</w>`. (Shards do not have it,
+  because documents are encoded line by line.)
+- Words are lower-cased after that, so a capital sigma at the end of a word becomes "ς".
 
-both: each character outside the vocabulary is id 0, `<unk>`, and lost; decoding turns every `</w>` but the last into a
-space, so that "it's." comes back as "it ' s ."; upper case is lost.
+Both: each character outside the vocabulary becomes id 0, `<unk>`, and is lost. Upper case is lost.
+Decoding turns every `</w>` except the last into a space, so "it's." becomes "it ' s .".
 """
 
+import contextlib
 import functools
-import heapq
-import itertools
 import json
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import ftfy
 
 from gpt1_ds.base.errors import ConfigError, DataError
 
 OPENAI_FILES = ("encoder_bpe_40000.json", "vocab_40000.bpe")
+VOCABULARY_FILE, MERGES_FILE = OPENAI_FILES
 PIPELINE_FILE = "pipeline.json"
 OPENAI_PIPELINES = ("transformers", "original")
+END_OF_WORD = "</w>"
+UNKNOWN = "<unk>"
+
+
+class _Token(Protocol):
+    text: str
 
 
 class OpenAIBPE:
-    """Reads the files of `folder`; DataError where one is missing or damaged."""
+    """Reads the files in `folder`; raises DataError if one is missing or damaged."""
 
     def __init__(self, folder: Path):
         self.contents: dict[str, bytes] = {}
-        """What makes this codec. The pipeline is part of it, and so of its hash: the ids of one are not the other's."""
-        try:
-            for name in OPENAI_FILES:
+        """The contents of the files, by name. They include the pipeline, because the two pipelines
+        give different ids and need different hashes of the tokenizer."""
+        from tokenizers.models import BPE  # imported here: SentencePiece does not need it
+
+        for name in OPENAI_FILES:
+            with _data_error_for(folder / name):
                 self.contents[name] = (folder / name).read_bytes()
-            self._ids: dict[str, int] = json.loads(self.contents[name := OPENAI_FILES[0]])
-            pieces = sorted(self._ids, key=self._ids.__getitem__)
-            if [self._ids[piece] for piece in pieces] != list(range(len(pieces))) or pieces[
-                0
-            ] != "<unk>":
-                raise ValueError("ids are not 0, 1, 2 .. from <unk> on")
-            lines = self.contents[name := OPENAI_FILES[1]].decode().split("\n")[1:]
-            self._rank = {tuple(line.split(" ")): rank for rank, line in enumerate(lines) if line}
-            strange = [
-                pair for pair in self._rank if len(pair) != 2 or "".join(pair) not in self._ids
-            ]
-            if strange:
-                raise ValueError(f"'{' '.join(strange[0])}' makes no piece")
-            made = sum(len(piece.removesuffix("</w>")) > 1 for piece in pieces[1:])
-            if len(self._rank) != made:
-                raise ValueError(f"{len(self._rank)} merges, but {made} pieces to make")
-            path = folder / (name := PIPELINE_FILE)
-            self.pipeline = (
-                json.loads(path.read_bytes())["openai_pipeline"]
-                if path.exists()
-                else OPENAI_PIPELINES[0]
-            )
-            if self.pipeline not in OPENAI_PIPELINES:
-                raise ValueError(f"openai_pipeline is none of {', '.join(OPENAI_PIPELINES)}")
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            fault = f"not as OpenAI released it, beside {' and '.join(OPENAI_FILES)} ({error})"
-            raise DataError(f"{folder / name}: {fault}; restore it") from error
+        with _data_error_for(folder / VOCABULARY_FILE):
+            self._ids = _vocabulary(self.contents[VOCABULARY_FILE])
+        with _data_error_for(folder / MERGES_FILE):
+            self._merges = _merges(self.contents[MERGES_FILE], self._ids)
+        with _data_error_for(folder / PIPELINE_FILE):
+            self.pipeline = _pipeline(folder / PIPELINE_FILE)
         self.contents[PIPELINE_FILE] = json.dumps({"openai_pipeline": self.pipeline}).encode()
-        self.size = len(pieces)
-        self._text = [piece.replace("</w>", " ") for piece in pieces]
-        # What the word cache above has as "sailor", "sailor," and "(Sailor" is one word here.
-        self._merged = functools.lru_cache(1 << 16)(self._merge)
+        self.size = len(self._ids)
+        pieces = sorted(self._ids, key=self._ids.__getitem__)
+        self._text = [piece.replace(END_OF_WORD, " ") for piece in pieces]
+        self._model = BPE(
+            vocab=self._ids,
+            merges=self._merges,
+            unk_token=UNKNOWN,
+            end_of_word_suffix=END_OF_WORD,
+        )
 
     def prepare(self, text: str) -> str:
-        """The text of which the parts between spaces go to `encode_words`."""
+        """The text to split at spaces into the parts that `encode_words` takes."""
         return _standardized(text) if self.pipeline == "original" else text.replace("\n", " ")
 
     def encode_words(self, parts: list[str]) -> list[list[int]]:
+        """Ids of each part."""
         words_of = self._spacy_words if self.pipeline == "original" else _bert_words
-        return [
-            [token for word in words_of(part) for token in self._merged(word)] for part in parts
-        ]
+        encoded = []
+        for part in parts:
+            ids: list[int] = []
+            for word in words_of(part):
+                ids += self._word_ids(word)
+            encoded.append(ids)
+        return encoded
 
     def decode(self, ids: list[int]) -> str:
         return "".join([self._text[token] for token in ids]).removesuffix(" ")
 
-    def _merge(self, word: str) -> list[int]:
-        """Ids of a word: of all neighbours the pair of lowest rank is merged first, the leftmost of equals."""
-        if word == "<unk>" and self.pipeline == "transformers":
+    def _word_ids(self, word: str) -> list[int]:
+        if word == UNKNOWN and self.pipeline == "transformers":
             return [0]
-        symbols = [*word[:-1], word[-1] + "</w>"]
-        before, after = list(range(-1, len(symbols) - 1)), list(range(1, len(symbols) + 1))
-        heap = [
-            (self._rank[p], i) for i, p in enumerate(itertools.pairwise(symbols)) if p in self._rank
-        ]
-        heapq.heapify(heap)
-        while heap:
-            rank, i = heapq.heappop(heap)
-            j = after[i]
-            if j == len(symbols) or self._rank.get((symbols[i], symbols[j])) != rank:
-                continue  # one of the two has been merged since
-            symbols[i], symbols[j], after[i] = symbols[i] + symbols[j], "", after[j]
-            if after[i] < len(symbols):
-                before[after[i]] = i
-            for left, right in ((before[i], i), (i, after[i])):
-                if (
-                    left >= 0
-                    and right < len(symbols)
-                    and (symbols[left], symbols[right]) in self._rank
-                ):
-                    heapq.heappush(heap, (self._rank[symbols[left], symbols[right]], left))
-        return [self._ids.get(symbol, 0) for symbol in symbols if symbol]
+        return [token.id for token in self._model.tokenize(word)]
 
     def _spacy_words(self, part: str) -> list[str]:
         return ["\n"] if part == "\n" else [token.text.lower() for token in self._spacy(part)]
 
     @functools.cached_property
-    def _spacy(self) -> Callable[[str], Any]:
+    def _spacy(self) -> Callable[[str], Iterable[_Token]]:
         try:
             import spacy
         except ImportError as error:
@@ -137,22 +120,69 @@ class OpenAIBPE:
         return spacy.blank("en").tokenizer
 
 
+@contextlib.contextmanager
+def _data_error_for(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        fault = f"not as OpenAI released it, beside {' and '.join(OPENAI_FILES)} ({error})"
+        raise DataError(f"{path}: {fault}; restore it") from error
+
+
+def _vocabulary(data: bytes) -> dict[str, int]:
+    """Piece -> id."""
+    ids = json.loads(data)
+    pieces = sorted(ids, key=ids.__getitem__)
+    if [ids[piece] for piece in pieces] != list(range(len(pieces))) or pieces[0] != UNKNOWN:
+        raise ValueError("ids are not 0, 1, 2 .. from <unk> on")
+    return ids
+
+
+def _merges(data: bytes, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs of pieces that are merged, in order of priority."""
+    merges = []
+    for line in data.decode().split("\n")[1:]:
+        if not line:
+            continue
+        first, *rest = line.split(" ")
+        if len(rest) != 1 or first + rest[0] not in ids:
+            raise ValueError(f"'{line}' makes no piece")
+        merges.append((first, rest[0]))
+    made = sum(len(piece.removesuffix(END_OF_WORD)) > 1 for piece in ids if piece != UNKNOWN)
+    if len(merges) != made:
+        raise ValueError(f"{len(merges)} merges, but {made} pieces to make")
+    return merges
+
+
+def _pipeline(path: Path) -> str:
+    if not path.exists():
+        return OPENAI_PIPELINES[0]
+    pipeline = json.loads(path.read_bytes())["openai_pipeline"]
+    if pipeline not in OPENAI_PIPELINES:
+        raise ValueError(f"openai_pipeline is none of {', '.join(OPENAI_PIPELINES)}")
+    return pipeline
+
+
 _CHINESE = re.compile(
-    "([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf"
-    "\U0002f800-\U0002fa1f])"
+    "([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
+    "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f])"
 )
 
 
 def _bert_words(part: str) -> list[str]:
-    """Words as transformers' BertNormalizer and BertPreTokenizer make them; a literal "<unk>" stays whole."""
-    if "<unk>" in part:
-        return [
-            w
-            for text in re.split("(<unk>)", part)
-            for w in ([text] if text == "<unk>" else _bert_words(text))
-        ]
+    """The same words as from transformers' BertNormalizer and BertPreTokenizer.
+
+    A literal "<unk>" is one word.
+    """
+    words: list[str] = []
+    for text in re.split(f"({UNKNOWN})", part):
+        words += [text] if text == UNKNOWN else _without_unknown(text)
+    return words
+
+
+def _without_unknown(text: str) -> list[str]:
     kept = []
-    for character in part:
+    for character in text:
         category = unicodedata.category(character)
         if character in "\t\n\r" or category[0] == "Z":
             kept.append(" ")
@@ -164,14 +194,13 @@ def _bert_words(part: str) -> list[str]:
         if category[0] == "P" or character in string.punctuation:
             spread.append(f" {character} ")
         elif category != "Mn":
-            spread.append(
-                character.lower()
-            )  # by itself: a capital sigma at a word's end becomes "σ"
+            # One character at a time, so a capital sigma at the end of a word becomes "σ".
+            spread.append(character.lower())
     return "".join(spread).split()
 
 
 _FOR_FTFY = re.compile("[^\n\t -%'-~]")
-"""What is left has nothing to mend, and ftfy reads 2 MB/s."""
+"""Characters that ftfy may change. ftfy is slow (2 MB/s), so texts without them skip it."""
 _TO_ASCII = str.maketrans(
     {"\u2014": "-", "\u2013": "-", "\u2015": "-", "\u2026": "...", "\u00b4": "'"}
 )
@@ -179,7 +208,9 @@ _RUN_OF_ONE_MARK = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")
 
 
 def _standardized(text: str) -> str:
-    """The released code's text ahead of spaCy."""
-    text = (ftfy.fix_text(text) if _FOR_FTFY.search(text) else text).translate(_TO_ASCII)
-    text = re.sub(r"\s*\n\s*", " \n ", _RUN_OF_ONE_MARK.sub(r" \g<0> ", text))
+    """The same text that the released code passes to spaCy."""
+    if _FOR_FTFY.search(text):
+        text = ftfy.fix_text(text)
+    text = _RUN_OF_ONE_MARK.sub(r" \g<0> ", text.translate(_TO_ASCII))
+    text = re.sub(r"\s*\n\s*", " \n ", text)
     return re.sub(r"[^\S\n]+", " ", text).strip()

@@ -1,4 +1,4 @@
-"""Opens a shard directory or URL: checks its shards and makes its token streams."""
+"""Opens a shard directory or URL: checks its shards and opens its token streams."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gpt1_ds.base.errors import ConfigError, DataError, near
-from gpt1_ds.data.manifest import MANIFEST, Manifest, damage, read_manifest
+from gpt1_ds.data.manifest import MANIFEST, Manifest, find_damage, read_manifest
 from gpt1_ds.data.remote import ShardCache, shard_cache
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.distributed import collectives
@@ -15,8 +15,11 @@ from gpt1_ds.settings.sections import DataConfig
 
 
 def local_shards(data: DataConfig) -> Path:
-    """The folder with `manifest.json` and `tokenizer/` of data.shards; of a URL, the cache that they are copied to."""
-    root, cache = _place(data)
+    """The folder with the `manifest.json` and the `tokenizer/` of data.shards.
+
+    If data.shards is a URL, these files are first copied to a folder of the cache.
+    """
+    root, cache = _root_and_cache(data)
     if cache:
         cache.copy(MANIFEST)
         for name in read_manifest(root).tokenizer["files"]:
@@ -24,92 +27,112 @@ def local_shards(data: DataConfig) -> Path:
     return root
 
 
-def _place(data: DataConfig) -> tuple[Path, ShardCache | None]:
-    cache = shard_cache(data.shards, data.cache, data.cache_bytes) if "://" in data.shards else None
-    return (cache.root if cache else Path(data.shards)), cache
+def _root_and_cache(data: DataConfig) -> tuple[Path, ShardCache | None]:
+    if "://" not in data.shards:
+        return Path(data.shards), None
+    cache = shard_cache(data.shards, data.cache, data.cache_bytes)
+    return cache.root, cache
 
 
 def sound_manifest(data: DataConfig, manifest: Manifest) -> Manifest:
-    """The manifest, once every shard is found as it says; all ranks call, each looks at its part.
+    """Check every shard against the manifest, and return the manifest of the good shards.
 
-    Sizes are checked and, by data.verify, hashes; shards behind a URL are hashed when they are fetched. DataError for
-    the first damaged shard, or, with data.quarantine, the manifest of the others, the loss told by corpus.
+    All ranks must call it, and each checks a part. The check compares sizes and, with data.verify,
+    hashes. Shards behind a URL are checked later, when they are downloaded. A damaged shard raises
+    DataError. With data.quarantine it is left out of the returned manifest instead, and rank 0
+    prints what each corpus lost.
     """
-    root, cache = _place(data)
+    root, cache = _root_and_cache(data)
     if cache and data.quarantine:
         raise ConfigError(
             f"data.quarantine is true, but data.shards is {data.shards}; it takes a folder"
         )
-    mine = [] if cache else manifest.shards()[collectives.rank() :: collectives.world_size()]
-    found = {}
+    damaged_here = {} if cache else _damaged_of_this_rank(data, root, manifest)
+    damaged: dict[str, str] = {}
+    own_print = fingerprint(manifest)
+    for files, print_of_rank in collectives.gather_json([damaged_here, own_print]):
+        if print_of_rank != own_print:
+            raise DataError(
+                f"{root / MANIFEST}: ranks see different manifests; give all nodes the same "
+                "data.shards"
+            )
+        damaged |= files
+    if not damaged:
+        return manifest
+    if not data.quarantine:
+        file, problem = min(damaged.items())
+        raise DataError(
+            f"{root / file}: {problem} ({len(damaged)} damaged shards in all); build it again, or "
+            "train without with data.quarantine=true"
+        )
+    rest = manifest.without(damaged)
+    _say_what_is_lost(manifest, rest, damaged)
+    return rest
+
+
+def _damaged_of_this_rank(data: DataConfig, root: Path, manifest: Manifest) -> dict[str, str]:
+    """The damaged shards in this rank's part: file -> description of the damage."""
+    damaged = {}
     with tqdm(
-        mine,
+        manifest.shards()[collectives.rank() :: collectives.world_size()],
         "checking shards",
         unit="shard",
         delay=2,
         disable=None if collectives.is_main() else True,
     ) as bar:
         for shard in bar:
-            if problem := damage(root / shard.file, shard, data.verify):
-                found[shard.file] = problem
-    everywhere = collectives.gather_json([found, fingerprint(manifest)])
-    if any(prints != everywhere[0][1] for _, prints in everywhere):
-        raise DataError(
-            f"{root / MANIFEST}: ranks see different manifests; give all nodes the same data.shards"
-        )
-    damaged = {file: problem for files, _ in everywhere for file, problem in files.items()}
-    if damaged and not data.quarantine:
-        file, problem = min(damaged.items())
-        raise DataError(
-            f"{root / file}: {problem} ({len(damaged)} damaged shards in all); build it again, or train "
-            "without with data.quarantine=true"
-        )
-    whole = manifest.without(damaged)
-    for split, corpora in manifest.splits.items() if damaged else ():
+            if problem := find_damage(root / shard.file, shard, data.verify):
+                damaged[shard.file] = problem
+    return damaged
+
+
+def _say_what_is_lost(manifest: Manifest, rest: Manifest, damaged: dict[str, str]) -> None:
+    for split, corpora in manifest.splits.items():
         for corpus, entry in corpora.items():
-            tokens, shards = entry.tokens - whole.splits[split][corpus].tokens, len(entry.shards)
-            lost = shards - len(whole.splits[split][corpus].shards)
+            kept = rest.splits[split][corpus]
+            lost = len(entry.shards) - len(kept.shards)
             say(
-                f"quarantine {split}/{corpus}: {lost} of {shards} shards left out, {tokens:,} of "
-                f"{entry.tokens:,} tokens"
+                f"quarantine {split}/{corpus}: {lost} of {len(entry.shards)} shards left out, "
+                f"{entry.tokens - kept.tokens:,} of {entry.tokens:,} tokens"
             )
     for file, problem in sorted(damaged.items()):
         say(f"quarantine {file}: {problem}")
-    return whole
 
 
 def fingerprint(manifest: Manifest) -> dict[str, str]:
-    """Tokens and hash of each corpus by split: what the order is an order of, and what a resume must find again."""
+    """Number of tokens and hash of each corpus, by `split/corpus`.
+
+    The order of windows depends on no other data, so a resume compares only these.
+    """
     prints = {}
     for split, corpora in manifest.splits.items():
         for corpus, entry in corpora.items():
-            digest = hashlib.sha256(
-                "".join(shard.sha256 for shard in entry.shards).encode()
-            ).hexdigest()[:12]
+            hashes = "".join(shard.sha256 for shard in entry.shards)
+            digest = hashlib.sha256(hashes.encode()).hexdigest()[:12]
             prints[f"{split}/{corpus}"] = f"{entry.tokens} tokens, sha256 {digest}"
     return prints
 
 
 def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, TokenStream]:
-    """The token stream of each corpus of a split; those with weight 0, or not named by the weights, are left out."""
-    corpora = manifest.splits.get(split, {})
+    """The token stream of each corpus of a split.
+
+    If `data.weights` is given, the split `train` has only corpora with a weight above 0.
+    """
+    in_training = manifest.splits.get("train", {})
     for name in data.weights:
-        if name not in manifest.splits.get("train", {}):
+        if name not in in_training:
             raise ConfigError(
-                f"data.weights.{name}: no such corpus in {data.shards}; "
-                f"{near(name, manifest.splits.get('train', {}))}"
+                f"data.weights.{name}: no such corpus in {data.shards}; {near(name, in_training)}"
             )
-    names = [
-        name
-        for name in corpora
-        if split != "train" or not data.weights or data.weights.get(name, 0) > 0
-    ]
-    root, cache = _place(data)
-    names = [name for name in names if corpora[name].tokens > 1]
-    streams = {name: TokenStream(root, manifest, split, name, cache=cache) for name in names}
+    root, cache = _root_and_cache(data)
+    streams = {}
+    for name, entry in manifest.splits.get(split, {}).items():
+        wanted = split != "train" or not data.weights or data.weights.get(name, 0) > 0
+        if wanted and entry.tokens > 1:
+            streams[name] = TokenStream(root, manifest, split, name, cache=cache)
     if not streams:
         raise DataError(
-            f"{data.shards}: no tokens in split '{split}' of the chosen corpora; check data.weights or "
-            "rerun data_prep.build_shards"
+            f"{data.shards}: no tokens in split '{split}' of the chosen corpora; check "
+            "data.weights or rerun data_prep.build_shards"
         )
     return streams

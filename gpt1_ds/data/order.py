@@ -1,17 +1,24 @@
-"""The global order of windows: a pure function of (manifest, seed, epoch, index)."""
+"""The global order of windows: a pure function of (manifest, seed, epoch, index).
+
+Names of arrays end with their shape: N windows, C corpora.
+"""
 
 import functools
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-GROUP_WINDOWS = 65_536  # shuffled together: neighbours in the stream, so that shards far ahead need not be at hand
-BLOCK_WINDOWS = 8_192  # stretch of the mixture in which each corpus has its exact share
+GROUP_WINDOWS = 65_536
+"""Number of neighbouring windows that are shuffled together. So training needs only a few shards at
+a time."""
+BLOCK_WINDOWS = 8_192
+"""Length of the blocks of the mixture in which each corpus has its exact share."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """Place in the global order: `index` windows of pass `epoch` over the weighted mixture are behind us."""
+    """A position in the global order: after `epoch` passes over the mixture, and `index` windows of
+    the next pass."""
 
     epoch: int = 0
     index: int = 0
@@ -21,9 +28,13 @@ class Cursor:
 
 
 def mix(*words: np.ndarray | int) -> np.ndarray:
-    """A 64-bit hash of the words, elementwise: splitmix64's finaliser (Steele, Lea, Flood 2014) over their chain."""
+    """A 64-bit hash of the words, elementwise.
+
+    It mixes in one word at a time, by the finaliser of splitmix64 (Steele, Lea, Flood 2014).
+    """
+    state: np.ndarray = np.uint64(0)  # type: ignore[assignment]  # a scalar acts as an array
     with np.errstate(over="ignore"):
-        return functools.reduce(_absorb, words, np.uint64(0))
+        return functools.reduce(_absorb, words, state)
 
 
 def _absorb(state: np.ndarray, word: np.ndarray | int) -> np.ndarray:
@@ -36,99 +47,124 @@ def _absorb(state: np.ndarray, word: np.ndarray | int) -> np.ndarray:
     return state
 
 
-def permute(index: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
-    """Where `index` (below `size`) goes in the permutation that `key` names: O(1) an element, nothing materialised.
+def permute(index_N: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
+    """The image of each index below `size` under the permutation that `key` selects, (N,) int64.
 
-    A four-round Feistel network over the next even number of bits, walked until it lands below `size` again.
+    It takes O(1) time and memory for each element. It is a Feistel network of four rounds over the
+    next even number of bits, which is applied again until the value is below `size`.
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
-    value = np.asarray(index).astype(np.uint64)
-    states = [
-        _absorb(np.broadcast_to(mix(key), value.shape), turn) for turn in range(4)
-    ]  # mix(key, turn)
-    outside = np.arange(len(value))
+    value_N = np.asarray(index_N).astype(np.uint64)
+    key_N = np.broadcast_to(mix(key), value_N.shape)
+    rounds = [_absorb(key_N, number) for number in range(4)]  # equals mix(key, number)
+    outside = np.arange(len(value_N))
     while len(outside):
-        left, right = value[outside] >> shift, value[outside] & mask
-        for state in states:
-            left, right = right, left ^ (_absorb(state[outside], right) & mask)
-        value[outside] = (left << shift) | right
-        outside = outside[value[outside] >= np.uint64(size)]
-    return value.astype(np.int64)
+        left, right = value_N[outside] >> shift, value_N[outside] & mask
+        for state_N in rounds:
+            left, right = right, left ^ (_absorb(state_N[outside], right) & mask)
+        value_N[outside] = (left << shift) | right
+        outside = outside[value_N[outside] >= np.uint64(size)]
+    return value_N.astype(np.int64)
 
 
 class WindowOrder:
-    """index of a window in the training order -> (corpus, first token), vectorised.
+    """Finds the corpus and the first token of each window of the training order, vectorised.
 
-    `tokens` maps corpus names to the length of their streams. A pass over the mixture has as many windows as the
-    corpora together; `weights` divides them, and a corpus whose share is above its size repeats, epoch by epoch.
+    `tokens` is the length of each corpus's stream. One pass over the mixture (an epoch) has as many
+    windows as all corpora together. `weights` divides these windows among the corpora (default: by
+    size). If the share of a corpus is larger than its size, the corpus is read again.
     """
 
     def __init__(self, tokens: dict[str, int], n_ctx: int, seed: int, weights: dict[str, float]):
-        self.corpora, self.n_ctx, self.seed = list(tokens), n_ctx, seed
-        self.tokens = [tokens[name] for name in self.corpora]
+        self.corpora = list(tokens)
+        self.n_ctx = n_ctx
+        self.seed = seed
+        self.tokens = list(tokens.values())
         self.windows = [-(-count // n_ctx) for count in self.tokens]
         self.epoch_windows = sum(self.windows)
-        shares = np.array(
-            [weights.get(name, 0.0) for name in self.corpora] if weights else self.windows
-        )
-        # bounds[c]: windows of a mixture epoch that belong to corpora before c
-        bounds = np.concatenate([[0.0], shares.cumsum() / shares.sum()]) * self.epoch_windows
+        given = [weights.get(name, 0.0) for name in self.corpora]
+        shares_C = np.array(given if weights else self.windows)
+        bounds = np.concatenate([[0.0], shares_C.cumsum() / shares_C.sum()]) * self.epoch_windows
         self.bounds = np.rint(bounds).astype(np.int64)
-        smallest = min((n for n in np.diff(self.bounds) if n), default=1)
-        # Every corpus has at least two windows in each block, so that no rounding can take one back.
-        self.block = int(
-            min(self.epoch_windows, max(BLOCK_WINDOWS, -(-2 * self.epoch_windows // smallest)))
-        )
+        """bounds[c] is the number of windows of an epoch from the corpora before c, (C + 1,)."""
+        smallest = min((count for count in np.diff(self.bounds) if count), default=1)
+        # Each corpus gets at least two windows in a block. Otherwise rounding could give a corpus a
+        # negative number of windows in a block.
+        block = max(BLOCK_WINDOWS, -(-2 * self.epoch_windows // smallest))
+        self.block = int(min(self.epoch_windows, block))
+
+    def index_of(self, cursor: Cursor) -> int:
+        """Number of windows before `cursor`, over all epochs."""
+        return cursor.epoch * self.epoch_windows + cursor.index
+
+    def cursor_at(self, index: int) -> Cursor:
+        return Cursor(*divmod(index, self.epoch_windows))
 
     def locate(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Corpus number and first token of the windows at `index`, counted over all epochs from 0."""
-        epoch, slot = np.divmod(np.asarray(index, dtype=np.int64), self.epoch_windows)
-        block_start = slot // self.block * self.block
-        block_end = np.minimum(block_start + self.block, self.epoch_windows)
-        place = np.empty_like(slot)
-        for size in np.unique(block_end - block_start):
-            here = block_end - block_start == size
-            key = mix(self.seed, 1, epoch[here], block_start[here])
-            place[here] = permute(slot[here] - block_start[here], int(size), key)
-        before = np.stack([self._share(block_start, bound) for bound in self.bounds])
-        upto = np.stack([self._share(block_end, bound) for bound in self.bounds])
-        counts_before, counts_here = (
-            np.diff(before, axis=0),
-            np.diff(upto, axis=0) - np.diff(before, axis=0),
-        )
-        firsts = np.cumsum(counts_here, axis=0) - counts_here
-        corpus = (place[None] >= firsts + counts_here).sum(axis=0)
-        pick = (corpus, np.arange(len(slot)))
-        ordinal = epoch * np.diff(self.bounds)[corpus] + counts_before[pick] + place - firsts[pick]
-        start = np.empty_like(ordinal)
-        for number in np.unique(corpus):
-            here = corpus == number
-            start[here] = self._start(int(number), ordinal[here])
-        return corpus, start
+        """Corpus number and first token, (N,) each, of the windows at `index` (N,).
 
-    def _share(self, slot: np.ndarray, bound: int) -> np.ndarray:
+        `index` counts from 0 over all epochs.
+        """
+        epoch_N, slot_N = np.divmod(np.asarray(index, dtype=np.int64), self.epoch_windows)
+        start_N = slot_N // self.block * self.block
+        end_N = np.minimum(start_N + self.block, self.epoch_windows)
+        place_N = self._shuffled_in_block(epoch_N, slot_N, start_N, end_N)
+        before_CN = self._windows_before(start_N)
+        here_CN = self._windows_before(end_N) - before_CN
+        # The first places of a block belong to corpus 0, the next ones to corpus 1, and so on.
+        firsts_CN = np.cumsum(here_CN, axis=0) - here_CN
+        corpus_N = (place_N >= firsts_CN + here_CN).sum(axis=0)
+        pick = (corpus_N, np.arange(len(slot_N)))
+        epoch_start_N = epoch_N * np.diff(self.bounds)[corpus_N]
+        ordinal_N = epoch_start_N + before_CN[pick] + place_N - firsts_CN[pick]
+        first_token_N = np.empty_like(ordinal_N)
+        for number in np.unique(corpus_N):
+            here = corpus_N == number
+            first_token_N[here] = self._first_token(int(number), ordinal_N[here])
+        return corpus_N, first_token_N
+
+    def _shuffled_in_block(
+        self, epoch_N: np.ndarray, slot_N: np.ndarray, start_N: np.ndarray, end_N: np.ndarray
+    ) -> np.ndarray:
+        """The place of each slot in its block (start to end) after the block is shuffled."""
+        place_N = np.empty_like(slot_N)
+        for size in np.unique(end_N - start_N):
+            here = end_N - start_N == size
+            key = mix(self.seed, 1, epoch_N[here], start_N[here])
+            place_N[here] = permute(slot_N[here] - start_N[here], int(size), key)
+        return place_N
+
+    def _windows_before(self, slot_N: np.ndarray) -> np.ndarray:
+        """Number of windows of each corpus (C, N) among the first `slot` windows of the epoch."""
+        return np.diff(np.stack([self._share(slot_N, bound) for bound in self.bounds]), axis=0)
+
+    def _share(self, slot_N: np.ndarray, bound: int) -> np.ndarray:
         """floor(slot * bound / epoch_windows) without overflow."""
         whole, rest = divmod(int(bound), self.epoch_windows)
-        high, low = np.divmod(slot, 1 << 20)
-        q_high, r_high = np.divmod(high * rest, self.epoch_windows)
-        return slot * whole + (q_high << 20) + ((r_high << 20) + low * rest) // self.epoch_windows
+        high_N, low_N = np.divmod(slot_N, 1 << 20)
+        high_N, carry_N = np.divmod(high_N * rest, self.epoch_windows)
+        low_N = ((carry_N << 20) + low_N * rest) // self.epoch_windows
+        return slot_N * whole + (high_N << 20) + low_N
 
-    def _start(self, number: int, ordinal: np.ndarray) -> np.ndarray:
-        """First token of a corpus's `ordinal`-th window in time, groups of neighbouring windows shuffled together."""
+    def _first_token(self, number: int, ordinal_N: np.ndarray) -> np.ndarray:
+        """First token of a corpus's `ordinal`-th window in reading order, counted over its epochs.
+
+        The groups of neighbouring windows are shuffled, and the windows within each group.
+        """
         windows, tokens = self.windows[number], self.tokens[number]
-        epoch, place = np.divmod(ordinal, windows)
-        full, tail = divmod(windows, GROUP_WINDOWS)
-        group, inside = np.divmod(place, GROUP_WINDOWS)
-        key = mix(self.seed, 2, number, epoch)
-        window = np.empty_like(place)
-        grouped = group < full
-        if grouped.any():
-            group[grouped] = permute(group[grouped], full, key[grouped])
-            within = permute(inside[grouped], GROUP_WINDOWS, mix(key[grouped], group[grouped]))
-            window[grouped] = group[grouped] * GROUP_WINDOWS + within
-        if tail and not grouped.all():
-            rest = ~grouped
-            window[rest] = full * GROUP_WINDOWS + permute(inside[rest], tail, mix(key[rest], full))
-        phase = (mix(self.seed, 3, number, epoch) % np.uint64(tokens)).astype(np.int64)
-        return (phase + window * self.n_ctx) % tokens
+        epoch_N, place_N = np.divmod(ordinal_N, windows)
+        groups, tail = divmod(windows, GROUP_WINDOWS)
+        group_N, inside_N = np.divmod(place_N, GROUP_WINDOWS)
+        key_N = mix(self.seed, 2, number, epoch_N)
+        window_N = np.empty_like(place_N)
+        full = group_N < groups
+        if full.any():
+            group_N[full] = permute(group_N[full], groups, key_N[full])
+            within = permute(inside_N[full], GROUP_WINDOWS, mix(key_N[full], group_N[full]))
+            window_N[full] = group_N[full] * GROUP_WINDOWS + within
+        if tail and not full.all():
+            within = permute(inside_N[~full], tail, mix(key_N[~full], groups))
+            window_N[~full] = groups * GROUP_WINDOWS + within
+        phase_N = (mix(self.seed, 3, number, epoch_N) % np.uint64(tokens)).astype(np.int64)
+        return (phase_N + window_N * self.n_ctx) % tokens

@@ -1,7 +1,8 @@
-"""Shards behind a URL (layer 0): fetched into a bounded folder that the ranks of a node share.
+"""Downloads shards from a URL into a cache folder of limited size, shared by the ranks of a node.
 
-A shard lies there under its sha256, checked by every process before its first use, so that neither a damaged file nor
-one of an earlier build is ever read. Writers work under temporary names; a lock for each shard saves a second download.
+The name of a shard's file in this folder is its sha256. Every process checks a file before it first
+uses it, so it never reads a damaged file or a file of an earlier build. Downloads go to temporary
+names. A lock for each shard prevents that two processes download the same shard.
 """
 
 import contextlib
@@ -18,22 +19,31 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from gpt1_ds.base.errors import ConfigError, DataError, UserError
 from gpt1_ds.base.files import file_sha256
+from gpt1_ds.data.manifest import Shard
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "abfs")
 FETCHERS = 4
-REQUEST_SECONDS = (
-    1800.0  # the longest download of one file; a silent server is given up much sooner
-)
+"""Number of threads that download ahead."""
+REQUEST_SECONDS = 1800.0
+"""Time limit for the download of one file. If the server sends nothing, `stall_seconds` applies."""
+
+
+class FileSystem(Protocol):
+    """The methods of fsspec's file systems that are used here."""
+
+    def get_file(self, url: str, path: str) -> None: ...
+
+    def size(self, url: str) -> int | None: ...
 
 
 class ShardCache:
-    """Copies of a remote shard directory's files. Every wait is bounded; what fails for good is a UserError.
+    """Local copies of the files of a remote shard directory.
 
-    A shard is anything with `file`, `bytes` and `sha256`, such as `gpt1_ds.shards.Shard`.
+    Every wait has a time limit. A download that fails in all attempts raises a UserError.
     """
 
     def __init__(
@@ -49,35 +59,39 @@ class ShardCache:
             raise ConfigError(
                 f"data.shards {url}: not a URL of {', '.join(SCHEMES)}; give one, or a folder"
             )
-        self._url, self._limit_bytes, self._attempts = url.rstrip("/"), limit_bytes, attempts
-        self._stall_seconds, self._files = stall_seconds, None
+        self._url = url.rstrip("/")
+        self._limit_bytes = limit_bytes
+        self._attempts = attempts
+        self._stall_seconds = stall_seconds
         self._folder = Path(folder or f"{tempfile.gettempdir()}/gpt1-shards-{os.getuid()}")
         name = re.sub(r"\W+", "-", rest)[-60:].strip("-")
         self.root = self._folder / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-        """Folder of manifest.json and tokenizer/."""
-        self._whole: set[Path] = set()
-        self._numbers = itertools.count()
-        self._ahead: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        """The folder for manifest.json and tokenizer/."""
+        self._checked: set[Path] = set()
+        self._part_numbers = itertools.count()
+        self._ahead: queue.SimpleQueue[Shard] = queue.SimpleQueue()
         self._fetchers: list[threading.Thread] = []
+        self._make_folder()
+
+    def _make_folder(self) -> None:
         try:
             (self._folder / "locks").mkdir(parents=True, exist_ok=True, mode=0o700)
-            if (
-                self._folder.stat().st_uid != os.getuid()
-            ):  # below TMPDIR anyone can make a folder of any name
-                raise ConfigError(
-                    f"data.cache {self._folder}: belongs to another user; choose another folder"
-                )
+            owner = self._folder.stat().st_uid
         except OSError as error:
             raise ConfigError(
                 f"data.cache {self._folder}: {error.strerror}; choose another folder"
             ) from error
+        if owner != os.getuid():  # any user can create a folder in TMPDIR
+            raise ConfigError(
+                f"data.cache {self._folder}: belongs to another user; choose another folder"
+            )
 
     def copy(self, name: str) -> None:
-        """Fetch `root/name` anew."""
+        """Download `root/name`, even if there is an older copy."""
         self._fetch(name, self.root / name)
 
-    def fetch(self, shard: Any) -> Path:
-        """The file of a shard, whole; waits for it."""
+    def fetch(self, shard: Shard) -> Path:
+        """The complete file of a shard; downloads it first if necessary."""
         path = self._folder / f"{shard.sha256}.{shard.bytes}.tar"
         if not self._is_whole(path, shard):
             with self._lock(shard.sha256):
@@ -86,85 +100,102 @@ class ShardCache:
                     self._fetch(shard.file, path, shard)
         return path
 
-    def fetch_ahead(self, shards: Iterable[Any]) -> None:
-        """Have these at hand soon, the first first, as far as the bound allows; returns at once."""
+    def fetch_ahead(self, shards: Iterable[Shard]) -> None:
+        """Let threads download these shards in this order, as many as the size limit allows.
+
+        Returns at once.
+        """
         room = self._limit_bytes
         for shard in shards:
             room -= shard.bytes
             if room >= 0:
                 self._ahead.put(shard)
         while len(self._fetchers) < FETCHERS:
-            self._fetchers.append(threading.Thread(target=self._work, daemon=True, name="shards"))
-            self._fetchers[-1].start()
+            thread = threading.Thread(target=self._fetch_queued, daemon=True, name="shards")
+            self._fetchers.append(thread)
+            thread.start()
 
-    def _work(self) -> None:
+    def _fetch_queued(self) -> None:
         while True:
-            with contextlib.suppress(UserError):  # told when the shard is asked for
+            # `fetch` raises the error again when the shard is needed.
+            with contextlib.suppress(UserError):
                 self.fetch(self._ahead.get())
 
-    def _is_whole(self, path: Path, shard: Any) -> bool:
+    def _is_whole(self, path: Path, shard: Shard) -> bool:
         try:
-            if path not in self._whole and _mismatch(path, shard):
+            if path not in self._checked and _mismatch(path, shard):
                 return False
-            self._whole.add(path)
-            os.utime(path)  # what was wanted longest ago is removed first
+            self._checked.add(path)
+            os.utime(path)  # `_make_room` removes the least recently used files
         except FileNotFoundError:
-            self._whole.discard(path)
-        return path in self._whole
+            self._checked.discard(path)
+        return path in self._checked
 
     def _make_room(self, size: int) -> None:
-        """Remove what was wanted longest ago until `size` more bytes fit, those on their way counted whole."""
+        """Remove the least recently used files until there is room for `size` more bytes.
+
+        A file in download counts with its final size, which is part of its name.
+        """
         if size > self._limit_bytes:
             raise ConfigError(
-                f"data.cache_bytes {self._limit_bytes}: below the {size} bytes of one shard; raise it"
+                f"data.cache_bytes {self._limit_bytes}: below the {size} bytes of one shard; "
+                "raise it"
             )
         files = []
         for path in self._folder.glob("*.tar*"):
             with contextlib.suppress(FileNotFoundError):
                 files.append((path.stat().st_mtime, int(path.name.split(".")[1]), path))
-        total = size + sum(bytes_ for _, bytes_, _ in files)
-        for when, bytes_, path in sorted(files):
-            # A part that old is a killed process's.
-            if total > self._limit_bytes and (
-                path.suffix == ".tar" or when < time.time() - REQUEST_SECONDS
-            ):
+        total = size + sum(file_bytes for _, file_bytes, _ in files)
+        for used, file_bytes, path in sorted(files):
+            if total <= self._limit_bytes:
+                break
+            # A partial file that is this old belongs to a killed process.
+            if path.suffix == ".tar" or used < time.time() - REQUEST_SECONDS:
                 path.unlink(missing_ok=True)
-                total -= bytes_
+                total -= file_bytes
 
-    def _fetch(self, name: str, path: Path, shard: Any = None) -> None:
-        """Download `url/name` to `path`, again after a failure, until it is whole."""
+    def _fetch(self, name: str, path: Path, shard: Shard | None = None) -> None:
+        """Download `url/name` to `path`, with several attempts if it fails."""
         url, reason = f"{self._url}/{name}", ""
-        self._files = self._files or _file_system(url.partition("://")[0], self._stall_seconds)
+        files = self._files
         path.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(self._attempts):
             if attempt:
                 time.sleep(min(self._stall_seconds, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
-            part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._numbers)}.part")
+            part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._part_numbers)}.part")
             try:
-                self._files.get_file(url, str(part))
-                expected = None if shard else self._files.size(url)
-                reason = (
-                    _mismatch(part, shard)
-                    if shard
-                    else expected not in (None, part.stat().st_size) and "cut short"
-                )
+                files.get_file(url, str(part))
+                if shard:
+                    reason = _mismatch(part, shard)
+                else:
+                    reason = "" if files.size(url) in (None, part.stat().st_size) else "cut short"
                 if not reason:
-                    return os.replace(part, path)
+                    os.replace(part, path)
+                    return
             except FileNotFoundError:
                 raise DataError(f"{url}: is not there; check data.shards") from None
-            except Exception as error:  # every file system of fsspec has its own
+            except Exception as error:  # each fsspec file system raises its own errors
                 reason = " ".join(str(error).split()) or type(error).__name__
             finally:
                 part.unlink(missing_ok=True)
         raise DataError(
-            f"{url}: could not be fetched in {self._attempts} attempts (the last: {reason}); mend the "
-            "address or the network, then run the same command again"
+            f"{url}: could not be fetched in {self._attempts} attempts (the last: {reason}); mend "
+            "the address or the network, then run the same command again"
         )
+
+    @functools.cached_property
+    def _files(self) -> FileSystem:
+        return _file_system(self._url.partition("://")[0], self._stall_seconds)
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
+        """Hold the lock of a shard. After REQUEST_SECONDS go on without it: its holder is stuck.
+
+        Without a lock a shard may be downloaded twice, which does no harm. The lock is an flock,
+        because the kernel releases it when the process ends. The filelock package is not used: on a
+        file system without flock, a killed process would leave its lock file behind.
+        """
         with open(self._folder / "locks" / name, "a") as file:
-            # Where its holder is stuck, or a file system has no locks, a second download does no harm.
             deadline = time.monotonic() + REQUEST_SECONDS
             while time.monotonic() < deadline:
                 try:
@@ -172,21 +203,24 @@ class ShardCache:
                     break
                 except BlockingIOError:
                     time.sleep(0.05)
-                except OSError:
+                except OSError:  # no flock here
                     break
             yield
 
 
-shard_cache = functools.cache(ShardCache)  # one a process and URL
+shard_cache = functools.cache(ShardCache)
+"""Returns the same cache for the same arguments within a process."""
 
 
-def _mismatch(path: Path, shard: Any) -> str | None:
-    if (size := path.stat().st_size) != shard.bytes:
+def _mismatch(path: Path, shard: Shard) -> str:
+    """How a file differs from its entry in the manifest; empty if it is right."""
+    size = path.stat().st_size
+    if size != shard.bytes:
         return f"{size} of {shard.bytes} bytes arrived"
-    return None if file_sha256(path) == shard.sha256 else "sha256 differs from the manifest's"
+    return "" if file_sha256(path) == shard.sha256 else "sha256 differs from the manifest's"
 
 
-def _file_system(scheme: str, stall_seconds: float) -> Any:
+def _file_system(scheme: str, stall_seconds: float) -> FileSystem:
     try:
         import fsspec
 

@@ -1,12 +1,14 @@
-"""BPE codecs (layer 0): text in, token ids out.
+"""The two BPE tokenizers: they encode text as token ids and decode ids to text.
 
-`load_tokenizer` picks the codec by the files it finds: `tokenizer.model` (SentencePiece, trained here) or OpenAI's two
-released files (`openai_bpe.py`). Each does what normalisation its vocabulary needs, so that text met in fine-tuning or
-sampling is treated as in the shards. Control ids (`pad s e delim eot`) no text can produce. A word's ids do not depend
-on its neighbours; so both codecs encode through `WordCache`, several times as fast as SentencePiece itself.
+`load_tokenizer` chooses the tokenizer by the files in the folder: `tokenizer.model` (SentencePiece,
+trained by data_prep.train_tokenizer) or OpenAI's two released files (see `openai_bpe.py`). Each
+tokenizer also normalises the text. So data preparation, fine-tuning and sampling treat text in the
+same way. No text can produce the control ids (`pad s e delim eot`).
+
+The ids of a word do not depend on its neighbours. So both tokenizers use a `WordCache`, which is
+several times as fast as SentencePiece itself.
 """
 
-import functools
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
@@ -23,33 +25,34 @@ from gpt1_ds.base.files import write_atomically
 from gpt1_ds.data.openai_bpe import OPENAI_FILES, OpenAIBPE
 
 CONTROL_PIECES = ("<pad>", "<s>", "<e>", "<delim>", "<eot>")
-"""SentencePiece's control pieces; the index is the id. With OpenAI's vocabulary their ids follow its last."""
+"""The control pieces. In a SentencePiece model the index is the id. With OpenAI's vocabulary, their
+ids follow its last id."""
 SPECIAL_NAMES = ("pad", "s", "e", "delim", "eot")
 MODEL_FILE = "tokenizer.model"
 BLOCK_WORDS = 1 << 18
-"""Words looked up at once; one in a list takes some 60 bytes."""
+"""Number of words that are looked up together. A word in a list takes about 60 bytes."""
 
 
 class Tokenizer(ABC):
-    """A codec between text and ids, with the files it was read from."""
+    """Encodes and decodes text. It keeps the contents of the files that it was read from."""
 
     kind: str
     """Name in the manifest: `sentencepiece` or `openai`."""
     pipeline: str | None = None
-    """OpenAI's codec only: `transformers` or `original`."""
+    """Only for OpenAI's tokenizer: `transformers` or `original`."""
     vocab_size: int
-    """Ids run from 0 to vocab_size - 1, control ids included."""
+    """Number of ids, including the control ids."""
     special_ids: dict[str, int]
     """Ids of `pad s e delim eot`."""
     fallback_ids: frozenset[int]
-    """Ids that stand for a byte (or a character) outside the vocabulary."""
+    """Ids that stand for a byte or a character outside the vocabulary."""
 
     def __init__(self, contents: dict[str, bytes]):
         self._contents = contents
         self.files = list(contents)
-        """Names of the files that make this tokenizer."""
+        """Names of the tokenizer's files."""
         self.sha256 = hashlib.sha256(b"".join(contents.values())).hexdigest()
-        """Hash of the files' bytes, in the order of `files`."""
+        """Hash of the contents of all files, in the order of `files`."""
         self._cache = WordCache(self._encode_words)
 
     @abstractmethod
@@ -58,15 +61,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """Text of ids that hold no control id."""
+        """Text of ids, none of them a control id."""
 
     def _prepare(self, text: str) -> str:
-        """The text of which the parts between spaces are the words."""
+        """The text to split at spaces into words."""
         return text.replace("\n", " ")
 
     def encode_ragged(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The texts' ids (T,) uint32, one text after the other, and how many each has (N,); the fastest way in."""
-        blocks, words = [], []
+        """Ids (T,) uint32 of all texts, one after the other, and the number of ids of each, (N,).
+
+        This is the fastest method to encode.
+        """
+        blocks: list[np.ndarray] = []
+        words: list[str] = []
         for text in texts:
             words += self._prepare(text).split(" ")
             words.append(WordCache.END)
@@ -98,39 +105,44 @@ class Tokenizer(ABC):
             write_atomically(folder / name, data)
 
     def check_choice(self, kind: str | None, openai_pipeline: str | None) -> None:
-        """ConfigError where the run's `tokenizer` section asks for another codec; None is content with any."""
-        for key, wanted, here in (
-            ("kind", kind, self.kind),
-            ("openai_pipeline", openai_pipeline, self.pipeline),
-        ):
+        """ConfigError if the run's `tokenizer` section names another one; None accepts any."""
+        choices = {
+            "kind": (kind, self.kind),
+            "openai_pipeline": (openai_pipeline, self.pipeline),
+        }
+        for key, (wanted, here) in choices.items():
             if wanted not in (None, here):
                 raise ConfigError(
                     f"tokenizer.{key} is '{wanted}', but the data's or checkpoint's is '{here}'; "
                     "drop the option or choose others"
                 )
 
-    @functools.cached_property
+    @cached_property
     def _control(self) -> frozenset[int]:
         return frozenset(self.special_ids.values())
 
 
 class WordCache(dict[str, bytes]):
-    """Word -> its ids, as the bytes of a uint32 array: the ids of many words are one `bytes.join` over one `map`.
+    """Maps a word to its ids, as the bytes of a uint32 array.
 
-    A word met for the first time is entered under a mark of its own; the new words of a block are encoded in one call
-    and the marks among the block's ids replaced.
+    In this form one `bytes.join` gives the ids of many words. A new word first gets a unique mark
+    in place of its ids. At the end of a block all new words are encoded in one call, and their ids
+    replace the marks.
     """
 
     END, END_ID = " ", 0x7FFFFFFF
-    """A word that no splitting at spaces yields, and its one id: callers end texts with it."""
+    """The word that marks the end of a text, and its id. Callers add it after each text. No split
+    at spaces gives this word."""
     MARK = 0x80000000
+    """The mark of a block's first new word; the n-th new word has the mark MARK + n."""
     MAX_WORDS = 1 << 19
-    """About 100 MB. What is more is forgotten and learned anew: seldom, so it costs little."""
+    """About 100 MB. A cache with more words is cleared, which is rare and costs little time."""
     MAX_CHARACTERS = 64
-    """Longer words are not kept: they seldom recur, and would break the bound above."""
+    """Longer words are not kept. They seldom occur again and would need too much memory."""
 
     def __init__(self, encode: Callable[[list[str]], list[list[int]]]):
         self._encode = encode
+        self._new: list[str] = []
         self._forget()
 
     def __missing__(self, word: str) -> bytes:
@@ -141,41 +153,48 @@ class WordCache(dict[str, bytes]):
     def ids(self, words: list[str]) -> np.ndarray:
         """Ids (T,), uint32, of the words."""
         ids_T = np.frombuffer(b"".join(map(self.__getitem__, words)), np.uint32)
-        return self._resolved(ids_T) if self._new else ids_T
+        return self._with_new_words(ids_T) if self._new else ids_T
 
-    def _resolved(self, ids_T: np.ndarray) -> np.ndarray:
-        """The ids with those of the new words, now learned, in place of their marks."""
+    def _with_new_words(self, marked_T: np.ndarray) -> np.ndarray:
+        """Encode the new words, and replace each mark by the ids of its word."""
         try:
             new = [array("I", ids).tobytes() for ids in self._encode(self._new)]
         except BaseException:
-            self._forget()  # no mark may outlive its block
+            self._forget()  # no mark may stay after its block
             raise
-        is_mark_T = ids_T >= self.MARK
-        marks = (ids_T[is_mark_T] - self.MARK).tolist()
-        tokens_T = np.ones(len(ids_T), np.int64)
-        tokens_T[is_mark_T] = np.array([len(ids) // 4 for ids in new])[marks]
-        ids_T = np.repeat(ids_T, tokens_T)
-        ids_T[ids_T >= self.MARK] = np.frombuffer(b"".join(map(new.__getitem__, marks)), np.uint32)
-        self.update(zip(self._new, new, strict=True))
-        for word in [word for word in self._new if len(word) > self.MAX_CHARACTERS]:
-            del self[word]
+        is_mark_T = marked_T >= self.MARK
+        marks = (marked_T[is_mark_T] - self.MARK).tolist()
+        repeats_T = np.ones(len(marked_T), np.int64)
+        repeats_T[is_mark_T] = np.array([len(ids) // 4 for ids in new])[marks]
+        ids_T = np.repeat(marked_T, repeats_T)
+        replacement = b"".join(map(new.__getitem__, marks))
+        ids_T[ids_T >= self.MARK] = np.frombuffer(replacement, np.uint32)
+        self._keep(new)
+        return ids_T
+
+    def _keep(self, new: list[bytes]) -> None:
+        """Store the ids of the new words in the cache."""
+        for word, ids in zip(self._new, new, strict=True):
+            if len(word) <= self.MAX_CHARACTERS:
+                self[word] = ids
+            else:
+                del self[word]
         self._new = []
         if len(self) > self.MAX_WORDS:
             self._forget()
-        return ids_T
 
     def _forget(self) -> None:
         self.clear()
-        self._new: list[str] = []
+        self._new = []
         self[self.END] = array("I", [self.END_ID]).tobytes()
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A BPE model of `python -m data_prep.train_tokenizer`, with byte fallback.
+    """A BPE model made by `python -m data_prep.train_tokenizer`, with byte fallback.
 
-    The ids are always those of `SentencePieceProcessor.encode`; they come from the word cache where the model's own
-    settings prove that this is so. Its `nmt_nfkc_cf` does GPT-1's normalisation: NFKC, case folding, every run of white
-    space, newlines included, becomes one space.
+    The ids are always the same as from `SentencePieceProcessor.encode`. The word cache is used only
+    if the settings of the model guarantee that. The model's normaliser `nmt_nfkc_cf` does GPT-1's
+    normalisation: NFKC and case folding; a run of white space or newlines becomes one space.
     """
 
     kind = "sentencepiece"
@@ -191,16 +210,18 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{path}: cannot be read as a SentencePiece model; train it again"
             ) from error
         self.vocab_size = self._model.vocab_size()
-        first = tuple(
-            self._model.id_to_piece(i) for i in range(min(len(CONTROL_PIECES), self.vocab_size))
-        )
-        if first != CONTROL_PIECES or not all(
-            self._model.is_control(i) for i in range(len(CONTROL_PIECES))
-        ):
-            fault = f"ids 0 to 4 are {' '.join(first)}, but must be the control pieces {' '.join(CONTROL_PIECES)}"
-            raise DataError(f"{path}: {fault}; train it with `python -m data_prep.train_tokenizer`")
+        self._check_control_pieces(path)
         self.special_ids = dict(zip(SPECIAL_NAMES, range(len(CONTROL_PIECES)), strict=True))
         self.fallback_ids = frozenset(i for i in range(self.vocab_size) if self._model.is_byte(i))
+
+    def _check_control_pieces(self, path: Path) -> None:
+        ids = range(min(len(CONTROL_PIECES), self.vocab_size))
+        first = tuple(self._model.id_to_piece(i) for i in ids)
+        if first != CONTROL_PIECES or not all(self._model.is_control(i) for i in ids):
+            raise DataError(
+                f"{path}: ids 0 to 4 are {' '.join(first)}, but must be the control pieces "
+                f"{' '.join(CONTROL_PIECES)}; train it with `python -m data_prep.train_tokenizer`"
+            )
 
     @cached_property
     def _by_words(self) -> bool:
@@ -211,12 +232,11 @@ class SentencePieceTokenizer(Tokenizer):
             return super().encode_ragged(texts)
         encoded = self._encode_words(list(texts))
         tokens_N = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        return np.fromiter(
-            itertools.chain.from_iterable(encoded), np.uint32, int(tokens_N.sum())
-        ), tokens_N
+        ids = itertools.chain.from_iterable(encoded)
+        return np.fromiter(ids, np.uint32, int(tokens_N.sum())), tokens_N
 
     def _encode_words(self, words: list[str]) -> list[list[int]]:
-        # One thread: its default takes every core, which MPI ranks and loader workers already share.
+        # The default is one thread for each core, but MPI ranks and loaders already use the cores.
         return self._model.encode(words, num_threads=1)
 
     def _decode(self, ids: list[int]) -> str:
@@ -224,37 +244,44 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def words_are_independent(model: bytes) -> bool:
-    """Whether the ids of any text are those of its parts between spaces and newlines, one after the other.
+    """Whether encoding a text word by word gives the same ids as encoding all of it.
 
-    True of a SentencePiece BPE whose normaliser puts "\u2581" before every word and has no rule that reads across a
-    space; whose pieces hold "\u2581" at most in front; and that spells the unknown in bytes, since <unk>s would fuse.
+    Words are the parts between spaces and newlines. For a SentencePiece BPE this is true if:
+    - its normaliser puts "\u2581" before every word, and none of its rules contains a space;
+    - its pieces have "\u2581" only at their start;
+    - it encodes unknown characters as bytes, because neighbouring <unk>s would become one.
     """
-    from sentencepiece import sentencepiece_model_pb2  # slow, and only encoding comes here
+    from sentencepiece import sentencepiece_model_pb2  # a slow import that only encoding needs
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     trainer, rules = proto.trainer_spec, proto.normalizer_spec
-    # The rules are a Darts trie: its size, then units of 4 bytes, each with the character of its edge in the low byte.
-    trie = rules.precompiled_charsmap[
-        4 : 4 + int.from_bytes(rules.precompiled_charsmap[:4], "little")
-    ]
-    return (
-        rules.name == "nmt_nfkc_cf"  # which makes a newline, and a "\u2581" of the text, a space
-        and not (np.frombuffer(trie, "<u4") & 0x800000FF == ord(" ")).any()
-        and (rules.add_dummy_prefix and rules.remove_extra_whitespaces and rules.escape_whitespaces)
-        and (
-            trainer.model_type == trainer.BPE
-            and trainer.byte_fallback
-            and not trainer.treat_whitespace_as_suffix
-        )
-        and not any(
-            "\u2581" in piece.piece[1:] or piece.type == piece.USER_DEFINED
-            for piece in proto.pieces
-        )
-    )
+    if trainer.model_type != trainer.BPE or trainer.treat_whitespace_as_suffix:
+        return False
+    if not trainer.byte_fallback:
+        return False
+    if rules.name != "nmt_nfkc_cf":  # it turns newlines and "\u2581" into spaces
+        return False
+    if not (rules.add_dummy_prefix and rules.remove_extra_whitespaces and rules.escape_whitespaces):
+        return False
+    for piece in proto.pieces:
+        if "\u2581" in piece.piece[1:] or piece.type == piece.USER_DEFINED:
+            return False
+    return not _has_rule_with_space(rules.precompiled_charsmap)
+
+
+def _has_rule_with_space(charsmap: bytes) -> bool:
+    """Whether a rule of the normaliser matches a text with a space.
+
+    The rules are a Darts trie: its size in 4 bytes, then units of 4 bytes. The low byte of a unit
+    is the character of its edge; a unit with bit 31 set holds a value and is no edge.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    units = np.frombuffer(charsmap[4 : 4 + size], "<u4")
+    return bool((units & 0x800000FF == ord(" ")).any())
 
 
 class OpenAITokenizer(Tokenizer):
-    """OpenAI's released BPE; what is particular about its ids is told in `openai_bpe.py`."""
+    """OpenAI's released BPE; `openai_bpe.py` describes how it treats text."""
 
     kind = "openai"
     fallback_ids = frozenset([0])
@@ -277,17 +304,18 @@ class OpenAITokenizer(Tokenizer):
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer in `folder`, by the files there. DataError where it is missing or damaged."""
+    """The tokenizer in `folder`. Raises DataError if it is missing or damaged."""
     folder = Path(folder)
+    openai_files = " and ".join(OPENAI_FILES)
     is_openai = any((folder / name).exists() for name in OPENAI_FILES)
-    if is_openai == (folder / MODEL_FILE).is_file():
-        fault = "stands beside" if is_openai else "no such tokenizer, nor"
-        fix = (
-            "keep one of the two"
-            if is_openai
-            else "make one with `python -m data_prep.train_tokenizer`"
-        )
+    is_sentencepiece = (folder / MODEL_FILE).is_file()
+    if is_openai and is_sentencepiece:
         raise DataError(
-            f"{folder / MODEL_FILE}: {fault} OpenAI's {' and '.join(OPENAI_FILES)}; {fix}"
+            f"{folder / MODEL_FILE}: stands beside OpenAI's {openai_files}; keep one of the two"
+        )
+    if not is_openai and not is_sentencepiece:
+        raise DataError(
+            f"{folder / MODEL_FILE}: no such tokenizer, nor OpenAI's {openai_files}; make one with "
+            "`python -m data_prep.train_tokenizer`"
         )
     return OpenAITokenizer(folder) if is_openai else SentencePieceTokenizer(folder)

@@ -1,0 +1,11 @@
+"""The ranks of a run: their numbers, how they connect, and how they communicate.
+
+May import `base`. The files, in reading order:
+
+- `environment`: rank and world size, read from the launcher's variables.
+- `rendezvous`: the ranks connect to MASTER_ADDR and form the process group.
+- `collectives`: the few collectives that the rest of the code uses.
+- `heartbeat`: a counter of each rank, to find the rank that hangs.
+- `preemption`: turns signals and a dead launcher into one stop flag.
+- `console`: what rank 0 prints: lines and a progress bar.
+"""

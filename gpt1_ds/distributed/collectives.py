@@ -1,7 +1,6 @@
-"""Where this process stands among its peers, and the few collectives the rest of the code uses.
+"""The rank of this process, and the few collectives that the rest of the code uses.
 
-The rank environment comes from the launcher (`RANK` ..), or Slurm (`SLURM_*`), or MPI (`OMPI_*`, `PMI_*`), in that
-order. Every collective here must be called by all ranks.
+Every rank must call each collective here, in the same order.
 """
 
 import json
@@ -15,13 +14,15 @@ import torch.distributed as dist
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, UserError
 from gpt1_ds.distributed import heartbeat
 
+BACKEND_WORDS = ("gloo", "NCCL", "peer")
+"""The text of every backend error about a lost peer contains one of these words."""
+
 
 def device() -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    """This rank's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def rank() -> int:
@@ -41,7 +42,7 @@ def barrier() -> None:
 
 
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over ranks, on its own device."""
+    """The sum of `tensor` over ranks, on the device of `tensor`."""
     if world_size() == 1:
         return tensor
     total = tensor.detach().to(device(), copy=True)
@@ -50,51 +51,56 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_json(value: Any) -> list[Any]:
-    """Every rank's plain `value`, by rank, on all ranks. JSON and not pickle: nothing that arrives is executed."""
+    """The `value` (plain JSON data) of every rank, in rank order, on all ranks.
+
+    The values are sent as JSON and not as pickles, because loading a pickle can run code.
+    """
     if world_size() == 1:
         return [value]
-    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(
-        device()
-    )
+    content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    payload = content.to(device())
     sizes = [torch.zeros(1, dtype=torch.long, device=device()) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(payload)], device=device()))
     longest = int(max(sizes))
     slots = [torch.zeros(longest, dtype=torch.uint8, device=device()) for _ in range(world_size())]
     dist.all_gather(slots, torch.nn.functional.pad(payload, (0, longest - len(payload))))
-    return [
-        json.loads(bytes(slot[: int(size)].tolist()))
-        for slot, size in zip(slots, sizes, strict=True)
-    ]
+    values = []
+    for slot, size in zip(slots, sizes, strict=True):
+        values.append(json.loads(bytes(slot[: int(size)].tolist())))
+    return values
 
 
-def on_main(action: Callable[[], None]) -> None:
-    """Run `action` on rank 0; what the user did wrong there is raised on every rank, so that none is left waiting."""
+def on_main(action: Callable[[], object]) -> None:
+    """Run `action` on rank 0.
+
+    If it raises a `UserError`, every rank raises the same error, so that no rank waits for ever.
+    """
     fault = None
     if is_main():
         try:
             action()
         except UserError as error:
             fault = [error.exit_code, str(error)]
-    if fault := gather_json(fault)[0]:
-        raise next(
-            kind for kind in (ConfigError, DataError, PeerError) if kind.exit_code == fault[0]
-        )(fault[1])
+    fault = gather_json(fault)[0]
+    if fault:
+        exit_code, text = fault
+        kinds = {kind.exit_code: kind for kind in (ConfigError, DataError, PeerError)}
+        raise kinds[exit_code](text)
 
 
 @contextmanager
 def peer_faults() -> Iterator[None]:
-    """A collective that fails because a peer died or hung becomes a `PeerError`."""
+    """Turns the error of a collective into a `PeerError` if a peer died or hung."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not isinstance(error, dist.DistError) and not any(
-            word in text for word in ("gloo", "NCCL", "peer")
-        ):
+        of_a_backend = any(word in text for word in BACKEND_WORDS)
+        if not isinstance(error, dist.DistError) and not of_a_backend:
             raise
-        culprit = heartbeat.suspects() or "see which rank died"
+        suspects = heartbeat.suspects() or "see which rank died"
         raise PeerError(
-            f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); {culprit}; start the run again to "
-            "resume",
-            of_this_rank=culprit.startswith("rank 0 "),
+            f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); {suspects}; "
+            "start the run again to resume",
+            of_this_rank=suspects.startswith("rank 0 "),
         ) from error

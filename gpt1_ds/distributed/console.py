@@ -4,30 +4,30 @@ import sys
 
 from tqdm import tqdm
 
-from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.collectives import is_main
 
 
 def say(text: str) -> None:
-    """Print on rank 0."""
-    if is_main():
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            raise
-        except OSError:
-            pass  # the disk under the log is full: that costs a line, not the training
+    """Print a line on rank 0."""
+    if not is_main():
+        return
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass  # the disk with the log is full: training goes on without this line
 
 
-def progress_bar(total: int, done: int, unit: str, description: str) -> tqdm:
-    """A live bar on rank 0's terminal; a line every half minute where stderr is a file."""
+def progress_bar(total: int | None, done: int, unit: str, description: str) -> tqdm:
+    """A progress bar on rank 0. If stderr is a file, it prints one line every half minute."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=done,
         unit=unit,
         desc=description,
-        disable=not collectives.is_main(),
+        disable=not is_main(),
         mininterval=0.2 if terminal else 30.0,
         maxinterval=10.0 if terminal else 60.0,
         ascii=not terminal,
@@ -36,6 +36,6 @@ def progress_bar(total: int, done: int, unit: str, description: str) -> tqdm:
 
 
 def note(text: str) -> None:
-    """A line on rank 0 that does not tear the bar."""
-    if collectives.is_main():
+    """Print a line on rank 0 above the progress bar."""
+    if is_main():
         tqdm.write(text)

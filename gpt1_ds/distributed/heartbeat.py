@@ -1,35 +1,44 @@
-"""Which rank has fallen silent: every rank's heartbeat in the store through which they met.
+"""Finds the rank that hangs, by a heartbeat of every rank in the store of the process group.
 
-A collective that fails or times out names an address at best. Each rank counts up a key a second, with the place its
-training is at; whoever loses a peer reads the keys of all and says whose do not move, or who is elsewhere.
+The error of a failed collective names an address at best. So each rank has a key in the store. Once
+a second it writes a higher count to its key, with the part of the step it is in. A rank that loses
+a peer reads all keys. It reports the ranks with a count that does not change. If there is none, it
+reports the ranks that are in another part of the step than most ranks.
 """
 
 import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch.distributed as dist
 
+T = TypeVar("T")
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 3 * BEAT_SECONDS
-SHOWN = 8
+MOST_RANKS_SHOWN = 8
 LEFT = "left"
+"""The value that a rank writes when it ends because of another rank."""
 place = "start"
-"""What this rank's training is doing: data, forward, backward, optimizer, ..; set by whoever times it."""
-_heart: "Heart | None" = None
+"""The part of a step that this rank is in: data, forward, backward or optimizer.
+
+The timer of the engine sets it.
+"""
+_heartbeat: "Heartbeat | None" = None
 
 
-class Heart:
-    def __init__(self, store: dist.Store, rank: int, world_size: int):
-        self.rank, self.keys = rank, [f"heartbeat/{peer}" for peer in range(world_size)]
-        self.beating, self.looking = (
-            store.clone(),
-            store.clone(),
-        )  # one that blocks must not keep the other
+class Heartbeat:
+    """A thread writes the heartbeat of this rank; `suspects` reads those of all ranks."""
+
+    def __init__(self, store: dist.TCPStore, rank: int, world_size: int):
+        self.rank = rank
+        self.keys = [f"heartbeat/{peer}" for peer in range(world_size)]
+        # Two connections: a read that blocks must not delay the beat.
+        self.beating: dist.TCPStore = store.clone()  # type: ignore[attr-defined]
+        self.looking: dist.TCPStore = store.clone()  # type: ignore[attr-defined]
         self.stopped = threading.Event()
-        self.beating.set(self.keys[rank], f"0 {place}")  # a rank may hang within its first second
+        self.beating.set(self.keys[rank], f"0 {place}")  # a rank may hang in its first second
         threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def _beat(self) -> None:
@@ -42,39 +51,41 @@ class Heart:
             pass  # the store is gone, and rank 0 with it
 
     def leave(self) -> None:
-        """This rank ends because of another one, and must not be taken for the culprit."""
-        if not self.stopped.is_set():
-            self.stopped.set()
-            call_within(2 * LOOK_SECONDS, lambda: self.looking.set(self.keys[self.rank], LEFT))
+        """Write that this rank ends because of another one, so that no rank suspects it."""
+        if self.stopped.is_set():
+            return
+        self.stopped.set()
+        call_within(2 * LOOK_SECONDS, lambda: self.looking.set(self.keys[self.rank], LEFT))
 
-    def verdict(self) -> str:
-        """Who does not move, in a few words; empty where nobody stands out."""
+    def suspects(self) -> str:
+        """A phrase that names the silent ranks, or those in another part; empty if none."""
         before = call_within(2 * LOOK_SECONDS, self._read)
         self.stopped.wait(LOOK_SECONDS)
         after = call_within(2 * LOOK_SECONDS, self._read)
         if after is None:
             return "rank 0 is silent: stopped, dead, or its machine is"
-        others = [
-            peer for peer in range(len(self.keys)) if peer != self.rank and after[peer] != LEFT
-        ]
-        if silent := [peer for peer in others if before and after[peer] == before[peer]]:
-            return f"{_ranks(silent)} silent: stopped, dead, or the machine is"
-        places = {peer: after[peer].partition(" ")[2] for peer in others} | {self.rank: place}
+        peers = [peer for peer in range(len(self.keys)) if peer != self.rank]
+        others = [peer for peer in peers if after[peer] != LEFT]
+        if before:
+            silent = [peer for peer in others if after[peer] == before[peer]]
+            if silent:
+                return f"{_ranks(silent)} silent: stopped, dead, or the machine is"
+        places = {peer: after[peer].partition(" ")[2] for peer in others}
+        places[self.rank] = place
         common = Counter(places.values()).most_common(1)[0][0]
-        odd = {peer: where for peer, where in places.items() if where != common}
-        return (
-            f"{_ranks(list(odd))} alive, in {'/'.join(sorted(set(odd.values())))}, others in {common}"
-            if odd
-            else ""
-        )
+        elsewhere = {peer: part for peer, part in places.items() if part != common}
+        if not elsewhere:
+            return ""
+        parts = "/".join(sorted(set(elsewhere.values())))
+        return f"{_ranks(list(elsewhere))} alive, in {parts}, others in {common}"
 
     def _read(self) -> list[str]:
         self.looking.wait(self.keys, timedelta(seconds=LOOK_SECONDS))
         return [value.decode() for value in self.looking.multi_get(self.keys)]
 
 
-def call_within(seconds: float, action: Callable[[], Any]) -> Any:
-    """What `action`, a call of a store, returns; None where the store fails or does not answer."""
+def call_within(seconds: float, action: Callable[[], T]) -> T | None:
+    """The result of `action`, a call to a store; None if it fails or takes too long."""
     answer = []
 
     def attempt() -> None:
@@ -89,22 +100,27 @@ def call_within(seconds: float, action: Callable[[], Any]) -> Any:
     return answer[0] if answer else None
 
 
-def start_heartbeat(store: dist.Store, rank: int, world_size: int) -> None:
-    global _heart
-    _heart = Heart(store, rank, world_size)
+def start_heartbeat(store: dist.TCPStore, rank: int, world_size: int) -> None:
+    """Start the heartbeat of this process; `store` is the store of the process group."""
+    global _heartbeat
+    _heartbeat = Heartbeat(store, rank, world_size)
 
 
 def suspects() -> str:
-    """Who this rank's loss of a peer is due to, and that this rank leaves because of it; empty if nobody can tell."""
-    if _heart is None:
+    """A phrase that names the ranks that may have caused an error; empty if unknown.
+
+    After this call the heartbeat of this rank stops: the rank ends because of the others.
+    """
+    if _heartbeat is None:
         return ""
-    said = _heart.verdict()
-    _heart.leave()
-    return said
+    found = _heartbeat.suspects()
+    _heartbeat.leave()
+    return found
 
 
 def _ranks(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:SHOWN])) + (
-        f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else ""
-    )
-    return f"rank {shown} is" if len(ranks) == 1 else f"ranks {shown} are"
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} is"
+    shown = ", ".join(map(str, ranks[:MOST_RANKS_SHOWN]))
+    more = len(ranks) - MOST_RANKS_SHOWN
+    return f"ranks {shown} and {more} more are" if more > 0 else f"ranks {shown} are"

@@ -1,8 +1,8 @@
-"""Signals and a dead launcher -> one stop flag that all ranks agree on.
+"""Turns signals and a dead launcher into one stop flag that all ranks agree on.
 
-SIGTERM, SIGINT and SIGUSR1 ask for a stop: the loop commits a checkpoint at the next step boundary and exits 75; a
-validation or a wait for data is cut short. Ranks watch the launcher they descend from and never outlive it by more than
-`GRACE_SECONDS`.
+SIGTERM, SIGINT and SIGUSR1 ask for a stop. The training loop then commits a checkpoint at the next
+step boundary and exits with 75. It ends a validation or a wait for data early. Each rank also
+watches its launcher. If the launcher ends, the rank ends at most `GRACE_SECONDS` later.
 """
 
 import os
@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import torch
 
 from gpt1_ds.base.errors import PeerError
@@ -19,12 +19,16 @@ from gpt1_ds.distributed import collectives
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "srun")
+LEADING_WORDS = 4
+"""The name of a launcher is among this many first words of its command line."""
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.5
 
 
 class StopFlag:
-    def __init__(self):
+    """Whether this run was asked to stop, by a signal or by the end of its launcher."""
+
+    def __init__(self) -> None:
         self.reason: str | None = None
         for number in SIGNALS:
             signal.signal(number, lambda received, _: self.request(signal.Signals(received).name))
@@ -39,48 +43,47 @@ class StopFlag:
         return self.reason is not None
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop; every rank calls it, and all get the same answer."""
-        return bool(collectives.all_sum(torch.tensor([float(self.reason is not None)])).item())
+        """Whether any rank was asked to stop. All ranks must call it; all get the same answer."""
+        return bool(collectives.all_sum(torch.tensor([float(self.requested())])).item())
 
     def _watch(self) -> None:
-        while all(_started(pid) == start for pid, start in self._launchers.items()):
+        while all(_runs(process) for process in self._launchers):
             time.sleep(POLL_SECONDS)
         self.request("launcher gone")
         time.sleep(GRACE_SECONDS)
         print(
-            f"error: rank {collectives.rank()} outlived its launcher; start the run again to resume",
+            f"error: rank {collectives.rank()} outlived its launcher; "
+            "start the run again to resume",
             file=sys.stderr,
         )
         os._exit(PeerError.exit_code)
 
 
-def _launchers() -> dict[int, str]:
-    """Ancestors of this process that are launchers, each with its start time, as process ids are reused."""
-    found, pid = {}, os.getppid()
-    while pid > 1:
-        try:
-            command = (
-                Path(f"/proc/{pid}/cmdline")
-                .read_bytes()
-                .replace(b"\0", b" ")
-                .decode(errors="replace")
-            )
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
+def _launchers() -> list[psutil.Process]:
+    """Ancestors of this process that are launchers."""
+    found = []
+    for process in psutil.Process().parents():
+        if process.pid == 1:
             break
-        # The program, not an argument of some shell around it, which may well end before us under nohup.
-        if (
-            any(name in word for word in command.split()[:4] for name in LAUNCHERS)
-            and "sh -c" not in command[:20]
-        ):
-            found[pid] = fields[19]
-        pid = int(fields[1])
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:
+            break
+        # A shell that runs a launcher does not count: under nohup it may end before this process.
+        of_a_shell = "sh -c" in command[:20]
+        if not of_a_shell and _names_launcher(command):
+            found.append(process)
     return found
 
 
-def _started(pid: int) -> str | None:
+def _names_launcher(command: str) -> bool:
+    program = " ".join(command.split()[:LEADING_WORDS])
+    return any(name in program for name in LAUNCHERS)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether the process is alive. psutil notices if another process got the same id."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,4 +1,9 @@
-"""Ranks find each other and form the process group."""
+"""The ranks connect to MASTER_ADDR:MASTER_PORT and form the process group.
+
+By default torch's store listens on every network interface, and neither the store nor gloo asks for
+a password. So rank 0 opens the store on MASTER_ADDR only. Every wait has a time limit and prints
+what it waits for, because a wrong address looks the same as a late rank.
+"""
 
 import ctypes
 import errno
@@ -18,14 +23,21 @@ from gpt1_ds.base.errors import ConfigError, PeerError
 from gpt1_ds.distributed import heartbeat
 from gpt1_ds.distributed.environment import RankEnv, rank_environment
 
-PATIENCE_SECONDS = 20.0
-MEETING_SECONDS = 40.0
+NOTICE_SECONDS = 20.0
+"""Time between two lines about a rank that still waits."""
+ANSWER_SECONDS = 40.0
+"""Longest wait for an answer from MASTER_ADDR."""
 PROBE_SECONDS = 5.0
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+RETRY_SECONDS = 0.2
+PENDING_CONNECTIONS = 4096
+# Parameters of mallopt, from malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGEST_HEAP_BLOCK = 1 << 30
 
 
 def join_process_group(timeout_seconds: float) -> RankEnv:
-    """Join the process group (NCCL on GPUs, gloo on CPUs) and return this rank's place in it."""
+    """Join the process group (NCCL on GPUs, gloo on CPUs); returns the rank of this process."""
     env = rank_environment(os.environ)
     os.environ.update(
         RANK=str(env.rank),
@@ -36,22 +48,17 @@ def join_process_group(timeout_seconds: float) -> RankEnv:
     )
     os.umask(0o077)
     if torch.cuda.is_available():
+        backend = "nccl"
         torch.cuda.set_device(_own_gpu(env.local_rank, torch.cuda.device_count()))
-    elif (gpus := os.environ.get("SLURM_GPUS_ON_NODE", "0")) != "0":
-        raise ConfigError(
-            f"Slurm gave {socket.gethostname()} {gpus} GPUs, but torch sees none: look at its CUDA build "
-            "and the driver, or ask for --gpus-per-node=0 to train on CPUs"
-        )
     else:
+        backend = "gloo"
+        _refuse_missing_gpus()
         _prepare_cpu()
-    backend, timeout = (
-        "nccl" if torch.cuda.is_available() else "gloo",
-        timedelta(seconds=timeout_seconds),
-    )
+    timeout = timedelta(seconds=timeout_seconds)
     try:
         if not dist.is_initialized():
-            with _patience(env):
-                store = _private_store(env, timeout)
+            with _waiting_shown(env):
+                store = _open_store(env, timeout)
                 _take_rank(store, env)
                 dist.init_process_group(
                     backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout
@@ -60,117 +67,131 @@ def join_process_group(timeout_seconds: float) -> RankEnv:
                 heartbeat.start_heartbeat(store, env.rank, env.world_size)
     except (RuntimeError, ValueError, OSError) as error:
         raise PeerError(
-            f"rank {env.rank} of {env.world_size} found no process group at MASTER_ADDR={env.master_addr} "
-            f"MASTER_PORT={env.master_port}: {error}; see that every rank is up, "
-            "or give the launcher another --master_port",
+            f"rank {env.rank} of {env.world_size} found no process group at "
+            f"MASTER_ADDR={env.master_addr} MASTER_PORT={env.master_port}: {error}; see that every "
+            "rank is up, or give the launcher another --master_port",
             of_this_rank=True,
         ) from error
     return env
 
 
-def _private_store(env: RankEnv, timeout: timedelta) -> dist.Store:
-    """The ranks' meeting place, open on MASTER_ADDR alone: neither it nor gloo knows a password, and torch's own
-    would listen on every interface; as it does where a name means rank 0's loopback, or the address is not its own (a
-    service, NAT).
-    """
+def _open_store(env: RankEnv, timeout: timedelta) -> dist.TCPStore:
+    """The store of the process group: rank 0 opens it, and the other ranks connect to it."""
     address = socket.gethostbyname(env.master_addr)
-    alone = env.master_addr == "localhost" or env.master_addr.startswith("127.")
-    if alone:
+    loopback = env.master_addr == "localhost" or env.master_addr.startswith("127.")
+    if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if env.rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return _reach(env, timeout, timeout)
-    foreign = False
+        return _reach_store(env, timeout, timeout)
+    # The hosts file of a machine may map its own name to the loopback interface, which other
+    # machines cannot reach. In that case listen on every interface.
+    interface = address if loopback or not address.startswith("127.") else ""
     try:
-        own = address if alone or not address.startswith("127.") else ""
-        server = socket.create_server((own, env.master_port), backlog=4096)
+        server = socket.create_server((interface, env.master_port), backlog=PENDING_CONNECTIONS)
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
-        server, foreign = socket.create_server(("", env.master_port), backlog=4096), True
-    store = dist.TCPStore(
-        own if own and not foreign else "127.0.0.1",
-        env.master_port,
+        # MASTER_ADDR belongs to a service or a NAT, and to no interface of this machine.
+        server = socket.create_server(("", env.master_port), backlog=PENDING_CONNECTIONS)
+        store = _serve_store("127.0.0.1", env.master_port, server, timeout)
+        _reach_store(env, timeout, timedelta(0))
+        return store
+    return _serve_store(interface or "127.0.0.1", env.master_port, server, timeout)
+
+
+def _serve_store(host: str, port: int, server: socket.socket, timeout: timedelta) -> dist.TCPStore:
+    return dist.TCPStore(
+        host,
+        port,
         is_master=True,
         timeout=timeout,
         wait_for_workers=False,
         master_listen_fd=server.detach(),
     )
-    if foreign:
-        _reach(env, timeout, timedelta(0))
-    return store
 
 
-def _reach(env: RankEnv, timeout: timedelta, late: timedelta) -> dist.Store:
-    """The store at MASTER_ADDR. `OSError` once nothing has answered there for `MEETING_SECONDS`.
+def _reach_store(env: RankEnv, timeout: timedelta, refused_wait: timedelta) -> dist.TCPStore:
+    """Connect to the store at MASTER_ADDR; `OSError` if nothing answers for `ANSWER_SECONDS`.
 
-    A machine that is up refuses at once what nobody listens for yet: a refusal is waited out for longer, `late`, since
-    rank 0 may be minutes behind.
+    A running machine refuses a connection at once if no process listens on the port. Then the wait
+    lasts longer, up to `refused_wait`, because rank 0 may start minutes later.
     """
-    began, seconds = time.monotonic(), min(MEETING_SECONDS, timeout.total_seconds())
+    began = time.monotonic()
+    answer_seconds = min(ANSWER_SECONDS, timeout.total_seconds())
     while True:
-        patience = seconds
+        longest = answer_seconds
         try:
-            socket.create_connection((env.master_addr, env.master_port), PROBE_SECONDS).close()
-            # Torch's own bound, which it may overrun, is not kept where somebody answers nothing at all.
-            store = heartbeat.call_within(
-                seconds + PROBE_SECONDS,
-                lambda: dist.TCPStore(
-                    env.master_addr,
-                    env.master_port,
-                    is_master=False,
-                    timeout=timedelta(seconds=seconds),
-                    wait_for_workers=False,
-                ),
-            )
+            address = (env.master_addr, env.master_port)
+            socket.create_connection(address, PROBE_SECONDS).close()
+            store = _connect(env, answer_seconds)
             if store is not None:
                 store.set_timeout(timeout)
                 return store
             fault = "whoever listens there is not rank 0"
         except ConnectionRefusedError as error:
-            patience, fault = (
-                max(seconds, late.total_seconds()),
-                f"{error.strerror}, rank 0 does not listen there",
-            )
+            longest = max(answer_seconds, refused_wait.total_seconds())
+            fault = f"{error.strerror}, rank 0 does not listen there"
         except OSError as error:
             fault = f"{error.strerror or error}, no machine answers there"
-        if (waited := time.monotonic() - began) > patience:
+        waited = time.monotonic() - began
+        if waited > longest:
             raise OSError(f"{fault} ({waited:.0f} s)")
-        time.sleep(0.2)
+        time.sleep(RETRY_SECONDS)
+
+
+def _connect(env: RankEnv, seconds: float) -> dist.TCPStore | None:
+    """A client of the store; None if a process listens on the port but does not answer.
+
+    In that case torch ignores its own timeout, so `call_within` adds another one.
+    """
+    return heartbeat.call_within(
+        seconds + PROBE_SECONDS,
+        lambda: dist.TCPStore(
+            env.master_addr,
+            env.master_port,
+            is_master=False,
+            timeout=timedelta(seconds=seconds),
+            wait_for_workers=False,
+        ),
+    )
 
 
 @contextmanager
-def _patience(env: RankEnv) -> Iterator[None]:
-    """Say every `PATIENCE_SECONDS` for whom a rank waits: a wrong address looks like a peer that is late."""
-    met, whom = threading.Event(), "all other ranks" if env.rank == 0 else "rank 0"
+def _waiting_shown(env: RankEnv) -> Iterator[None]:
+    """Every `NOTICE_SECONDS`, print which rank this rank still waits for."""
+    met = threading.Event()
+    awaited = "all other ranks" if env.rank == 0 else "rank 0"
 
-    def tell() -> None:
-        while not met.wait(PATIENCE_SECONDS):
+    def show() -> None:
+        while not met.wait(NOTICE_SECONDS):
             print(
-                f"rank {env.rank} of {env.world_size} still waits for {whom} at MASTER_ADDR={env.master_addr} "
-                f"MASTER_PORT={env.master_port}; are both right, and is every rank up?",
+                f"rank {env.rank} of {env.world_size} still waits for {awaited} at "
+                f"MASTER_ADDR={env.master_addr} MASTER_PORT={env.master_port}; are both right, "
+                "and is every rank up?",
                 file=sys.stderr,
                 flush=True,
             )
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=show, daemon=True).start()
     try:
         yield
     finally:
         met.set()
 
 
-def _take_rank(store: dist.Store, env: RankEnv) -> None:
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a start
+def _take_rank(store: dist.TCPStore, env: RankEnv) -> None:
+    # torchrun keeps its store over restarts, so the key contains the number of the restart.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if store.add(f"gpt1_ds/{start}/rank/{env.rank}", 1) > 1:
         raise ConfigError(
-            f"RANK={env.rank} is taken by another process of this run; give each its own, from 0 to "
-            f"{env.world_size - 1}",
+            f"RANK={env.rank} is taken by another process of this run; give each its own, "
+            f"from 0 to {env.world_size - 1}",
             of_this_rank=True,
         )
 
 
 def _own_gpu(local_rank: int, visible: int) -> int:
-    """The GPU of this rank among those it sees: the only one (bound by the launcher), or that of its number."""
+    """The index of this rank's GPU: the local rank, or 0 if only one GPU is visible."""
     if visible > 1 and local_rank >= visible:
         raise ConfigError(
             f"local rank {local_rank} has no GPU of its own, {visible} are visible on "
@@ -179,28 +200,36 @@ def _own_gpu(local_rank: int, visible: int) -> int:
     return local_rank if visible > 1 else 0
 
 
-def _prepare_cpu() -> None:
-    """Threads by the ranks of this machine; freed activations stay in the heap, since page faults on fresh mappings
-    cost a quarter of a step."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(
-            os.environ.get(
-                "LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
-            )
+def _refuse_missing_gpus() -> None:
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if gpus != "0":
+        raise ConfigError(
+            f"Slurm gave {socket.gethostname()} {gpus} GPUs, but torch sees none: look at its CUDA "
+            "build and the driver, or ask for --gpus-per-node=0 to train on CPUs"
         )
+
+
+def _prepare_cpu() -> None:
+    """Divide the cores among the ranks of this machine, and keep freed memory in the heap.
+
+    Without that, page faults on new memory take a quarter of a step.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        sizes = (os.environ.get(name) for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        local_ranks = next(int(size) for size in sizes if size is not None)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
-    _libc("mallopt", M_MMAP_THRESHOLD, 1 << 30)
-    _libc("mallopt", M_TRIM_THRESHOLD, -1)
+    _call_libc("mallopt", M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
+    _call_libc("mallopt", M_TRIM_THRESHOLD, -1)
 
 
 def give_back_memory() -> None:
-    """Return to the system what `_prepare_cpu` keeps: batches of many lengths leave a heap of holes."""
+    """Return unused heap memory to the system: batches of many lengths fragment the heap."""
     if not torch.cuda.is_available():
-        _libc("malloc_trim", 0)
+        _call_libc("malloc_trim", 0)
 
 
-def _libc(function: str, *arguments: int) -> None:
+def _call_libc(function: str, *arguments: int) -> None:
     try:
         getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
     except (OSError, AttributeError):
-        pass  # another C library: slower, not wrong
+        pass  # another C library lacks these functions: only the speed suffers

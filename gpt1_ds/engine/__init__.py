@@ -1,0 +1,11 @@
+"""The DeepSpeed engine: how it is built, what it is made of, and what is read from it.
+
+May import `model`, `settings`, `distributed` and `base`. Files in reading order:
+
+- `start`: the only `deepspeed.initialize`, and what a run's DeepSpeed JSON needs of the machine
+- `optimizer`: parameter groups, the two Adams, the learning rate of each step
+- `timing`: tokens a second and MFU, the parts of a step, the profile of one step
+- `readings`: loss scale and norms of each block, for the log
+- `memory`: bytes that a rank needs, as a formula
+- `internals`: every change to the behaviour of DeepSpeed and torch
+"""

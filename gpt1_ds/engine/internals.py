@@ -1,168 +1,183 @@
-"""Every change to DeepSpeed's and torch's behaviour."""
+"""Every change to the behaviour of DeepSpeed and torch.
+
+The docstring of each change says, in this order:
+
+    Why:    what would happen without it.
+    Seen:   the version in which that was observed.
+    Ends:   when the change is undone, or why it is not.
+    Until:  what would make it unnecessary.
+
+State (what DeepSpeed keeps in files and flat tensors) is the subject of `checkpoints/`.
+"""
 
 import importlib
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from gpt1_ds.base.errors import ConfigError
-from gpt1_ds.settings.deepspeed_json import nvme_sections
+from gpt1_ds.base.protocols import Engine, Json, Monitor, MonitorEvent
+
+Collective = Callable[..., Any]
+
+COLLECTIVES = (
+    "all_reduce",
+    "all_reduce_coalesced",
+    "reduce",
+    "broadcast",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_coalesced",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "all_to_all_single",
+)
+"""Methods of DeepSpeed's communication backend that move tensors during a step."""
 
 
-def mark_for_muon(module: nn.Module) -> None:
-    """Muon is for the matrices of the blocks; embeddings, heads and all that is no matrix are Adam's (Jordan 2024)."""
-    for name, parameter in module.named_parameters():
-        parameter.use_muon = parameter.ndim > 1 and "blocks" in name.split(".")
+# --- Before the engine is built ---
 
 
-def skip_non_finite(optimizer: torch.optim.Optimizer) -> None:
-    """Have `optimizer` leave out a step whose gradients are not finite, and say so in `overflow`, for DeepSpeed."""
-    step, optimizer.overflow = optimizer.step, False
+def import_deepspeed() -> ModuleType:
+    """Import DeepSpeed, quietly, and on a machine without a GPU without its compiled all-reduce.
 
-    def guarded(closure=None):
-        sums = [
-            p.grad.sum()
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        optimizer.overflow = not torch.stack(sums).isfinite().all().item()
-        return None if optimizer.overflow else step(closure)
+    The import takes seconds, so it happens when it is needed and not with this module.
 
-    optimizer.step = guarded
+    Why:    DeepSpeed logs pages of information, and its calls of torch raise FutureWarnings that a
+            user cannot act on. Its shared-memory all-reduce (the op `deepspeed_shm_comm`) would be
+            compiled at the start of the process group, which takes a minute; training never calls
+            it, because torch's gloo does the same work.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   never: they are settings of the process, and every engine in it wants the same.
+    Until:  DeepSpeed has an option for the op, and a log level that its import respects.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel("ERROR")
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, whose own `step` would first import torch's compiler, a second, to say that no graph may hold it."""
+    """torch's AdamW without the decorators of its `step`.
+
+    Why:    the decorator that switches gradients off imports torch's compiler, which takes a
+            second, only to tell it that no graph may contain the step.
+    Seen:   torch 2.13.
+    Ends:   nothing of torch's is changed: this is a subclass.
+    Until:  torch asks whether the compiler is in use before it imports it.
+    """
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-@contextmanager
-def muon_for_blocks_alone(deepspeed) -> Iterator[None]:
-    """DeepSpeed would take every matrix for Muon whose name has no "embed" in it."""
-    mark = deepspeed.set_optimizer_flags
+def spare_the_compiler(ds: Json) -> None:
+    """Keep the start of an engine from importing torch's compiler.
 
-    def mark_again(ds_config, module: nn.Module) -> None:
-        mark(ds_config, module)
-        mark_for_muon(module)
-
-    deepspeed.set_optimizer_flags = mark_again
-    try:
-        yield
-    finally:
-        deepspeed.set_optimizer_flags = mark
-
-
-def set_batch(engine, windows: int) -> None:
-    """Give the next optimizer step so many windows over all ranks, in micro-batches as before."""
-    if windows != engine.train_batch_size():
-        engine.set_train_batch_size(windows)
-        if hasattr(engine.optimizer, "gradient_accumulation_steps"):  # ZeRO 1 to 3 keep their own
-            engine.optimizer.gradient_accumulation_steps = engine.gradient_accumulation_steps()
-    engine.micro_steps = (
-        0  # counted over all steps it would misplace the boundary once their sizes differ
-    )
-
-
-def spare_the_compiler(ds: dict[str, Any]) -> None:
-    """Every start would import torch's compiler, a second: torch's optimizers, to keep plain functions out of graphs
-    that no one makes of them, and DeepSpeed, to ask whether the optimizer is Muon, whose module compiles its kernels.
-    Where it is not, they are left as they are."""
+    Why:    the import takes a second. torch's optimizers cause it, to exclude their methods from
+            compiled graphs, and so does DeepSpeed, which imports its Muon module (whose kernels
+            are compiled) to find out whether the optimizer is Muon. A run with Muon is left alone.
+    Seen:   torch 2.13, DeepSpeed 0.19.8.
+    Ends:   the replaced `compiler.compile` right after the import of the module. What the module
+            and torch's methods keep stays: a module is imported once, and `__dynamo_disable` is
+            torch's own cache of the function that it would store there itself.
+    Until:  torch and DeepSpeed import the compiler only where something is compiled.
+    """
     for function in vars(torch.optim.Optimizer).values():
-        if plain := getattr(function, "__wrapped__", None):
+        plain = getattr(function, "__wrapped__", None)
+        if plain:
             plain.__dynamo_disable = plain
     if ds.get("optimizer", {}).get("type", "").lower() == "muon":
         return
     from deepspeed.runtime import compiler
 
-    compiled, compiler.compile = compiler.compile, lambda: lambda kernel: kernel
+    compiled = compiler.compile
+    compiler.compile = lambda: lambda kernel: kernel
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = compiled
 
 
-def import_deepspeed():
-    """DeepSpeed, quiet, and on a CPU without its compiled all-reduce. Takes seconds, so it is imported when needed."""
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # DeepSpeed's calls, not ours
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
+@contextmanager
+def muon_for_blocks_alone(deepspeed: ModuleType) -> Iterator[None]:
+    """Let Muon take the matrices of the blocks, and Adam everything else, in engines built inside.
 
-    deepspeed.utils.logger.setLevel("ERROR")
-    if not torch.cuda.is_available():
-        # It would be compiled at the start of the process group (a minute), and training never calls it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
+    Why:    Muon is meant for the matrices inside the network; embeddings and heads belong to Adam
+            (Jordan 2024). DeepSpeed gives Muon every matrix unless its name contains "embed" or
+            "lm_head"; ours are called `wte`, `wpe` and `head`.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the block.
+    Until:  DeepSpeed keeps a flag `use_muon` that the parameter already has.
+    """
+    set_flags = deepspeed.set_optimizer_flags
+
+    def set_flags_by_block(ds_config: object, module: nn.Module) -> None:
+        set_flags(ds_config, module)
+        for name, parameter in module.named_parameters():
+            matrix_of_block = parameter.ndim > 1 and "blocks" in name.split(".")
+            parameter.use_muon = matrix_of_block  # type: ignore[attr-defined]
+
+    deepspeed.set_optimizer_flags = set_flags_by_block  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        deepspeed.set_optimizer_flags = set_flags  # type: ignore[attr-defined]
 
 
-def require_async_io(path: Path | str, ds: dict[str, Any]) -> None:
-    """ConfigError where the JSON at `path` offloads to nvme and DeepSpeed's async_io cannot be built."""
-    sections = nvme_sections(ds)
-    if not sections:
-        return
-    import_deepspeed()
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise ConfigError(
-            f"{path}: {sections[0]} to nvme needs DeepSpeed's async_io, which cannot be built "
-            "here; install libaio-dev (libaio-devel), or take device cpu"
-        )
+# --- On the built engine. These changes are on its own objects, so they end with the engine. ---
 
 
 def set_timeouts(timeout_seconds: float) -> None:
-    """Give every process group the run's timeout: those that DeepSpeed makes itself would wait 30 minutes."""
+    """Give every process group the timeout of the run.
+
+    Why:    the groups that DeepSpeed makes itself would wait 30 minutes for a dead peer.
+    Seen:   DeepSpeed 0.19.8; torch 2.13 changes the timeout of a group by a private function only.
+    Ends:   with the process groups.
+    Until:  DeepSpeed passes the timeout of `init_distributed` on to the groups that it makes.
+    """
     groups = dist.distributed_c10d._world.pg_map
     for group in list(groups):
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
 
 
-def loss_scale(engine) -> dict[str, float]:
-    """The loss scale of fp16; nothing in other precisions."""
-    return {"loss_scale": float(engine.optimizer.loss_scale)} if engine.fp16_enabled() else {}
+def keep_lr_shares(engine: Engine, peak_lr: float) -> None:
+    """Remember in `engine.lr_shares` the rate of each parameter group as a share of `peak_lr`.
 
-
-def layer_norms(engine) -> dict[str, float]:
-    """L2 norms of weights and unclipped gradients of each embedding and block: `weight_norm/GROUP`, `grad_norm/GROUP`.
-
-    Every rank calls, after the last backward of a step and before `engine.step()`, which clears the gradients. It
-    gathers each tensor in turn: the cost of one more reduction of the model.
+    Why:    an `optimizer` section may give groups rates of their own, such as Muon's `muon_lr` and
+            `adam_lr`. The schedule (`optimizer.set_lr`) must keep their proportion.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the engine.
+    Until:  never: the rates as built are known only here, and the schedule overwrites them.
     """
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
-
-    squares: dict[str, float] = {}
-    for name, parameter in engine.module.named_parameters():
-        words = name.split(".")
-        group = (
-            f"block-{int(words[words.index('blocks') + 1]):02d}" if "blocks" in words else words[-1]
-        )
-        weight, grad = safe_get_full_fp32_param(parameter), safe_get_full_grad(parameter)
-        for kind, tensor in (("weight", parameter if weight is None else weight), ("grad", grad)):
-            if tensor is not None:
-                key = f"{kind}_norm/{group}"
-                squares[key] = squares.get(key, 0.0) + tensor.detach().float().square().sum().item()
-    return {key: round(value**0.5, 6) for key, value in squares.items()}
+    engine.lr_shares = [group["lr"] / peak_lr for group in engine.optimizer.param_groups]
 
 
-def guard_monitor(monitor) -> None:
-    """Have DeepSpeed's monitor (W&B, CSV) fall silent where it fails, instead of ending the training."""
+def guard_monitor(monitor: Monitor) -> None:
+    """Switch DeepSpeed's monitor (W&B, CSV) off when it fails, with a warning.
+
+    Why:    an exception in a W&B client, or a full disk below a CSV file, would end the training.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the engine, to which the monitor belongs.
+    Until:  DeepSpeed's monitors handle their own errors.
+    """
     write = monitor.write_events
 
-    def guarded(events: list[tuple]) -> None:
+    def guarded(events: list[MonitorEvent]) -> None:
         try:
             write(events)
         except Exception as error:  # whatever a W&B client may raise
@@ -172,4 +187,106 @@ def guard_monitor(monitor) -> None:
                 file=sys.stderr,
             )
 
-    monitor.write_events = guarded
+    monitor.write_events = guarded  # type: ignore[method-assign]
+
+
+def keep_skipping_at_the_smallest_scale(engine: Engine) -> None:
+    """Let fp16 skip a step even when the loss scale cannot become smaller.
+
+    Why:    DeepSpeed raises a bare Exception there. `train.max_skipped` ends such a run, with exit
+            code 4 and the last good checkpoint.
+    Seen:   DeepSpeed 0.19.8 (`DynamicLossScaler`).
+    Ends:   with the engine, to which the scaler belongs.
+    Until:  the fp16 section of the JSON has an option for it.
+    """
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if scaler is not None and hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
+
+
+def undo_first_step(engine: Engine) -> None:
+    """Undo the optimizer step on zero gradients with which an engine without ZeRO begins.
+
+    Why:    DeepSpeed's wrappers for bf16 and fp16 make that step to allocate the moments. It decays
+            the weights, and it moves Adam's step count (its bias correction) on by one.
+    Seen:   DeepSpeed 0.19.8, ZeRO stage 0.
+    Ends:   it is done once: the state is as if the step had not been.
+    Until:  DeepSpeed allocates the moments without a step, as its ZeRO stages do.
+    """
+    if engine.zero_optimization_stage() != 0:
+        return
+    if not hasattr(engine.optimizer, "refresh_fp32_params"):
+        return
+    engine.basic_optimizer.state.clear()
+    for group in engine.basic_optimizer.param_groups:
+        group.pop("step", None)
+    engine.optimizer.refresh_fp32_params()
+
+
+def skip_non_finite(engine: Engine) -> None:
+    """Leave out optimizer steps with gradients that are not finite, and say so in `overflow`.
+
+    The engine reads `overflow` after each step and counts the steps left out in `skipped_steps`.
+
+    Why:    in float32 without ZeRO DeepSpeed puts no wrapper around the optimizer, so nothing would
+            look at the gradients. All other wrappers do, and these are left as they are.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the engine: the optimizer is its own.
+    Until:  DeepSpeed checks the gradients of plain optimizers.
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "overflow"):
+        return
+    step = optimizer.step
+
+    def guarded(closure: Callable[[], float] | None = None) -> object:
+        sums = []
+        for group in optimizer.param_groups:
+            sums += [p.grad.sum() for p in group["params"] if p.grad is not None]
+        optimizer.overflow = not torch.stack(sums).isfinite().all().item()
+        return None if optimizer.overflow else step(closure)
+
+    optimizer.overflow = False
+    optimizer.step = guarded
+
+
+# --- During training ---
+
+
+def set_batch(engine: Engine, windows: int) -> None:
+    """Make the next optimizer step one of `windows` windows over all ranks; micro-batches stay.
+
+    Why:    `set_train_batch_size` changes the engine's number of micro-batches a step, but ZeRO 1
+            to 3 divide the gradients by a number of their own. And the engine counts micro-batches
+            over all steps: once steps differ in size, that count misplaces the step's end.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the engine.
+    Until:  `set_train_batch_size` changes the optimizer's number and starts the count anew.
+    """
+    if windows != engine.train_batch_size():
+        engine.set_train_batch_size(windows)
+        if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+            engine.optimizer.gradient_accumulation_steps = engine.gradient_accumulation_steps()
+    engine.micro_steps = 0
+
+
+@contextmanager
+def wrapped_collectives(wrap: Callable[[Collective], Collective]) -> Iterator[None]:
+    """Replace each of `COLLECTIVES` in DeepSpeed's backend by `wrap(collective)` inside the block.
+
+    Why:    it is how `timing.StepTimer` sees the time of communication. DeepSpeed's own
+            `comms_logger` waits for the device at every call, which slows the step.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the block.
+    Until:  DeepSpeed offers a hook around its collectives.
+    """
+    from deepspeed.comm import comm
+
+    backend = comm.cdb
+    for name in COLLECTIVES:
+        setattr(backend, name, wrap(getattr(backend, name)))
+    try:
+        yield
+    finally:
+        for name in COLLECTIVES:
+            delattr(backend, name)  # the attribute of the object; that of its class shows again

@@ -1,57 +1,95 @@
-"""Bytes a rank needs to train, from the model's shape and DeepSpeed's stages, before anything is allocated.
+"""Bytes that a rank needs to train, before anything is allocated.
 
-Sources: Rajbhandari et al. 2020 (ZeRO), section 5; Korthikanti et al. 2022, section 4. Held against real runs in
-`tests/test_plan.py`.
+They follow from the model's shape and from DeepSpeed's ZeRO stages. Sources: Rajbhandari et al.
+2020 (ZeRO), section 5; Korthikanti et al. 2022, section 4. `tests/test_plan.py` compares them with
+real runs. All numbers are bytes; a value takes 2 bytes in bf16 and fp16 and 4 in fp32.
 """
 
-from typing import Any
+from typing import NamedTuple
 
+from gpt1_ds.base.protocols import Json
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.model.kernels import CACHED_ROWS, HEAD_ROWS, QUERY_BLOCK
 
-BUCKET_BYTES = 1e9  # DeepSpeed's default reduce bucket of 5e8 elements in two bytes
+BUCKET_BYTES = 1e9
+"""DeepSpeed's default bucket of a reduction: 5e8 values of two bytes."""
 
 
-def zero_variant(ds: dict[str, Any]) -> str:
+def zero_variant(ds: Json) -> str:
     """Stage and offload of a resolved DeepSpeed JSON, such as "2" or "3+offload"."""
-    section = ds.get("zero_optimization", {})
-    moved = any(
-        section.get(key, {}).get("device", "none") != "none"
-        for key in ("offload_optimizer", "offload_param")
-    )
-    return f"{section.get('stage', 0)}{'+offload' if moved else ''}"
+    zero = ds.get("zero_optimization", {})
+    sections = [zero.get(name, {}) for name in ("offload_optimizer", "offload_param")]
+    offloads = any(section.get("device", "none") != "none" for section in sections)
+    stage = zero.get("stage", 0)
+    return f"{stage}+offload" if offloads else f"{stage}"
 
 
-def state_bytes(parameters: float, way: str, precision: str, ranks: int) -> tuple[float, float]:
-    """Weights, gradients, masters and moments: bytes on a rank, and bytes on its host that offload moves there."""
-    stage, low = int(way[0]), 4 if precision == "fp32" else 2
-    # Beside masters and moments a step holds the rank's gradients flattened, twice, and in float32.
-    masters = parameters * (12 if precision == "fp32" else 12 + 8) / (ranks if stage >= 1 else 1)
-    gradients = parameters * low / (ranks if stage >= 2 else 1)
-    weights = parameters * low / (ranks if stage == 3 else 1)
-    buckets = (
-        min(BUCKET_BYTES, parameters * low) * (2 if stage == 3 else 1)
-        if stage >= 1 and ranks > 1
-        else 0
-    )
-    if way.endswith("offload"):
-        moved = masters + gradients + (weights if stage == 3 else 0)
-        return (weights if stage == 2 else 0) + buckets, moved
-    return weights + gradients + masters + buckets, 0.0
+class StateBytes(NamedTuple):
+    """Bytes of the model's state, for each rank."""
+
+    device: float
+    host: float
+    """What offload moves from the device to the memory of the node."""
+
+
+def state_bytes(parameters: float, variant: str, precision: str, ranks: int) -> StateBytes:
+    """Weights, gradients, and what the optimizer keeps, under a `zero_variant`.
+
+        weights     value                     divided among the ranks in stage 3
+        gradients   value                     divided in stages 2 and 3
+        optimizer   4 + 4 + 4 (+ 4 + 4)       divided in stages 1 to 3
+        buckets     up to BUCKET_BYTES        for the reduction, from stage 1 on; two in stage 3
+
+    The first three rows are bytes a parameter. The optimizer's row is float32 weights and Adam's
+    two moments; in bf16 and fp16, a step also holds the rank's gradients in float32, twice.
+    """
+    stage = int(variant[0])
+    value = _value_bytes(precision)
+    optimizer = parameters * (12 if precision == "fp32" else 12 + 8) / (ranks if stage >= 1 else 1)
+    gradients = parameters * value / (ranks if stage >= 2 else 1)
+    weights = parameters * value / (ranks if stage == 3 else 1)
+    buckets = 0.0
+    if stage >= 1 and ranks > 1:
+        buckets = min(BUCKET_BYTES, parameters * value) * (2 if stage == 3 else 1)
+    if not variant.endswith("offload"):
+        return StateBytes(weights + gradients + optimizer + buckets, 0.0)
+    if stage == 3:
+        return StateBytes(buckets, optimizer + gradients + weights)
+    return StateBytes((weights if stage == 2 else 0) + buckets, optimizer + gradients)
 
 
 def activation_bytes(
     shape: GPTConfig, windows: int, precision: str, checkpointing: bool, flash: bool = True
 ) -> float:
-    """Kept for backward by a micro-batch of `windows`: 34 values' worth of bytes a token, layer and channel in two-byte
-    precision (Korthikanti et al. 2022, section 4, with tanh GELU and one-byte masks; two-byte ones on a CPU), attention
-    weights where no flash kernel spares them, and the head's."""
-    low, mask = 4 if precision == "fp32" else 2, 1 if flash else 2
-    C, T = shape.n_embd, shape.n_ctx
-    block = C * (16 * low + 2 * mask)
+    """What the forward pass of a micro-batch of `windows` windows keeps for the backward pass.
+
+    Per token, with C = n_embd, T = n_ctx, H = n_head, V = the padded vocabulary, and masks of one
+    byte (two on a CPU):
+
+        a block            C (16 values + 2 masks): 34 C bytes in bf16, as in Korthikanti et al.,
+                           section 4, for the tanh GELU
+        without flash      H (value + mask) (T + QUERY_BLOCK) / 2: the attention weights
+        checkpointing      the input of every block (C values), and one whole block
+        the head           C + V values: the last state, and softmax - onehot
+        the embeddings     C (value + mask)
+
+    To this comes the peak within the head: three float32 copies of a few rows of logits.
+    `flash` means that a flash kernel computes the attention, as on a GPU.
+    """
+    value = _value_bytes(precision)
+    mask = 1 if flash else 2
+    C, T, V = shape.n_embd, shape.n_ctx, shape.padded_vocab_size
+    block: float = C * (16 * value + 2 * mask)
     if not flash:
-        block += shape.n_head * (low + mask) * (T + QUERY_BLOCK) / 2
-    layers = shape.n_layer * low * C + block if checkpointing else shape.n_layer * block
-    head = (C + shape.padded_vocab_size) * low
+        block += shape.n_head * (value + mask) * (T + QUERY_BLOCK) / 2
+    layers = shape.n_layer * block
+    if checkpointing:
+        layers = shape.n_layer * value * C + block
+    head = (C + V) * value
+    embeddings = C * (value + mask)
     rows = min(HEAD_ROWS if flash else CACHED_ROWS, windows * T)
-    return windows * T * (layers + head + C * (low + mask)) + 3 * rows * shape.padded_vocab_size * 4
+    return windows * T * (layers + head + embeddings) + 3 * rows * V * 4
+
+
+def _value_bytes(precision: str) -> int:
+    return 4 if precision == "fp32" else 2

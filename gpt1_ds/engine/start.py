@@ -1,65 +1,82 @@
-"""The only `deepspeed.initialize`."""
+"""The start of an engine: the only `deepspeed.initialize`."""
 
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.engine.internals import (
     guard_monitor,
     import_deepspeed,
+    keep_lr_shares,
+    keep_skipping_at_the_smallest_scale,
     muon_for_blocks_alone,
     set_timeouts,
     skip_non_finite,
     spare_the_compiler,
+    undo_first_step,
 )
 from gpt1_ds.engine.optimizer import build_optimizer, parameter_groups
 from gpt1_ds.model.gpt import GPT, Block
-from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.settings.deepspeed_json import nvme_sections
+from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
 
 
-def initialize(module: nn.Module, config: PretrainConfig, ds: dict[str, Any]):
+def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     """A DeepSpeed engine around `module`; `ds` comes from `settings.deepspeed_json.resolve`.
 
-    Without an `optimizer` section in `ds` the run's own optimizer goes in, so that nothing is compiled at start.
+    Every rank calls this, after the process group exists. Without an `optimizer` section in `ds`
+    the engine gets the run's own optimizer, so that nothing is compiled at the start.
     """
-    for part in module.modules():
-        if isinstance(part, GPT):
-            part.activation_checkpointing = config.train.activation_checkpointing
-        elif isinstance(part, Block) and config.train.compile:
-            part.compile()
+    _set_up_blocks(module, config.train)
     deepspeed = import_deepspeed()
     backend = torch.distributed.get_backend()
     timeout = timedelta(seconds=config.distributed.timeout_seconds)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     spare_the_compiler(ds)
-    client = None if "optimizer" in ds else build_optimizer(module, config.optim)
-    parameters = parameter_groups(module, config.optim.weight_decay) if client is None else None
+    optimizer, groups = None, None
+    if "optimizer" in ds:
+        groups = parameter_groups(module, config.optim.weight_decay)
+    else:
+        optimizer = build_optimizer(module, config.optim)
     with muon_for_blocks_alone(deepspeed):
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=client,
-            model_parameters=parameters,
+            optimizer=optimizer,
+            model_parameters=groups,
             config=ds,
             dist_init_required=False,
         )
-    # An `optimizer` section may give groups rates of their own, such as Muon's muon_lr and adam_lr.
-    engine.lr_shares = [group["lr"] / config.optim.lr for group in engine.optimizer.param_groups]
+    keep_lr_shares(engine, config.optim.lr)
     guard_monitor(engine.monitor)
-    if hasattr(getattr(engine.optimizer, "loss_scaler", None), "raise_error_at_min_scale"):
-        engine.optimizer.loss_scaler.raise_error_at_min_scale = (
-            False  # train.max_skipped ends such a run
-        )
-    if engine.zero_optimization_stage() == 0 and hasattr(engine.optimizer, "refresh_fp32_params"):
-        # DeepSpeed's wrappers for bf16 and fp16 without ZeRO open with an optimizer step on zero gradients: taken back.
-        engine.basic_optimizer.state.clear()
-        for group in engine.basic_optimizer.param_groups:
-            group.pop("step", None)
-        engine.optimizer.refresh_fp32_params()
-    if not hasattr(engine.optimizer, "overflow"):
-        skip_non_finite(
-            engine.optimizer
-        )  # float32 without ZeRO: no other wrapper of DeepSpeed's looks
+    keep_skipping_at_the_smallest_scale(engine)
+    undo_first_step(engine)
+    skip_non_finite(engine)
     set_timeouts(config.distributed.timeout_seconds)
     return engine
+
+
+def require_async_io(path: Path | str, ds: Json) -> None:
+    """ConfigError if the JSON at `path` offloads to nvme and DeepSpeed cannot build async_io."""
+    sections = nvme_sections(ds)
+    if not sections:
+        return
+    import_deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise ConfigError(
+            f"{path}: {sections[0]} to nvme needs DeepSpeed's async_io, which cannot be built "
+            "here; install libaio-dev (libaio-devel), or take device cpu"
+        )
+
+
+def _set_up_blocks(module: nn.Module, train: TrainConfig) -> None:
+    for part in module.modules():
+        if isinstance(part, GPT):
+            part.activation_checkpointing = train.activation_checkpointing
+        elif isinstance(part, Block) and train.compile:
+            part.compile()

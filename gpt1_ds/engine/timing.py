@@ -1,55 +1,51 @@
-"""Where the time goes: tokens a second and MFU, the parts of a step, one step under the profiler."""
+"""Where the time goes: tokens a second and MFU, the parts of a step, one step in the profiler."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.profiler import profile, record_function
 
 from gpt1_ds.distributed import collectives, heartbeat
 from gpt1_ds.distributed.console import say
+from gpt1_ds.engine.internals import Collective, wrapped_collectives
 
-COLLECTIVES = (
-    "all_reduce",
-    "all_reduce_coalesced",
-    "reduce",
-    "broadcast",
-    "all_gather",
-    "all_gather_into_tensor",
-    "all_gather_coalesced",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
-    "all_to_all_single",
-)
+Item = TypeVar("Item")
+
 TABLE_ROWS = 40
-# Dense bf16 tensor-core peaks from the vendor's data sheets, FLOP/s.
 GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
+"""Dense bf16 peaks of the tensor cores, FLOP/s, from the vendor's data sheets."""
 
 
 class Throughput:
-    """Tokens a second since the last reading, and their share of the machine's matrix-product peak."""
+    """Tokens a second since the last reading, and MFU.
 
-    def __init__(self, flops_per_token: int, precision: str):
+    MFU (model FLOPs utilization) is the share of the peak rate of matrix products, over all ranks.
+    """
+
+    def __init__(self, flops_per_token: int, precision: str) -> None:
         self.flops_per_token = flops_per_token
         self.peak_flops = _peak_flops(precision) * collectives.world_size()
         self.restart()
 
     def restart(self) -> None:
-        """Start counting afresh."""
+        """Begin a new interval."""
         self.since = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count: a validation, a save."""
+        """Leave the time of this block, such as a validation or a save, out of the interval."""
         began = time.perf_counter()
         yield
         self.since += time.perf_counter() - began
 
-    def read(self, tokens: int) -> dict[str, float | None]:
+    def read(self, tokens: int) -> dict[str, float]:
+        """`tokens_per_second` and `mfu` of the interval that ends now; `tokens` of all ranks."""
         now = time.perf_counter()
         rate = tokens / (now - self.since)
         self.since = now
@@ -59,109 +55,135 @@ class Throughput:
         }
 
 
-class StepTimer:
-    """Seconds a step in each part of it: `data`, `forward`, `backward`, `optimizer`; and `communication`, within these.
+MEASURED_SIZES = (256, 256, *[1024] * 5)
+"""Sides of the matrices in the products that measure a device's peak."""
+LONGEST_PRODUCT_SECONDS = 0.1
 
-    On a GPU by events in its stream, which nobody waits for before `read`: communication that hides behind computation
-    takes none of the stream's time, and counts for none.
+Moment = float | torch.cuda.Event
+"""Seconds of the host's clock, or an event in the stream of the GPU."""
+
+
+class Mark(NamedTuple):
+    """A part of a step, from its start to its end."""
+
+    part: str
+    start: Moment
+    end: Moment
+
+    def seconds(self) -> float:
+        """Its duration. On a GPU this waits until the device has come to the end."""
+        if isinstance(self.start, float) and isinstance(self.end, float):
+            return self.end - self.start
+        assert isinstance(self.start, torch.cuda.Event)
+        assert isinstance(self.end, torch.cuda.Event)
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1000
+
+
+class StepTimer:
+    """Seconds of each part of a step: `data`, `forward`, `backward`, `optimizer`.
+
+    A further part, `communication`, happens within these. On a GPU the parts are measured by
+    events in its stream, and nobody waits for them before `read`. So communication that runs
+    behind computation counts as nothing: it takes none of the stream's time.
     """
 
-    def __init__(self):
-        self.marks: list[tuple[str, Any, Any]] = []
+    def __init__(self) -> None:
+        self.marks: list[Mark] = []
         self.on_gpu = torch.cuda.is_available()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        heartbeat.place, before = name, self._now(name)
+        """Count this block as part `name`; the heartbeat and the profiler see the name too."""
+        heartbeat.place = name
+        start = self._now(name)
         with record_function(name):
             yield
         heartbeat.place = f"after {name}"
-        self.marks.append((name, before, self._now(name)))
+        self.marks.append(Mark(name, start, self._now(name)))
 
     @contextmanager
     def communication(self) -> Iterator[None]:
         """Count the time in DeepSpeed's collectives, and in waiting for those it has begun."""
-        from deepspeed.comm import comm
-
-        backend = comm.cdb
-        for name in COLLECTIVES:
-            setattr(backend, name, self._timed(getattr(backend, name)))
-        try:
+        with wrapped_collectives(self._timed):
             yield
-        finally:
-            for name in COLLECTIVES:
-                delattr(backend, name)  # the instance's, over the class's
 
-    def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
+    def _timed(self, collective: Collective) -> Collective:
+        def call(*args: object, **kwargs: object) -> object:
             with self.part("communication"):
                 work = collective(*args, **kwargs)
-            return Waiting(work, self) if hasattr(work, "wait") else work
+            return PendingCollective(work, self) if hasattr(work, "wait") else work
 
         return call
 
-    def waiting(self, items: Iterable[Any]) -> Iterator[Any]:
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """`items`, with the wait for each of them counted as `data`."""
-        iterator, nothing = iter(items), object()
+        iterator = iter(items)
         while True:
             with self.part("data"):
-                item = next(iterator, nothing)
-            if item is nothing:
-                return
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
             yield item
 
     def read(self, steps: int) -> dict[str, float]:
-        """Mean of this rank over the `steps` since the last reading; waits for the device."""
+        """`PART_seconds`: mean of this rank over the `steps` since the last reading.
+
+        On a GPU this waits for the device.
+        """
         totals: dict[str, float] = {}
-        for name, before, after in self.marks:
-            if not isinstance(after, float):
-                after.synchronize()
-            spent = (
-                after - before if isinstance(after, float) else before.elapsed_time(after) / 1000
-            )
-            totals[f"{name}_seconds"] = totals.get(f"{name}_seconds", 0.0) + spent
+        for mark in self.marks:
+            key = f"{mark.part}_seconds"
+            totals[key] = totals.get(key, 0.0) + mark.seconds()
         self.marks.clear()
         return {name: round(total / steps, 6) for name, total in totals.items()}
 
-    def _now(self, name: str) -> Any:
-        if not self.on_gpu or name == "data":  # reading keeps the host, not the device
+    def _now(self, part: str) -> Moment:
+        if not self.on_gpu or part == "data":  # reading data occupies the host, not the device
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
 
-class Waiting:
+class PendingCollective:
     """The handle of a collective that runs in the background; the wait for it is communication."""
 
-    def __init__(self, work: Any, timer: StepTimer):
-        self.work, self.timer = work, timer
+    def __init__(self, work: torch.distributed.Work, timer: StepTimer) -> None:
+        self.work = work
+        self.timer = timer
 
-    def wait(self, *args: Any) -> Any:
+    def wait(self, *timeout: timedelta) -> bool:
         with self.timer.part("communication"):
-            return self.work.wait(*args)
+            return self.work.wait(*timeout)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.work, name)
 
 
 @contextmanager
 def profiled(folder: Path, step: int, wanted: int | None) -> Iterator[None]:
-    """Where `step` is the `wanted` one, rank 0 writes profile/step-N.json.gz, a trace for chrome://tracing or Perfetto,
-    and profile/step-N.txt, a table of operators and of the step's parts."""
+    """Profile this block on rank 0 if `step` is the `wanted` one.
+
+    It writes profile/step-N.json.gz, a trace for chrome://tracing or Perfetto, and
+    profile/step-N.txt, a table of the operators and of the step's parts.
+    """
     if step != wanted or not collectives.is_main():
         yield
         return
-    with profile() as seen:
+    with profile() as profiler:
         yield
-    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    path = folder / "profile" / f"step-{step:08d}"
+    _write_profile(profiler, folder / "profile" / f"step-{step:08d}", step)
+
+
+def _write_profile(profiler: profile, path: Path, step: int) -> None:
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     try:
         path.parent.mkdir(exist_ok=True)
-        seen.export_chrome_trace(f"{path}.json.gz")
-        table = seen.key_averages().table(
-            sort_by=by, row_limit=TABLE_ROWS, max_name_column_width=40
-        )
+        profiler.export_chrome_trace(f"{path}.json.gz")
+        averages = profiler.key_averages()
+        table = averages.table(sort_by=order, row_limit=TABLE_ROWS, max_name_column_width=40)
         path.with_suffix(".txt").write_text(table, encoding="utf-8")
         say(f"step {step}: profile in {path}.json.gz (chrome://tracing) and .txt")
     except (OSError, RuntimeError) as error:
@@ -169,20 +191,28 @@ def profiled(folder: Path, step: int, wanted: int | None) -> Iterator[None]:
 
 
 def _peak_flops(precision: str) -> float:
-    """The GPU's data-sheet peak; where there is none, what a matrix product reaches in a tenth of a second."""
+    """Peak of this rank's device, FLOP/s: of the data sheet, or measured where none is known."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        known = next((peak for key, peak in GPU_PEAK_FLOPS.items() if key in name), None)
-        if known is not None:
-            return known if precision != "fp32" else known / 2
-    size, dtype = (
-        1024,
-        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32),
-    )
-    a = torch.ones(size, size, dtype=dtype, device=collectives.device())
-    best = float("inf")
-    for _ in range(5):
+        for model, peak in GPU_PEAK_FLOPS.items():
+            if model in name:
+                return peak if precision != "fp32" else peak / 2
+    return _measured_flops(precision)
+
+
+def _measured_flops(precision: str) -> float:
+    """The best FLOP/s of several matrix products, measured in about a tenth of a second.
+
+    A CPU without bfloat16 instructions would take seconds for a large product in that precision.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    best = 0.0
+    for size in MEASURED_SIZES:
+        flops = 2 * size**3
+        if best and flops / best > LONGEST_PRODUCT_SECONDS:
+            break
+        a = torch.ones(size, size, dtype=dtype, device=collectives.device())
         start = time.perf_counter()
         (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        best = max(best, flops / (time.perf_counter() - start))
+    return best

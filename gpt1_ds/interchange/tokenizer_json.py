@@ -1,27 +1,34 @@
-"""Tokenizers as files that transformers loads."""
+"""Writes our tokenizers as tokenizer.json and tokenizer_config.json, for transformers."""
 
 import base64
 import json
 from pathlib import Path
-from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
+from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.openai_bpe import OPENAI_FILES
 from gpt1_ds.data.tokenizer import CONTROL_PIECES, MODEL_FILE, Tokenizer
 
+SPACE = "\u2581"
+"""SentencePiece's mark for a space."""
+DOTTED_CAPITAL_I, STAND_IN = "\u0130", "\ufdd0"
+DELETED = "\x01"
+"""A control character that SentencePiece's rules delete."""
 
-def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """`tokenizer.json` with the ids of `tokenizer`, whose files are in `folder`."""
+
+def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> Json:
+    """`tokenizer.json` that gives the same ids as `tokenizer`, which has its files in `folder`."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [
-        {"id": tokenizer.special_ids[piece[1:-1]], "content": piece, "special": True} | flags
-        for piece in CONTROL_PIECES
-    ]
-    parts = (
-        _sentencepiece_json(folder) if tokenizer.kind == "sentencepiece" else _openai_json(folder)
-    )
-    if tokenizer.kind == "openai":  # where a literal "<unk>" is id 0
+    added = []
+    for piece in CONTROL_PIECES:
+        number = tokenizer.special_ids[piece.strip("<>")]
+        added.append({"id": number, "content": piece, "special": True} | flags)
+    if tokenizer.kind == "sentencepiece":
+        parts = _sentencepiece_json(folder)
+    else:
+        parts = _openai_json(folder)
+        # In transformers a literal "<unk>" in a text becomes id 0.
         added.append({"id": 0, "content": "<unk>", "special": False} | flags)
     return parts | {
         "version": "1.0",
@@ -32,8 +39,8 @@ def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     }
 
 
-def tokenizer_config_json(n_ctx: int) -> dict[str, Any]:
-    """`tokenizer_config.json`: `<eot>` parts documents; `split_special_tokens` keeps a literal `<e>` text."""
+def tokenizer_config_json(n_ctx: int) -> Json:
+    """`tokenizer_config.json`: `<eot>` separates documents, and a literal `<e>` stays text."""
     return {
         "tokenizer_class": "TokenizersBackend",
         "bos_token": "<eot>",
@@ -46,45 +53,19 @@ def tokenizer_config_json(n_ctx: int) -> dict[str, Any]:
     }
 
 
-def _sentencepiece_json(folder: Path) -> dict[str, Any]:
+def _sentencepiece_json(folder: Path) -> Json:
     model = sentencepiece_model_pb2.ModelProto.FromString((folder / MODEL_FILE).read_bytes())
-    vocab = {piece.piece: i for i, piece in enumerate(model.pieces)}
-    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == piece.NORMAL}
-    pairs = sorted(
-        (-score, vocab[piece[:i]], vocab[piece[i:]], piece[:i], piece[i:])
-        for piece, score in scores.items()
-        for i in range(1, len(piece))
-        if piece[:i] in scores and piece[i:] in scores
-    )
-    # tokenizers looks a whole grapheme up by its shortest rule, and so loses the marks on a capital or a space, where
-    # SentencePiece takes the longest rule from each character on. Lower case has no such rule, but the dotted capital
-    # I must be kept from it; a control character, which the rules delete, parts a mark from what is no letter.
-    rules = {
-        "precompiled_charsmap": base64.b64encode(
-            model.normalizer_spec.precompiled_charsmap
-        ).decode()
-    }
-    normalizers = [
-        _replace(r"(?<=[^\p{L}=<>])(?=\p{M})", "\x01"),
-        _replace("\u0130", "\ufdd0"),
-        {"type": "Lowercase"},
-        _replace("\ufdd0", "\u0130"),
-        {"type": "Precompiled", **rules},
-        _replace("^ +| +$", ""),
-        _replace(" +", "\u2581"),
-        {"type": "Prepend", "prepend": "\u2581"},
-    ]
     decoders = [
-        _replace("\u2581", " "),
+        _replace(SPACE, " "),
         {"type": "ByteFallback"},
         {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": 1, "stop": 0},
     ]
     return {
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "normalizer": {"type": "Sequence", "normalizers": _sentencepiece_normalizers(model)},
         "pre_tokenizer": {
             "type": "Metaspace",
-            "replacement": "\u2581",
+            "replacement": SPACE,
             "prepend_scheme": "never",
             "split": True,
         },
@@ -92,27 +73,62 @@ def _sentencepiece_json(folder: Path) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "byte_fallback": True,
-            "vocab": vocab,
-            "merges": [pair[3:] for pair in pairs],
+            "vocab": {piece.piece: i for i, piece in enumerate(model.pieces)},
+            "merges": _merges(model),
         },
     }
 
 
-def _replace(pattern: str, content: str) -> dict[str, Any]:
+def _merges(model: sentencepiece_model_pb2.ModelProto) -> list[tuple[str, str]]:
+    """All pairs of pieces that form a piece, ordered by score, then by the ids of the pair."""
+    ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == piece.NORMAL}
+    ranked = []
+    for piece, score in scores.items():
+        for i in range(1, len(piece)):
+            left, right = piece[:i], piece[i:]
+            if left in scores and right in scores:
+                ranked.append((-score, ids[left], ids[right], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def _sentencepiece_normalizers(model: sentencepiece_model_pb2.ModelProto) -> list[Json]:
+    """SentencePiece's normalisation. The normalizer `Precompiled` alone is not enough.
+
+    SentencePiece applies the longest rule at each character. The tokenizers library applies the
+    shortest rule to a whole grapheme, so it loses combining marks after a capital or a space. Lower
+    case letters have no such rules, so the text is lower-cased first. The dotted capital I must not
+    be lower-cased, so a stand-in replaces it meanwhile. If a mark follows a character that is not a
+    letter, a control character is put between them. The rules delete it later.
+    """
+    rules = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
+    return [
+        _replace(r"(?<=[^\p{L}=<>])(?=\p{M})", DELETED),
+        _replace(DOTTED_CAPITAL_I, STAND_IN),
+        {"type": "Lowercase"},
+        _replace(STAND_IN, DOTTED_CAPITAL_I),
+        {"type": "Precompiled", "precompiled_charsmap": rules},
+        _replace("^ +| +$", ""),
+        _replace(" +", SPACE),
+        {"type": "Prepend", "prepend": SPACE},
+    ]
+
+
+def _replace(pattern: str, content: str) -> Json:
     return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
-def _openai_json(folder: Path) -> dict[str, Any]:
-    """As transformers' OpenAIGPTTokenizer builds it."""
+def _openai_json(folder: Path) -> Json:
+    """The same tokenizer that transformers' OpenAIGPTTokenizer builds."""
     vocab, merges = ((folder / name).read_text(encoding="utf-8") for name in OPENAI_FILES)
-    bert = {
-        "clean_text": True,
-        "handle_chinese_chars": True,
-        "strip_accents": None,
-        "lowercase": True,
-    }
     return {
-        "normalizer": {"type": "BertNormalizer", **bert},
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "decoder": {"type": "BPEDecoder", "suffix": "</w>"},
         "model": {

@@ -1,7 +1,21 @@
-"""GPT-1: the decoder of Radford et al. 2018, section 4.1 (`train.py` of openai/finetune-transformer-lm).
+"""GPT-1: the decoder of Radford et al. 2018, sections 3.1 and 4.1.
 
-Post-LN blocks, learned positions, tanh GELU, tied input and output embedding, no final LayerNorm, no head bias.
-B batch, T tokens, C = n_embd, H = n_head, D = C / H, V vocabulary.
+The docstring of a class names the function of `train.py` in openai/finetune-transformer-lm that it
+corresponds to. The model has post-LN blocks, learned positions, tanh GELU, and one matrix for the
+input and the output embedding. There is no LayerNorm after the last block and no bias in the head.
+
+Names of tensors end with their shape:
+
+| letter | size                                                                |
+|--------|---------------------------------------------------------------------|
+| B      | sequences of a micro-batch                                          |
+| T      | tokens of a sequence in this call                                   |
+| S      | tokens that attention sees: those in the cache and the T new ones   |
+| C      | n_embd, the width of the model                                      |
+| H, D   | n_head, and the width of a head, C / H                              |
+| V      | vocabulary                                                          |
+| U      | units of the LSTM                                                   |
+| P      | places with dropout (only in names of dropout keys: PB2, two int32) |
 """
 
 from dataclasses import dataclass
@@ -12,7 +26,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt1_ds.model.kernels import (
-    IGNORE,
     append,
     causal_attention,
     dropout,
@@ -22,12 +35,24 @@ from gpt1_ds.model.kernels import (
     site_keys,
 )
 
-__all__ = ["GPT", "GPTConfig", "IGNORE", "init_weights"]
 VOCAB_MULTIPLE = 128
+INITIAL_STD = 0.02
+LAYER_NORM_EPS = 1e-5
+SITES = 3
+"""Places with dropout in a block: attention weights, attention output, MLP output."""
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of attention, (B, H, S, D) each."""
+KVCache = list[KeysValues]
+"""Keys and values of each block."""
+DropoutKeys = Tensor | tuple[None, ...]
+"""A key for each place and sequence, (P, B, 2) int32. Outside training: None for each place."""
 
 
 @dataclass(frozen=True)
 class GPTConfig:
+    """Shape of a model; the defaults are the paper's (section 4.1)."""
+
     vocab_size: int
     n_layer: int = 12
     n_head: int = 12
@@ -37,15 +62,22 @@ class GPTConfig:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     kind: str = "transformer"
+    """`transformer`, or `lstm` for the ablation of section 5."""
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding: matrix units like a multiple of 128. The padding is never counted nor sampled."""
+        """Rows of the embedding: the next multiple of 128, for fast matrix products on GPUs.
+
+        The padding rows have probability 0: they do not count in the loss and are never sampled.
+        """
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model, padding left out: 116,534,784 for GPT-1's shape and its 40,478 entries."""
+        """Number of parameters without padding rows.
+
+        It is 116,534,784 for the paper's shape and a vocabulary of 40,478.
+        """
         blocks = self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd)
         if self.kind == "lstm":
             blocks = self.lstm_units * (4 * self.lstm_units + 5 * self.n_embd + 8) + self.n_embd
@@ -53,7 +85,11 @@ class GPTConfig:
 
     @property
     def flops_per_token(self) -> int:
-        """Forward and backward matrix products of one token at full context: 6 a weight, 12 n_ctx n_embd a layer."""
+        """FLOPs of a token's matrix products at full context, forward and backward.
+
+        6 for each weight, and 12 n_ctx n_embd for the attention of each layer (Chowdhery et al.
+        2022, appendix B).
+        """
         if self.kind == "lstm":
             return 6 * (self.parameters - self.n_ctx * self.n_embd)
         weights = 12 * self.n_layer * self.n_embd**2 + self.vocab_size * self.n_embd
@@ -65,18 +101,16 @@ class GPTConfig:
         return self.n_embd * 8 // 3
 
 
-KeysValues = tuple[Tensor, Tensor]  # of attention, (B, H, S, D) each
-KVCache = list[KeysValues]  # of each block
-Keys = Tensor | tuple[None, ...]  # of dropout, (sites, B, 2), or none for each site
-SITES = 3  # places of a block that drop: attention weights, attention output, MLP output
-
-
 class Linear(nn.Linear):
+    """`conv1d` with rf = 1. The weight has the shape (outputs, inputs), transposed to `conv1d`."""
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class CausalSelfAttention(nn.Module):
+    """`attn`: masked self-attention with H heads."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
@@ -84,24 +118,30 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(
-        self, x_BTC: Tensor, past: KeysValues | None, keys_SB2: Keys
+        self, x_BTC: Tensor, past: KeysValues | None, keys_PB2: DropoutKeys
     ) -> tuple[Tensor, KeysValues]:
+        """The output (B, T, C), and all keys and values: those of the past and of this call."""
         B, T, C = x_BTC.shape
-        heads = (B, T, self.config.n_head, C // self.config.n_head)
-        q_BHTD, k_BHSD, v_BHSD = (
-            part.view(heads).transpose(1, 2) for part in self.c_attn(x_BTC).split(C, dim=2)
-        )
+        q_BTC, k_BTC, v_BTC = self.c_attn(x_BTC).split(C, dim=2)
+        q_BHTD, k_BHSD, v_BHSD = self._heads(q_BTC), self._heads(k_BTC), self._heads(v_BTC)
         if past is not None:
-            k_BHSD, v_BHSD = (
-                append(*pair, self.config.n_ctx)
-                for pair in zip(past, (k_BHSD, v_BHSD), strict=True)
-            )
-        out_BHTD = causal_attention(q_BHTD, k_BHSD, v_BHSD, self.config.attn_pdrop, keys_SB2[0])
+            past_k_BHSD, past_v_BHSD = past
+            k_BHSD = append(past_k_BHSD, k_BHSD, self.config.n_ctx)
+            v_BHSD = append(past_v_BHSD, v_BHSD, self.config.n_ctx)
+        out_BHTD = causal_attention(q_BHTD, k_BHSD, v_BHSD, self.config.attn_pdrop, keys_PB2[0])
         out_BTC = self.c_proj(out_BHTD.transpose(1, 2).reshape(B, T, C))
-        return dropout(out_BTC, self.config.resid_pdrop, keys_SB2[1]), (k_BHSD, v_BHSD)
+        return dropout(out_BTC, self.config.resid_pdrop, keys_PB2[1]), (k_BHSD, v_BHSD)
+
+    def _heads(self, x_BTC: Tensor) -> Tensor:
+        """Split (B, T, C) into heads, (B, H, T, D): head h has the features from h D on."""
+        B, T, C = x_BTC.shape
+        n_head = self.config.n_head
+        return x_BTC.view(B, T, n_head, C // n_head).transpose(1, 2)
 
 
 class MLP(nn.Module):
+    """`mlp`: the position-wise network with 4 C inner units."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.resid_pdrop = config.resid_pdrop
@@ -114,25 +154,25 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-LN: each LayerNorm follows the residual sum."""
+    """`block`: n = ln_1(x + attn(x)), output ln_2(n + mlp(n)). Each LayerNorm follows its sum."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.attn = CausalSelfAttention(config)
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
 
     def forward(
-        self, x_BTC: Tensor, past: KeysValues | None, keys_SB2: Keys
+        self, x_BTC: Tensor, past: KeysValues | None, keys_PB2: DropoutKeys
     ) -> tuple[Tensor, KeysValues]:
-        attention_BTC, present = self.attn(x_BTC, past, keys_SB2)
+        attention_BTC, present = self.attn(x_BTC, past, keys_PB2)
         x_BTC = self.ln_1(x_BTC + attention_BTC)
-        return self.ln_2(x_BTC + self.mlp(x_BTC, keys_SB2[2])), present
+        return self.ln_2(x_BTC + self.mlp(x_BTC, keys_PB2[2])), present
 
 
 class LSTMBlock(nn.Module):
-    """The paper's ablation (section 5): one LSTM layer, projected to n_embd, in place of all blocks."""
+    """The ablation of section 5: one LSTM layer, projected to n_embd, replaces all blocks."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -141,31 +181,36 @@ class LSTMBlock(nn.Module):
         self.c_proj = Linear(config.lstm_units, config.n_embd)
 
     def forward(
-        self, x_BTC: Tensor, past: KeysValues | None, keys_SB2: Keys
+        self, x_BTC: Tensor, past: KeysValues | None, keys_PB2: DropoutKeys
     ) -> tuple[Tensor, KeysValues]:
+        """The output, and the `past` of the next call.
+
+        The past is a pair. Its first tensor has no elements, and its size along S is the number of
+        tokens seen. The second entry is the state of the LSTM.
+        """
         out_BTU, state = self.lstm(x_BTC, past and past[1])
-        # Beside the state an empty tensor, of which the cache's reader takes the length.
-        seen = x_BTC.new_empty(1, 1, x_BTC.shape[1] + (past[0].shape[2] if past else 0), 0)
-        return dropout(self.c_proj(out_BTU), self.resid_pdrop, keys_SB2[2]), (seen, state)
+        seen = x_BTC.shape[1] + (past[0].shape[2] if past else 0)
+        empty_11S0 = x_BTC.new_empty(1, 1, seen, 0)
+        return dropout(self.c_proj(out_BTU), self.resid_pdrop, keys_PB2[2]), (empty_11S0, state)
 
 
 class GPT(nn.Module):
+    """`model`: h_0 = U W_e + W_p, h_l = block(h_l-1), P(u) = softmax(h_n W_e^T) (equation 2)."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        # Parameters of this module itself, not of an nn.Embedding: ZeRO-3 gathers them for the whole forward, in
-        # which the tied matrix is used at both ends.
+        # The embeddings are parameters of this module, not of an nn.Embedding. So ZeRO-3 gathers
+        # them once for the whole forward pass, which uses the tied matrix at its start and end.
         self.wte = nn.Parameter(torch.empty(config.padded_vocab_size, config.n_embd))
         self.wpe = nn.Parameter(torch.empty(config.n_ctx, config.n_embd))
-        blocks = (
-            [LSTMBlock(config)]
-            if config.kind == "lstm"
-            else (Block(config) for _ in range(config.n_layer))
-        )
-        self.blocks = nn.ModuleList(blocks)
-        self.activation_checkpointing = (
-            False  # forget each block's inner states; compute them again in backward
-        )
+        self.blocks = nn.ModuleList()
+        if config.kind == "lstm":
+            self.blocks.append(LSTMBlock(config))
+        else:
+            self.blocks.extend(Block(config) for _ in range(config.n_layer))
+        self.activation_checkpointing = False
+        """Keep only the input of each block, and compute its activations again in backward."""
         init_weights(self)
 
     def forward(
@@ -176,27 +221,26 @@ class GPT(nn.Module):
         logits: bool = False,
         dropout_keys_B2: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states (B, T, C), and beside them nll_BT (float32, 0 where the target is `IGNORE`), or with `logits`
-        the last token's logits (B, V) in float32.
+        """Hidden states (B, T, C), and one of these:
 
-        A `cache` list is filled, and on later calls extended, in place: `ids_BT` are then the tokens after it. In
-        training each sequence drops by its own `dropout_keys_B2` (int32 pairs; drawn from the global generator where
-        none are given).
+        - with `logits`: the logits of the last token, (B, V) float32
+        - with `targets_BT`: the negative log-likelihood of each target, (B, T) float32, in nats;
+          0 where the target is `IGNORE`
+        - else None
+
+        The call adds the new keys and values to the list `cache`. In later calls with this list,
+        `ids_BT` are the next tokens only. In training each sequence has its own dropout key, a pair
+        of int32 in `dropout_keys_B2`. By default the keys are drawn from the global generator.
         """
         past_tokens = cache[0][0].shape[2] if cache else 0
-        B, T = ids_BT.shape
-        keys_SB2: Keys = (None,) * (1 + SITES * len(self.blocks))
-        if self.training:
-            if dropout_keys_B2 is None:
-                dropout_keys_B2 = torch.empty(
-                    B, 2, dtype=torch.int32, device=ids_BT.device
-                ).random_(-(2**31), None)
-            keys_SB2 = site_keys(dropout_keys_B2, len(keys_SB2))
+        T = ids_BT.shape[1]
+        keys_PB2 = self._keys_of_places(ids_BT, dropout_keys_B2)
         x_BTC = F.embedding(ids_BT, self.wte) + self.wpe[past_tokens : past_tokens + T]
-        x_BTC = dropout(x_BTC, self.config.embd_pdrop, keys_SB2[0])
+        x_BTC = dropout(x_BTC, self.config.embd_pdrop, keys_PB2[0])
         presents = []
         for layer, block in enumerate(self.blocks):
-            inputs = x_BTC, cache[layer] if cache else None, keys_SB2[1 + SITES * layer :][:SITES]
+            first = 1 + SITES * layer
+            inputs = x_BTC, cache[layer] if cache else None, keys_PB2[first : first + SITES]
             if self.activation_checkpointing and self.training:
                 x_BTC, present = checkpoint(block, *inputs, use_reentrant=False)
             else:
@@ -210,23 +254,37 @@ class GPT(nn.Module):
             return x_BTC, None
         return x_BTC, head_cross_entropy(x_BTC, self.wte, targets_BT, self.config.vocab_size)
 
+    def _keys_of_places(self, ids_BT: Tensor, keys_B2: Tensor | None) -> DropoutKeys:
+        """Dropout keys for the embedding, then for the places of each block."""
+        places = 1 + SITES * len(self.blocks)
+        if not self.training:
+            return (None,) * places
+        if keys_B2 is None:
+            keys_B2 = torch.empty(len(ids_BT), 2, dtype=torch.int32, device=ids_BT.device)
+            keys_B2.random_(-(2**31), None)
+        return site_keys(keys_B2, places)
+
 
 def init_weights(module: nn.Module) -> None:
     """Draw every parameter from the global generator, in order of definition.
 
-    | parameter                          | drawn as          |
-    |------------------------------------|-------------------|
-    | token and position embedding       | normal, std 0.02  |
-    | weights of linear layers           | normal, std 0.02  |
-    | biases                             | 0                 |
-    | LayerNorm gain, bias               | 1, 0              |
-    | padding rows of the embedding      | 0                 |
+    | parameter                           | value            | source                           |
+    |-------------------------------------|------------------|----------------------------------|
+    | token and position embedding        | N(0, 0.02)       | section 4.1; `model`             |
+    | weights of linear layers            | N(0, 0.02)       | section 4.1; `conv1d`            |
+    | weights of the LSTM and of its      | N(0, 0.02)       | ours: the paper does not say     |
+    | projection                          |                  |                                  |
+    | biases                              | 0                | `conv1d`                         |
+    | gain of a LayerNorm                 | 1                | `norm`                           |
+    | bias of a LayerNorm                 | 0                | `norm`                           |
+    | padding rows of the token embedding | 0                | ours                             |
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.02)
+                parameter.normal_(std=INITIAL_STD)
             else:
-                parameter.fill_(1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0)
+                is_gain = ".ln_" in f".{name}" and name.endswith("weight")
+                parameter.fill_(1.0 if is_gain else 0.0)
         if isinstance(module, GPT):
             module.wte[module.config.vocab_size :] = 0.0

@@ -1,0 +1,12 @@
+"""HTML pages and tables about runs.
+
+May import `model`, `settings` and `base`. The files, in reading order:
+
+- `run_files`: reads the files of a run folder.
+- `facts`: the final numbers of a run, with their names.
+- `page`: the HTML page about one or several runs.
+- `suite_files`: reads the runs of a suite from their folders.
+- `suite_table`: the suite's tables with the paper's results, and its pictures.
+- `rendering`: renders the Jinja templates in templates/ and escapes all values.
+- `figures`: figures for TensorBoard.
+"""

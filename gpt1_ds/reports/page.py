@@ -1,215 +1,261 @@
-"""The HTML page of one run or several."""
+"""The HTML page about one or several runs: the content for templates/report.html."""
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from html import escape
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from gpt1_ds.base.formatting import duration
-from gpt1_ds.reports.run_files import Run, flatten, keys_of, with_number
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.reports.facts import facts_of
+from gpt1_ds.reports.rendering import render, script_json
+from gpt1_ds.reports.run_files import RunFiles, flatten, keys_of, with_number
 
 EXAMPLES = 5
+MOST_ROWS_OPEN = 12
+"""Longer tables of the history are folded at first."""
+NUMBER = re.compile(r"-?[\d,.]*")
+PREDICTION_COLUMNS = 3
+"""Number of columns of predictions-*.tsv: index, label, prediction."""
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page, whole."""
+@dataclass(frozen=True)
+class Table:
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    kind: str = "table"
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column, whether it has only numbers; such columns are right-aligned."""
+        columns = range(len(self.head))
+        return [self._is_numeric(column) for column in columns]
+
+    def _is_numeric(self, column: int) -> bool:
+        return all(NUMBER.fullmatch(row[column]) for row in self.rows)
+
+
+class Fact(NamedTuple):
+    """A row of a comparison: a key, and one value for each run."""
+
+    key: str
+    values: list[str]
+
+    @property
+    def differs(self) -> bool:
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row for each fact, a column for each run."""
+
+    columns: Mapping[str, Mapping[str, str]]
+    kind: str = "comparison"
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.columns)
+
+    @property
+    def rows(self) -> list[Fact]:
+        keys = keys_of(dict(facts) for facts in self.columns.values())
+        return [Fact(key, self._values(key)) for key in keys]
+
+    def _values(self, key: str) -> list[str]:
+        return [facts.get(key, "") for facts in self.columns.values()]
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+    kind: str = "note"
+
+
+@dataclass(frozen=True)
+class Sample:
+    title: str
+    text: str
+    kind: str = "sample"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A part of the page that the reader can open and close."""
+
+    title: str
+    content: Table | Comparison
+    is_open: bool = True
+    kind: str = "fold"
+
+
+Block = Table | Comparison | Note | Sample | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+def report_page(runs: Sequence[RunFiles]) -> str:
+    """The whole page."""
+    _make_names_unique(runs)
+    facts = {run.name: facts_of(run) for run in runs}
+    sections = [Section("Numbers", [Comparison(facts)])]
+    for run in runs:
+        sections += [_data(run), _scores(run), _history(run), _samples(run)]
+    sections.append(_configuration(runs))
+    return render(
+        "report.html",
+        title=" · ".join(run.name for run in runs),
+        states=" · ".join(dict.fromkeys(of_run["state"] for of_run in facts.values())),
+        sections=[section for section in sections if section.blocks],
+        data=script_json({"charts": _charts(runs), "marks": _marks(runs)}),
+    )
+
+
+def _make_names_unique(runs: Sequence[RunFiles]) -> None:
+    """If several runs have the same name, add the names of their folders."""
     names = [run.name for run in runs]
     for run in runs:
-        if names.count(run.name) > 1:  # runs of one name from two folders
+        if names.count(run.name) > 1:
             run.name = "/".join(run.folder.resolve().parts[-2:])
-    title, facts = " · ".join(run.name for run in runs), {run.name: run.facts() for run in runs}
-    states = " · ".join(dict.fromkeys(fact["state"] for fact in facts.values()))
-    data = json.dumps({"charts": _charts(runs), "marks": _marks(runs)}, allow_nan=False)
-    settings = [
-        _fold(name, _side_by_side({run.name: flatten(getattr(run, kind)) for run in runs}))
-        for name, kind in (("config.yaml", "config"), ("deepspeed.json", "deepspeed"))
-    ]
-    body = [
-        _section("Numbers", _side_by_side(facts)),
-        *(part(run) for run in runs for part in (_data, _scores, _history, _samples)),
-        _section("Configuration", *settings),
-    ]
-    parts = {
-        "TITLE": escape(title),
-        "DATA": re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", data),
-        "HEAD": f'<h1>{escape(title)}</h1><p class="dim">{escape(states)}</p>',
-        "BODY": "".join(body),
-    }
-    template = (Path(__file__).parent / "templates" / "report.html").read_text(encoding="utf-8")
-    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)
 
 
-def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The charts that have a curve; curves of one run differ by colour, those of several by it and by their dashes."""
-    charts, lines = [], [run.lines() for run in runs]
-    for title in lines[0]:
+def _charts(runs: Sequence[RunFiles]) -> list[Json]:
+    """The charts that have a curve, for templates/report.js.
+
+    With one run, each curve has its own colour. With several runs, each run has its own colour, and
+    the curves of a run differ by their dashes.
+    """
+    charts_of_runs = [run.charts() for run in runs]
+    charts = []
+    for title in charts_of_runs[0]:
         series = []
         for number, run in enumerate(runs):
-            for index, (label, records, key) in enumerate(lines[number][title]):
-                if points := run.curve(records, key):
-                    look = (
-                        {"color": number, "dash": index}
-                        if len(runs) > 1
-                        else {"color": index, "dash": 0}
-                    )
-                    name = f"{run.name} {label}".strip() if len(runs) > 1 else label or title
-                    faint = label == "train" and bool(run.valid)
-                    series.append({"label": name, "points": points, "faint": faint, **look})
+            for index, curve in enumerate(charts_of_runs[number][title]):
+                points = run.points(curve)
+                if not points:
+                    continue
+                label = curve.label or title
+                look = {"color": index, "dash": 0}
+                if len(runs) > 1:
+                    label = f"{run.name} {curve.label}".strip()
+                    look = {"color": number, "dash": index}
+                faint = curve.label == "train" and bool(run.valid)
+                series.append({"label": label, "points": points, "faint": faint, **look})
         if series:
-            zero, many = (
-                title.endswith(("second", "step", "bytes")),
-                max(len(of_run[title]) for of_run in lines) > 1,
+            from_zero = title.endswith(("second", "step", "bytes"))
+            has_legend = max(len(charts[title]) for charts in charts_of_runs) > 1
+            charts.append(
+                {"title": title, "series": series, "zero": from_zero, "legend": has_legend}
             )
-            charts.append({"title": title, "series": series, "zero": zero, "legend": many})
     return charts
 
 
-def _marks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Restarts and spikes, as lines in the curves of the loss."""
-    marks: list[dict[str, Any]] = []
+def _marks(runs: Sequence[RunFiles]) -> list[Json]:
+    """Restarts and loss spikes, which the charts of the loss show as lines."""
+    marks: list[Json] = []
     for number, run in enumerate(runs):
-        marks += [
-            {
-                "at": run.place(start["step"]),
-                "text": f"{run.name}: start at step {start['step']}",
-                "color": number,
-            }
-            for start in run.starts[1:]
-        ]
-        marks += [
-            {
-                "at": run.place(event["from_step"]),
-                "bad": True,
-                "text": f"{run.name}: loss {event.get('loss')} at step {event['from_step']}",
-            }
-            for event in with_number(run.skipped, "from_step")
-        ]
+        for start in run.starts[1:]:
+            text = f"{run.name}: start at step {start['step']}"
+            marks.append({"at": run.place(start["step"]), "text": text, "color": number})
+        for event in with_number(run.skipped, "from_step"):
+            text = f"{run.name}: loss {event.get('loss')} at step {event['from_step']}"
+            marks.append({"at": run.place(event["from_step"]), "bad": True, "text": text})
     return marks
 
 
-def _data(run: Run) -> str:
-    # "train/books": "123 tokens, sha256 0123456789ab"
-    rows = [
-        [name, *str(text).split(" tokens, sha256 ")]
-        for name, text in run.state.get("data", {}).items()
-    ]
-    table = _table(
-        ["corpus", "tokens", "sha256"], [[name, f"{int(n):,}", digest] for name, n, digest in rows]
-    )
-    where = (run.config.get("data") or {}).get("shards")
-    return (
-        _section(f"Data of {run.name}", table, f'<p class="dim">shards: {escape(str(where))}</p>')
-        if rows
-        else ""
-    )
+def _data(run: RunFiles) -> Section:
+    rows = []
+    for name, text in run.state.get("data", {}).items():
+        # "123 tokens, sha256 0123456789ab"
+        tokens, digest = str(text).split(" tokens, sha256 ")
+        rows.append([name, f"{int(tokens):,}", digest])
+    section = Section(f"Data of {run.name}")
+    if rows:
+        shards = (run.config.get("data") or {}).get("shards")
+        section.blocks.append(Table(["corpus", "tokens", "sha256"], rows))
+        section.blocks.append(Note(f"shards: {shards}"))
+    return section
 
 
-def _scores(run: Run) -> str:
-    parts = []
-    if confusion := run.result.get("confusion"):
+def _scores(run: RunFiles) -> Section:
+    section = Section(f"Task scores of {run.name}")
+    confusion = run.result.get("confusion")
+    if confusion:
         names = confusion["classes"]
-        rows = [
-            [name, *(f"{n:,}" for n in counts)]
-            for name, counts in zip(names, confusion["counts"], strict=True)
-        ]
-        parts.append(
-            '<p class="dim">Dev set at the best step: label by row, prediction by column.</p>'
-        )
-        parts.append(_table(["", *names], rows))
+        rows = []
+        for name, counts in zip(names, confusion["counts"], strict=True):
+            rows.append([name, *(f"{count:,}" for count in counts)])
+        note = "Dev set at the best step: label by row, prediction by column."
+        section.blocks.extend([Note(note), Table(["", *names], rows)])
     for path in sorted(run.folder.glob("predictions-*.tsv")):
-        lines = [
-            line.split("\t")
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        ]
-        if wrong := [
-            line for line in lines[1:] if len(line) == 3 and line[1] and line[1] != line[2]
-        ]:
-            parts.append(
-                _fold(
-                    f"{path.name}: the first errors",
-                    _table(lines[0], wrong[:EXAMPLES]),
-                    is_open=False,
-                )
-            )
-    return _section(f"Task scores of {run.name}", *parts) if parts else ""
+        text = path.read_text(encoding="utf-8", errors="replace")
+        head, *lines = [line.split("\t") for line in text.splitlines()] or [[]]
+        wrong = [line for line in lines if _is_error(line)]
+        if wrong:
+            title = f"{path.name}: the first errors"
+            section.blocks.append(Fold(title, Table(head, wrong[:EXAMPLES]), is_open=False))
+    return section
 
 
-def _history(run: Run) -> str:
+def _is_error(line: Sequence[str]) -> bool:
+    """Whether a row of predictions has a label and a different prediction."""
+    return len(line) == PREDICTION_COLUMNS and line[1] not in ("", line[2])
+
+
+def _history(run: RunFiles) -> Section:
     keys = keys_of(run.skipped)
+    starts = Table(["from step", "at", "ranks", "after running"], list(map(_start_row, run.starts)))
+    spikes = Table(keys, [_spike_row(event, keys) for event in run.skipped])
+    saves = Table(["step", "bytes", "seconds"], list(map(_save_row, run.saves)))
     tables = {
-        "Starts": (
-            ["from step", "at", "ranks", "after running"],
-            [
-                [
-                    f"{r['step']:,}",
-                    f"{datetime.fromtimestamp(r.get('time', 0), UTC):%Y-%m-%d %H:%M:%S UTC}",
-                    str(r.get("world_size", "")),
-                    duration(r.get("elapsed_seconds", 0)),
-                ]
-                for r in run.starts
-            ],
-        ),
-        "Loss spikes undone and batches skipped": (
-            keys,
-            [[json.dumps(event.get(key, "")).strip('"') for key in keys] for event in run.skipped],
-        ),
-        "Checkpoints": (
-            ["step", "bytes", "seconds"],
-            [
-                [f"{r['step']:,}", f"{r.get('bytes', 0):,}", f"{r.get('seconds', 0):.2f}"]
-                for r in run.saves
-            ],
-        ),
+        "Starts": starts,
+        "Loss spikes undone and batches skipped": spikes,
+        "Checkpoints": saves,
     }
-    folds = [
-        _fold(f"{title} ({len(rows)})", _table(head, rows), is_open=len(rows) <= 12)
-        for title, (head, rows) in tables.items()
-        if rows
+    section = Section(f"History of {run.name}")
+    for title, table in tables.items():
+        count = len(table.rows)
+        if count:
+            section.blocks.append(Fold(f"{title} ({count})", table, count <= MOST_ROWS_OPEN))
+    return section
+
+
+def _start_row(record: Json) -> list[str]:
+    at = datetime.fromtimestamp(record.get("time", 0), UTC)
+    return [
+        f"{record['step']:,}",
+        f"{at:%Y-%m-%d %H:%M:%S UTC}",
+        str(record.get("world_size", "")),
+        duration(record.get("elapsed_seconds", 0)),
     ]
-    return _section(f"History of {run.name}", *folds) if folds else ""
 
 
-def _samples(run: Run) -> str:
-    files = sorted((run.folder / "samples").glob("step-*.txt"))[-EXAMPLES:]
-    texts = [(path.stem, path.read_text(encoding="utf-8", errors="replace")) for path in files]
-    parts = [
-        f'<h3>{escape(stem)}</h3><div class="scroll"><pre>{escape(text)}</pre></div>'
-        for stem, text in texts
-    ]
-    return _section(f"Samples of {run.name}", *parts) if parts else ""
+def _spike_row(event: Json, keys: Iterable[str]) -> list[str]:
+    return [json.dumps(event.get(key, "")).strip('"') for key in keys]
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+def _save_row(record: Json) -> list[str]:
+    seconds = record.get("seconds", 0)
+    return [f"{record['step']:,}", f"{record.get('bytes', 0):,}", f"{seconds:.2f}"]
 
 
-def _fold(title: str, content: str, is_open: bool = True) -> str:
-    return f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>{content}</details>"
+def _samples(run: RunFiles) -> Section:
+    section = Section(f"Samples of {run.name}")
+    for path in sorted((run.folder / "samples").glob("step-*.txt"))[-EXAMPLES:]:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        section.blocks.append(Sample(path.stem, text))
+    return section
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of numbers stand to the right."""
-    rows = list(rows)
-    numeric = [all(re.fullmatch(r"-?[\d,.]*", row[i]) for row in rows) for i in range(len(head))]
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        attributes = (" class=n" if number else "" for number in numeric)
-        return f"<tr>{''.join(f'<{tag}{a}>{escape(c)}</{tag}>' for a, c in zip(attributes, cells, strict=True))}</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _side_by_side(columns: dict[str, dict[str, str]]) -> str:
-    """A row a fact, a column a run; rows in which the runs differ are coloured."""
-    rows = ""
-    for key in keys_of(columns.values()):
-        values = [facts.get(key, "") for facts in columns.values()]
-        differs = ' class="differs"' if len(set(values)) > 1 else ""
-        rows += f"<tr{differs}><th>{escape(key)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
-    names = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    head = f"<thead><tr><th></th>{names}</tr></thead>" if len(columns) > 1 else ""
-    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+def _configuration(runs: Sequence[RunFiles]) -> Section:
+    settings = Comparison({run.name: flatten(run.config) for run in runs})
+    deepspeed = Comparison({run.name: flatten(run.deepspeed) for run in runs})
+    return Section(
+        "Configuration", [Fold("config.yaml", settings), Fold("deepspeed.json", deepspeed)]
+    )

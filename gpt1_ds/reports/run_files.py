@@ -1,21 +1,23 @@
-"""The files of a run folder, read for a report."""
+"""Reads the files of a run folder for a report.
+
+The file metrics.jsonl must exist. Other missing or damaged files are ignored.
+"""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import yaml
 
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.base.formatting import duration
-from gpt1_ds.model.gpt import GPTConfig
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.base.records import METRICS_FILE, SKIPPED_FILE, read_metrics, read_records
 
 MOST_POINTS = 2000
-"""Points a curve; of more, evenly spread ones."""
+"""Largest number of points of a curve. Of more records, evenly spaced ones are taken."""
 CHARTS = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
@@ -25,173 +27,122 @@ CHARTS = {
     "host_bytes": "Host memory, bytes",
     "device_bytes": "GPU memory, bytes",
 }
+"""Keys of training records with their own chart, and its title."""
 STEP_PARTS = ("data", "forward", "backward", "optimizer", "communication")
-Records = list[dict[str, Any]]
+SECONDS_AN_HOUR = 3600
+Records = list[Json]
+Place = list[float | None]
+"""Step, tokens and hours; None if the records do not contain them."""
 
 
-class Run:
-    """What the files of a run folder say; those that are missing or damaged say nothing, but metrics.jsonl must."""
+class Curve(NamedTuple):
+    """The values of `key` in `records`."""
+
+    label: str
+    records: Records
+    key: str
+
+
+class RunFiles:
+    """The content of the files of a run folder."""
 
     def __init__(self, folder: Path):
-        if not (folder / "metrics.jsonl").is_file():
+        path = folder / METRICS_FILE
+        if not path.is_file():
             raise DataError(
-                f"{folder}: no metrics.jsonl here; give the folder of a run that has started (runs/NAME)"
+                f"{folder}: no {METRICS_FILE} here; give the folder of a run that has started "
+                "(runs/NAME)"
             )
-        self.folder, self.name = folder, folder.resolve().name
-        records = [
-            r for r in _json_lines(folder / "metrics.jsonl") if {"step", "split"} <= r.keys()
-        ]
-        self.train, self.valid, self.scores, self.starts, self.saves = (
-            [record for record in records if record["split"] == split]
-            for split in ("train", "valid", "task", "start", "checkpoint")
-        )
+        self.folder = folder
+        self.name = folder.resolve().name
+        records = read_metrics(folder)
+        self.train = of_split(records, "train")
+        self.valid = of_split(records, "valid")
+        self.scores = of_split(records, "task")
+        self.starts = of_split(records, "start")
+        self.saves = of_split(records, "checkpoint")
         if not self.train + self.valid + self.scores:
-            raise DataError(
-                f"{folder}/metrics.jsonl: nothing is logged yet; wait for step log.every of the run"
-            )
+            raise DataError(f"{path}: nothing is logged yet; wait for step log.every of the run")
         self.seconds = max(record.get("elapsed_seconds", 0.0) for record in records)
-        self.skipped = _json_lines(folder / "skipped.jsonl")
-        self.status, self.result, self.deepspeed = (
-            _object(folder / f"{name}.json", json.loads)
-            for name in ("status", "result", "deepspeed")
-        )
-        self.config = _object(folder / "config.yaml", yaml.safe_load)
+        self.skipped = read_records(folder / SKIPPED_FILE)
+        self.status = read_object(folder / "status.json", json.loads)
+        self.result = read_object(folder / "result.json", json.loads)
+        self.deepspeed = read_object(folder / "deepspeed.json", json.loads)
+        self.config = read_object(folder / "config.yaml", yaml.safe_load)
         states = sorted((folder / "checkpoints").glob("step-*/state.json"))
-        self.state = _object(states[-1], json.loads) if states else {}
-        self.corpora = list(
-            dict.fromkeys(record["corpus"] for record in self.valid if "corpus" in record)
-        )
-        self.axes = [
-            np.array(
-                [(0, 0), *((r["step"], r[key] / unit) for r in with_number(self.train, key))], float
-            ).T
-            for key, unit in (("tokens", 1), ("elapsed_seconds", 3600))
-        ]
+        self.state = read_object(states[-1], json.loads) if states else {}
+        named = [record["corpus"] for record in self.valid if "corpus" in record]
+        self.corpora = list(dict.fromkeys(named))
+        self._axes = [self._axis("tokens", 1), self._axis("elapsed_seconds", SECONDS_AN_HOUR)]
 
-    def place(self, step: float) -> list[float | None]:
-        """[step, tokens, hours], by the training records; None where these do not tell."""
-        return [
-            step,
-            *(float(np.interp(step, *axis)) if axis.shape[1] > 1 else None for axis in self.axes),
-        ]
+    def _axis(self, key: str, unit: float) -> np.ndarray:
+        """Steps and values (2, points) of a horizontal axis; the first point is (0, 0)."""
+        points = [(record["step"], record[key] / unit) for record in with_number(self.train, key)]
+        return np.array([(0, 0), *points], float).T
 
-    def curve(self, records: Records, key: str) -> list[list[float | None]]:
-        """Points (step, tokens, hours, value)."""
-        records = with_number(records, key)
+    def place(self, step: float) -> Place:
+        """The position of a step on each horizontal axis, interpolated from the records."""
+        place: Place = [step]
+        for steps, values in self._axes:
+            place.append(float(np.interp(step, steps, values)) if len(steps) > 1 else None)
+        return place
+
+    def points(self, curve: Curve) -> list[Place]:
+        """The points of a curve: (step, tokens, hours, value)."""
+        records = with_number(curve.records, curve.key)
         if len(records) > MOST_POINTS:
-            records = [records[i] for i in np.linspace(0, len(records) - 1, MOST_POINTS, dtype=int)]
-        return [[*self.place(record["step"]), record[key]] for record in records]
+            spread = np.linspace(0, len(records) - 1, MOST_POINTS, dtype=int)
+            records = [records[i] for i in spread]
+        return [[*self.place(record["step"]), record[curve.key]] for record in records]
 
-    def lines(self) -> dict[str, list[tuple[str, Records, str]]]:
-        """Title of each chart -> (label, records, key) of each curve in it."""
-        losses = [
-            ("train", self.train, "loss"),
-            *((f"validation {c}", self.valid_of(c), "loss") for c in self.corpora),
-        ]
-        scores = [
-            key for key in keys_of(self.scores) if key not in ("step", "split", "elapsed_seconds")
-        ]
-        lines = {"Loss, nats": losses} | {
-            title: [("", self.train, key)] for key, title in CHARTS.items()
-        }
-        lines["Seconds a step"] = [(part, self.train, f"{part}_seconds") for part in STEP_PARTS]
-        lines["Task scores"] = [(key, self.scores, key) for key in scores]
+    def charts(self) -> dict[str, list[Curve]]:
+        """The curves of each chart, by its title."""
+        losses = [Curve("train", self.train, "loss")]
+        for corpus in self.corpora:
+            losses.append(Curve(f"validation {corpus}", self.valid_of(corpus), "loss"))
+        charts = {"Loss, nats": losses}
+        for key, title in CHARTS.items():
+            charts[title] = [Curve("", self.train, key)]
+        parts = [Curve(part, self.train, f"{part}_seconds") for part in STEP_PARTS]
+        charts["Seconds a step"] = parts
+        metrics = [key for key in keys_of(self.scores) if key not in NOT_SCORES]
+        charts["Task scores"] = [Curve(key, self.scores, key) for key in metrics]
         for kind in ("grad", "weight"):
             norms = [key for key in keys_of(self.train) if key.startswith(f"{kind}_norm/")]
-            lines[f"{kind}_norm of each group"] = [
-                (key.partition("/")[2], self.train, key) for key in norms
-            ]
-        return lines
+            curves = [Curve(key.partition("/")[2], self.train, key) for key in norms]
+            charts[f"{kind}_norm of each group"] = curves
+        return charts
 
     def valid_of(self, corpus: str) -> Records:
         return [record for record in self.valid if record.get("corpus") == corpus]
 
-    def facts(self) -> dict[str, str]:
-        """The final numbers, by name."""
-        status, result, last = self.status, self.result, self.train[-1] if self.train else {}
-        code = status.get("exit_code")
-        facts = {"state": status.get("state", "unknown") + (f", exit code {code}" if code else "")}
-        if self.state.get("model"):
-            facts["parameters"] = f"{GPTConfig(**self.state['model']).parameters:,}"
-        for name, key, text in (
-            ("steps", "step", "{:,}"),
-            ("tokens", "tokens", "{:,}"),
-            ("epoch", "epoch", "{:.2f}"),
-            ("training loss", "loss", "{:.4f}"),
-        ):
-            if with_number([last], key):
-                facts[name] = text.format(last[key])
-        for corpus in self.corpora:
-            if losses := [record["loss"] for record in with_number(self.valid_of(corpus), "loss")]:
-                lowest = f"; lowest {min(losses):.4f}" if min(losses) < losses[-1] else ""
-                perplexity = math.exp(min(losses[-1], 100))
-                facts[f"validation loss, {corpus}"] = (
-                    f"{losses[-1]:.4f} (perplexity {perplexity:,.1f}{lowest})"
-                )
-        for name, key, of_all, scale, text in (
-            ("tokens a second, median", "tokens_per_second", median, 1, "{:,.0f}"),
-            ("FLOPs utilization, median", "mfu", median, 1, "{:.1%}"),
-            ("host memory, most", "host_bytes", max, 1e9, "{:.2f} GB"),
-            ("GPU memory, most", "device_bytes", max, 1e9, "{:.2f} GB"),
-        ):
-            if logged := with_number(self.train, key):
-                facts[name] = text.format(of_all(record[key] for record in logged) / scale)
-        rolled_back = f"; {len(self.skipped)} rolled back" if self.skipped else ""
-        facts |= {
-            "wall time": duration(self.seconds),
-            "starts": str(len(self.starts)),
-            "skipped steps": f"{last.get('skipped_steps', 0)}{rolled_back}",
-        }
-        if self.saves:
-            size, stood = (
-                median(save.get(key, 0) for save in self.saves) for key in ("bytes", "seconds")
-            )
-            facts["checkpoints"] = (
-                f"{len(self.saves)}; {size / 1e6:,.1f} MB, training stood {stood:.1f} s (medians)"
-            )
-        if "score" in result:
-            examples = ", ".join(
-                f"{count:,} {split}" for split, count in result["examples"].items()
-            )
-            facts |= {
-                "task": result["task"],
-                "examples": examples,
-                "majority": f"{result['majority']:.4f}",
-                "initial weights": str(result["init"]),
-            }
-            for split, scores in {"dev": result["metrics"], **(result.get("splits") or {})}.items():
-                facts |= {f"{split} {name}": f"{value:.4f}" for name, value in scores.items()}
-        return facts | {"seed": str(self.config.get("run", {}).get("seed", "unknown"))}
+
+NOT_SCORES = ("step", "split", "elapsed_seconds")
 
 
-def flatten(tree: dict[str, Any]) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        is_section = isinstance(value, dict) and value
-        inner = flatten(value) if is_section else {"": json.dumps(value, default=str).strip('"')}
-        flat |= {f"{key}.{name}".strip("."): text for name, text in inner.items()}
-    return flat
+def of_split(records: Records, split: str) -> Records:
+    return [record for record in records if record["split"] == split]
 
 
-def keys_of(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Of all rows, in the order in which they first occur."""
-    return list(dict.fromkeys(key for row in rows for key in row))
+def with_number(records: Records, key: str) -> Records:
+    """The records with a finite number at `key`."""
+    return [record for record in records if is_finite_number(record.get(key))]
 
 
-def _json_lines(path: Path) -> Records:
-    """The objects of a file that may still grow: a torn line is passed over."""
-    found = []
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
-    ):
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in found if isinstance(record, dict)]
+def is_finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _object(path: Path, parse: Any) -> dict[str, Any]:
+def keys_of(rows: Iterable[Json]) -> list[str]:
+    """All keys of the rows, in the order of their first occurrence."""
+    keys: dict[str, None] = {}
+    for row in rows:
+        keys.update(dict.fromkeys(row))
+    return list(keys)
+
+
+def read_object(path: Path, parse: Callable[[str], object]) -> Json:
+    """The object in a file; an empty one if the file is missing, damaged or has no object."""
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -199,6 +150,12 @@ def _object(path: Path, parse: Any) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def with_number(records: Records, key: str) -> Records:
-    """Those that hold a finite number under `key`."""
-    return [r for r in records if isinstance(r.get(key), int | float) and math.isfinite(r[key])]
+def flatten(tree: Json) -> dict[str, str]:
+    """The values of nested sections as text, with dotted keys."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= {f"{key}.{name}": text for name, text in flatten(value).items()}
+        else:
+            flat[str(key)] = json.dumps(value, default=str).strip('"')
+    return flat

@@ -1,26 +1,17 @@
-"""Tables and plots of a suite of fine-tuning runs, beside the figures of Radford et al. 2018 (layer 2).
-
-A suite is a folder of runs named TASK-seed-SEED[-VARIANT]; everything here is read from their result.json,
-metrics.jsonl and config.yaml, and from the suite's own runs.json and zero_shot.json.
-"""
+"""Tables and pictures of a suite of fine-tuning runs, with the results of Radford et al. 2018."""
 
 import base64
-import html
 import io
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import yaml
-
-from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.reports.rendering import render
+from gpt1_ds.reports.suite_files import VARIANTS, RunKind, SeedRuns, collect
 
-# Tables 2 to 4, on the test sets; the GLUE benchmark in all is 72.8 there.
 PAPER = {
     "mnli": "82.1",
     "mnli dev_mismatched": "81.4",
@@ -38,6 +29,7 @@ PAPER = {
     "stsb": "82.0",
     "qqp": "70.3",
 }
+"""The paper's Tables 2 to 4, on the test sets. Its score for all of GLUE is 72.8."""
 TABLE_5_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 TABLE_5 = {
     "none": (45.4, 91.3, 82.3, 82.0, 70.3, 81.8, 88.1, 56.0),
@@ -45,223 +37,119 @@ TABLE_5 = {
     "scratch": (18.9, 84.0, 79.4, 30.9, 65.5, 75.7, 71.2, 53.8),
     "lstm": (30.3, 90.5, 83.2, 71.8, 68.1, 73.7, 81.1, 54.6),
 }
-VARIANTS = {
-    "none": "full",
-    "no_lm": "no auxiliary LM",
-    "scratch": "no pre-training",
-    "lstm": "LSTM",
-}
-STYLE = (
-    "body{font:15px sans-serif;max-width:75em;margin:2em auto}table{border-collapse:collapse}"
-    "td,th{border:1px solid #ccc;padding:.2em .6em;text-align:left}img{max-width:100%}"
+NOTE = (
+    "Times 100; medians over seeds of the best score on dev, and lowest to highest; majority: the "
+    "training set's commonest answer. The paper's are its test scores (Tables 2 to 4; ablations: "
+    "Table 5)."
 )
-RUN_NAME = re.compile(
-    rf"(?P<task>\w+)-seed-(?P<seed>\d+)(?:-(?P<variant>{'|'.join(VARIANTS)}|layers-\d+))?"
-)
-
-
-@dataclass
-class Row:
-    """The runs of one task and variant: one for each seed."""
-
-    results: list[dict[str, Any]] = field(default_factory=list)
-    curves: list[dict[float, float]] = field(default_factory=list)
-    """Score on dev by epoch."""
-    failed: int = 0
-    unfinished: int = 0
-    n_layer: int | None = None
-
-    @property
-    def seeds(self) -> str:
-        counts = ((self.failed, "failed"), (self.unfinished, "unfinished"))
-        return ", ".join(
-            [str(len(self.results)), *(f"{count} {what}" for count, what in counts if count)]
-        )
+Scores = Mapping[float, list[float]]
+"""Scores of all seeds, by epoch, number of layers or step."""
 
 
 @dataclass
 class Section:
-    """A table, and perhaps its picture."""
+    """A table, and a picture of it if there is one."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     file: str = ""
-    """Name of the picture beside the page."""
+    """File name of the picture, in the folder of the page."""
     png: bytes = b""
 
-
-def run_name(task: str, seed: int, variant: str) -> str:
-    """`slurm/suite.sh` names its runs alike."""
-    return f"{task}-seed-{seed}" + ("" if variant == "none" else f"-{variant}")
-
-
-def collect(out: Path, failures: Mapping[str, Any]) -> dict[tuple[str, str], Row]:
-    """The runs below `out` by (task, variant); `failures` are those that ended otherwise than well."""
-    table: dict[tuple[str, str], Row] = {}
-    folders = {path for path in out.glob("*-seed-*") if path.is_dir()} | {
-        out / name for name in failures
-    }
-    for folder in sorted(folders):
-        if not (name := RUN_NAME.fullmatch(folder.name)):
-            continue
-        row = table.setdefault((name["task"], name["variant"] or "none"), Row())
-        if (folder / "result.json").exists():
-            row.results.append(read_json(folder / "result.json"))
-            row.curves.append(_curve(folder, row.results[-1]))
-            config = folder / "config.yaml"
-            if config.exists():
-                row.n_layer = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["n_layer"]
-        else:
-            row.failed += folder.name in failures
-            row.unfinished += folder.name not in failures
-    return table
+    @property
+    def png_base64(self) -> str:
+        return base64.b64encode(self.png).decode()
 
 
-def read_json(path: Path) -> Any:
-    """The content of a file; {} where there is none."""
-    try:
-        if not path.exists():
-            return {}
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}; move it away") from error
+def sections(out: Path, failures: Mapping[str, Json], zero_shot: Json) -> list[Section]:
+    """All tables of the suite in `out`.
 
-
-def _curve(folder: Path, result: dict[str, Any]) -> dict[float, float]:
-    """Score on dev by epoch; the records of metrics.jsonl know steps, and the training ones both."""
-    path = folder / "metrics.jsonl"
-    records = (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if path.exists()
-        else []
-    )
-    last = next((record for record in reversed(records) if record["split"] == "train"), None)
-    scored = [record for record in records if record["split"] == "task"]
-    return (
-        {round(r["step"] * last["epoch"] / last["step"], 3): r[result["metric"]] for r in scored}
-        if last
-        else {}
-    )
-
-
-def sections(out: Path, failures: Mapping[str, Any], zero_shot: Mapping[str, Any]) -> list[Section]:
-    """Everything there is to show of the suite in `out`."""
+    `failures`: exit code and last error of each run that failed; `zero_shot`: zero_shot.json.
+    """
     runs = collect(out, failures)
-    full = {task: row for (task, variant), row in runs.items() if variant == "none" and row.results}
-    found = [_scores(runs)] if any(variant in VARIANTS for _, variant in runs) else []
-    curves = {
-        task: {
-            epoch: [c[epoch] for c in row.curves if epoch in c]
-            for epoch in sorted(set().union(*row.curves))
-        }
-        for task, row in full.items()
-        if any(row.curves)
-    }
-    if curves:
-        found.append(_by("Score on dev after each epoch", "epoch", curves, "epochs.png"))
-    layers: dict[str, dict[int, list[float]]] = {}
-    for (task, variant), row in runs.items():
-        count = (
-            row.n_layer
-            if variant == "none"
-            else int(variant[7:])
-            if variant.startswith("layers-")
-            else None
-        )
-        if row.results and count is not None:
-            layers.setdefault(task, {})[count] = [result["score"] for result in row.results]
-    layers = {task: curve for task, curve in layers.items() if len(curve) > 1}
-    if layers:
-        found.append(
-            _by(
-                "Score on dev by layers transferred (0: embeddings only)",
-                "layers",
-                layers,
-                "layers.png",
-            )
-        )
-    if scores := zero_shot.get("scores"):
-        tasks = sorted({task for by_task in scores.values() for task in by_task})
-        steps = {
-            t: {int(step): [s[t]["score"]] for step, s in scores.items() if t in s} for t in tasks
-        }
-        chance = {t: next(s[t]["majority"] for s in scores.values() if t in s) for t in tasks}
-        title = f"Zero-shot score by pre-training step of {Path(zero_shot['init']).name}"
-        found.append(_by(title, "step", steps, "zero_shot.png", chance))
+    found = []
+    if any(kind.variant in VARIANTS for kind in runs):
+        found.append(_scores(runs))
+    by_epoch = _by_epoch(runs)
+    if by_epoch:
+        found.append(_curves("Score on dev after each epoch", "epoch", by_epoch, "epochs.png"))
+    by_layers = _by_layers(runs)
+    if by_layers:
+        title = "Score on dev by layers transferred (0: embeddings only)"
+        found.append(_curves(title, "layers", by_layers, "layers.png"))
+    if zero_shot.get("scores"):
+        found.append(_zero_shot(zero_shot))
     if failures:
-        rows = [
-            (name, str(failure["exit_code"]), failure["error"])
-            for name, failure in sorted(failures.items())
-        ]
-        found.append(Section("Runs that failed", ("run", "exit code", "last error"), rows))
+        found.append(_failures(failures))
     return found
 
 
-def _scores(runs: Mapping[tuple[str, str], Row]) -> Section:
-    """A row a task (and labelled split beside dev), four columns a variant; the mean where all variants have it."""
-    variants = [variant for variant in VARIANTS if any(there == variant for _, there in runs)]
-    header, rows = ["task", "metric", "majority"], []
+def _scores(runs: Mapping[RunKind, SeedRuns]) -> Section:
+    """A row for each task and each other labelled split; four columns for each variant.
+
+    The last row has the means over the tasks of Table 5 that all variants have.
+    """
+    present = {kind.variant for kind in runs}
+    variants = [variant for variant in VARIANTS if variant in present]
+    header = ["task", "metric", "majority"]
     for variant in variants:
         header += [VARIANTS[variant], "spread", "seeds", "paper"]
-    medians: dict[str, dict[str, float]] = {variant: {} for variant in variants}
-    for task in dict.fromkeys(task for task, variant in runs if variant in VARIANTS):
-        of_task = {variant: runs.get((task, variant), Row()) for variant in variants}
-        results = [result for row in of_task.values() for result in row.results]
-        splits = dict.fromkeys(split for result in results for split in result.get("splits", ()))
-        for split in ("dev", *splits):
-            majority = [
-                r["majority"] for r in results if split == "dev"
-            ]  # differs where seeds draw a part of the data
-            cells = [
-                task if split == "dev" else f"{task} {split}",
-                next((r["metric"] for r in results), ""),
-                _median_and_spread(majority)[0],
-            ]
-            for variant, row in of_task.items():
-                of_run = (
-                    r["score"]
-                    if split == "dev"
-                    else r.get("splits", {}).get(split, {}).get(r["metric"])
-                    for r in row.results
-                )
-                values = [value for value in of_run if value is not None]
-                if values and split == "dev":
-                    medians[variant][task] = median(values)
-                cells += [*_median_and_spread(values), row.seeds, _paper(cells[0], variant)]
-            rows.append(cells)
-    common = [task for task in TABLE_5_TASKS if all(task in found for found in medians.values())]
-    if len(common) > 1:
-        cells = [f"mean of {len(common)} tasks of Table 5", "", ""]
-        for variant in variants:
-            theirs = [
-                figure
-                for task, figure in zip(TABLE_5_TASKS, TABLE_5[variant], strict=True)
-                if task in common
-            ]
-            mine = [medians[variant][task] for task in common]
-            cells += [
-                f"{100 * sum(mine) / len(mine):.1f}",
-                "",
-                "",
-                f"{sum(theirs) / len(theirs):.1f}",
-            ]
+    tasks = dict.fromkeys(kind.task for kind in runs if kind.variant in VARIANTS)
+    rows = []
+    for task in tasks:
+        of_task = {variant: runs.get(RunKind(task, variant), SeedRuns()) for variant in variants}
+        rows += _task_rows(task, of_task)
+    means = _means(runs, variants)
+    return Section("Scores", header, [*rows, means] if means else rows, NOTE)
+
+
+def _task_rows(task: str, of_variant: Mapping[str, SeedRuns]) -> list[list[str]]:
+    results: list[Json] = sum((runs.results for runs in of_variant.values()), [])
+    metric = results[0]["metric"] if results else ""
+    splits = {"dev": None}
+    for result in results:
+        splits |= dict.fromkeys(result.get("splits", ()))
+    rows = []
+    for split in splits:
+        name = task if split == "dev" else f"{task} {split}"
+        # Seeds may train on different parts of the data and have different majorities.
+        majority = [result["majority"] for result in results] if split == "dev" else []
+        cells = [name, metric, _median(majority)]
+        for variant, runs in of_variant.items():
+            values = runs.scores(split)
+            cells += [_median(values), _spread(values), runs.seeds, _paper(name, variant)]
         rows.append(cells)
-    note = (
-        "Times 100; medians over seeds of the best score on dev, and lowest to highest; majority: the training "
-        "set's commonest answer. The paper's are its test scores (Tables 2 to 4; ablations: Table 5)."
-    )
-    return Section("Scores", header, rows, note)
+    return rows
 
 
-def _median_and_spread(values: Sequence[float]) -> tuple[str, str]:
-    if not values:
-        return "", ""
-    return (
-        f"{100 * median(values):.1f}",
-        f"{100 * min(values):.1f}..{100 * max(values):.1f}" if len(values) > 1 else "",
-    )
+def _means(runs: Mapping[RunKind, SeedRuns], variants: Sequence[str]) -> list[str]:
+    """The row of means; empty if the variants have fewer than two tasks in common."""
+    common = []
+    for task in TABLE_5_TASKS:
+        of_task = [runs.get(RunKind(task, variant)) for variant in variants]
+        if all(seed_runs is not None and seed_runs.results for seed_runs in of_task):
+            common.append(task)
+    if len(common) < 2:
+        return []
+    cells = [f"mean of {len(common)} tasks of Table 5", "", ""]
+    for variant in variants:
+        ours = [runs[RunKind(task, variant)].median_score() for task in common]
+        theirs = [TABLE_5[variant][TABLE_5_TASKS.index(task)] for task in common]
+        mean = 100 * sum(ours) / len(ours)
+        cells += [f"{mean:.1f}", "", "", f"{sum(theirs) / len(theirs):.1f}"]
+    return cells
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{100 * median(values):.1f}" if values else ""
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return ""
+    return f"{100 * min(values):.1f}..{100 * max(values):.1f}"
 
 
 def _paper(row: str, variant: str) -> str:
@@ -270,79 +158,116 @@ def _paper(row: str, variant: str) -> str:
     return str(TABLE_5[variant][TABLE_5_TASKS.index(row)]) if row in TABLE_5_TASKS else ""
 
 
-def _by(
+def _by_epoch(runs: Mapping[RunKind, SeedRuns]) -> dict[str, Scores]:
+    curves: dict[str, Scores] = {}
+    for kind, seed_runs in runs.items():
+        if kind.variant == "none" and any(seed_runs.curves):
+            curves[kind.task] = seed_runs.scores_by_epoch()
+    return curves
+
+
+def _by_layers(runs: Mapping[RunKind, SeedRuns]) -> dict[str, Scores]:
+    """Scores by the number of layers transferred, for tasks with several such numbers."""
+    curves: dict[str, dict[float, list[float]]] = {}
+    for kind, seed_runs in runs.items():
+        layers = seed_runs.n_layer if kind.variant == "none" else kind.layers_transferred
+        if seed_runs.results and layers is not None:
+            curves.setdefault(kind.task, {})[layers] = seed_runs.scores("dev")
+    return {task: curve for task, curve in curves.items() if len(curve) > 1}
+
+
+def _zero_shot(zero_shot: Json) -> Section:
+    curves: dict[str, dict[float, list[float]]] = {}
+    chance: dict[str, float] = {}
+    for step, of_step in zero_shot["scores"].items():
+        for task, result in of_step.items():
+            curves.setdefault(task, {})[int(step)] = [result["score"]]
+            chance.setdefault(task, result["majority"])
+    in_order = {task: curves[task] for task in sorted(curves)}
+    title = f"Zero-shot score by pre-training step of {Path(zero_shot['init']).name}"
+    return _curves(title, "step", in_order, "zero_shot.png", chance)
+
+
+def _failures(failures: Mapping[str, Json]) -> Section:
+    rows = []
+    for name, failure in sorted(failures.items()):
+        rows.append((name, str(failure["exit_code"]), failure["error"]))
+    return Section("Runs that failed", ("run", "exit code", "last error"), rows)
+
+
+def _curves(
     title: str,
     unit: str,
-    curves: Mapping[str, Mapping[float, list[float]]],
+    curves: Mapping[str, Scores],
     file: str,
     chance: Mapping[str, float] | None = None,
 ) -> Section:
-    """Medians by epoch, layer or step: a table, and its picture (steps: a logarithmic axis; dashed: chance)."""
-    from matplotlib.figure import Figure
+    """Medians by epoch, layer or step, as a table and a picture. Dashed lines show `chance`."""
+    places = sorted(set().union(*curves.values()))
+    rows = []
+    for task, curve in curves.items():
+        rows.append([task, *(_median(curve.get(place, [])) for place in places)])
+    header = ["task", *(f"{unit} {place:.10g}" for place in places)]
+    note = "Dashed: the commonest answer." if chance else ""
+    png = _picture(title, unit, curves, chance or {})
+    return Section(title, header, rows, note, file, png)
 
-    places = sorted({place for curve in curves.values() for place in curve})
-    rows = [
-        (task, *(_median_and_spread(curve.get(place, ()))[0] for place in places))
-        for task, curve in curves.items()
-    ]
+
+def _picture(
+    title: str, unit: str, curves: Mapping[str, Scores], chance: Mapping[str, float]
+) -> bytes:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import AutoLocator
+
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for task, curve in curves.items():
-        medians = [100 * median(curve[place]) for place in sorted(curve)]
-        [line] = axes.plot(sorted(curve), medians, "o-", ms=4, label=task)
-        if chance:
+        places = sorted(curve)
+        medians = [100 * median(curve[place]) for place in places]
+        [line] = axes.plot(places, medians, "o-", ms=4, label=task)
+        if task in chance:
             axes.axhline(100 * chance[task], ls="--", lw=0.8, color=line.get_color())
+    places = sorted(set().union(*curves.values()))
     if chance and len(places) > 1 and places[0] > 0:
         axes.set_xscale("log")
     else:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        locator = AutoLocator()
+        locator.set_params(integer=True)
+        axes.xaxis.set_major_locator(locator)
     axes.set(xlabel=unit, ylabel="score x 100", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    note = "Dashed: the commonest answer." if chance else ""
-    header = ("task", *(f"{unit} {place:.10g}" for place in places))
-    return Section(title, header, rows, note, file, picture.getvalue())
+    return picture.getvalue()
 
 
 def write(out: Path, found: Sequence[Section]) -> str:
-    """table.md with its pictures beside it, and table.html, one file; returns the Markdown of the tables."""
+    """Write table.md, its picture files, and table.html with embedded pictures.
+
+    Returns the Markdown of the tables without pictures.
+    """
+    tables, with_pictures = [], []
     for section in found:
+        table = _markdown(section)
+        tables.append(table)
         if section.png:
             write_atomically(out / section.file, section.png)
-    tables = [_markdown(section) for section in found]
-    pictures = [
-        f"\n![{section.title}]({section.file})\n" if section.png else "" for section in found
-    ]
-    write_atomically(out / "table.md", "\n".join(map("".join, zip(tables, pictures, strict=True))))
-    body = "".join(map(_html, found))
-    write_atomically(
-        out / "table.html",
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(out.name)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(str(out))}</h1>{body}\n",
-    )
+            table += f"\n![{section.title}]({section.file})\n"
+        with_pictures.append(table)
+    write_atomically(out / "table.md", "\n".join(with_pictures))
+    page = render("suite.html", name=out.name, folder=str(out), sections=found)
+    write_atomically(out / "table.html", page)
     return "\n".join(tables)
 
 
 def _markdown(section: Section) -> str:
     lines = [section.header, ["---"] * len(section.header), *section.rows]
-    table = "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
-    )
-    return f"## {section.title}\n\n{table}" + (f"\n{section.note}\n" if section.note else "")
+    table = "".join(_markdown_row(line) for line in lines)
+    note = f"\n{section.note}\n" if section.note else ""
+    return f"## {section.title}\n\n{table}{note}"
 
 
-def _html(section: Section) -> str:
-    title = html.escape(section.title)
-    head, *rows = (
-        "".join(f"<{tag}>{html.escape(cell)}" for cell in row)
-        for tag, row in (("th", section.header), *(("td", row) for row in section.rows))
-    )
-    picture = (
-        f"<img alt='{title}' src='data:image/png;base64,{base64.b64encode(section.png).decode()}'>"
-    )
-    return (
-        f"<h2>{title}</h2><table><tr>{head}{''.join(f'<tr>{row}' for row in rows)}</table>"
-        f"<p>{html.escape(section.note)}</p>{picture if section.png else ''}"
-    )
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |\n"

@@ -1,0 +1,11 @@
+"""A training run: how it starts, its folder, its records, and how it is loaded when it is done.
+
+May import every other package; only the commands import this one. The files, in reading order:
+
+- `setup`: the start of a run, the same for pre-training and fine-tuning, and the `Run` itself.
+- `directory`: the run's folder: one writer at a time, the settings it was made with.
+- `log`: its records: metrics.jsonl, TensorBoard, samples, status.json.
+- `losses`: the losses it remembers, loss spikes, and the list of skipped steps.
+- `fine_tuning`: what a fine-tuning run has besides: examples, their order, predictions, result.
+- `trained`: a finished run loaded again, for evaluation, generation and export.
+"""

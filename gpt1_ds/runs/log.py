@@ -1,4 +1,4 @@
-"""What a run shows: metrics.jsonl, TensorBoard, samples, the progress line, status.json, memory, norms.
+"""What a run shows of itself: metrics.jsonl, TensorBoard, samples, status.json.
 
 Rank 0 writes. A full or read-only disk costs the log, never the training.
 """
@@ -11,122 +11,161 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from gpt1_ds.base.errors import StopRequested, UserError
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.protocols import Engine, Json
+from gpt1_ds.base.records import METRICS_FILE, json_line, read_metrics, write_records
 from gpt1_ds.distributed import collectives
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # takes a second to import
+
 STATUS_SECONDS = 2.0
+"""status.json is replaced at most so often while training goes on."""
 FAILURES = "GPT1_FAILURES"
-"""Variable that names the file in which a batch script counts the starts since the last checkpoint."""
+"""Variable with the file in which a batch script counts the starts since the last checkpoint."""
+
+
+class LogFiles(NamedTuple):
+    """What rank 0 writes to."""
+
+    jsonl: TextIO
+    board: SummaryWriter
 
 
 class RunLog:
-    """One run's records. On a resume at `resume_step`, what a killed start logged past it is dropped.
+    """The records of one run, which begins or resumes at `resume_step`.
 
-    Each record has `elapsed_seconds`, the time that all starts so far have run. Each start has a record, which stays;
-    `start=False` leaves it out where a running start goes back to a checkpoint. The monitor of `engine`, W&B or CSV
-    where the DeepSpeed JSON asks for them, gets every record too.
+    What a killed start has logged past that step is dropped. Each record has `elapsed_seconds`, the
+    time that all starts so far have run. Each start has a record, which stays. The monitor of
+    `engine` (W&B or CSV, if the DeepSpeed JSON enables them) gets every record too.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int, start: bool = True, engine: Any = None):
-        self.run_dir, self.jsonl, self.board = run_dir, None, None
-        self.resume_step, self.started, self.status_written = resume_step, time.monotonic(), 0.0
-        self.spent_seconds, self.first = 0.0, start
+    def __init__(self, run_dir: Path, resume_step: int, engine: Engine | None = None):
+        self.run_dir = run_dir
         self.engine = engine
+        self.start_is_due = True
+        self._open(resume_step)
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged past `step`: a running start has gone back to that checkpoint."""
+        self.close()
+        self.start_is_due = False
+        self._open(step)
+
+    def _open(self, resume_step: int) -> None:
+        self.resume_step = resume_step
+        self.began = time.monotonic()
+        self.status_written = 0.0
+        self.spent_seconds = 0.0
+        self.files: LogFiles | None = None
+        """None on the other ranks, and where the files cannot be opened."""
         if not collectives.is_main():
             return
+        run_dir = self.run_dir
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self.spent_seconds = _drop_after(run_dir / "metrics.jsonl", resume_step)
-            self.jsonl = (run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-            _let_ours_be_last(run_dir)
-            self.board = SummaryWriter(
-                str(run_dir), purge_step=resume_step + 1 if resume_step else 0
-            )
-            status = run_dir / "status.json"
-            if start and not (status.exists() and '"done"' in status.read_text(encoding="utf-8")):
-                self._start()  # of a run that is done already, only if there is something to log
-            for path in filter(Path.exists, (run_dir / "config.yaml", run_dir / "deepspeed.json")):
-                text = path.read_text(encoding="utf-8").rstrip().replace("\n", "\n    ")
-                self.board.add_text(path.name, f"    {text}", resume_step)
+            self.spent_seconds = _drop_after(run_dir, resume_step)
+            jsonl = (run_dir / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
+            _make_newest(run_dir)
+            purge_step = resume_step + 1 if resume_step else 0
+            self.files = LogFiles(jsonl, SummaryWriter(str(run_dir), purge_step=purge_step))
+            # A start of a run that is done is logged only if there is something else to log.
+            if self.start_is_due and not _is_done(run_dir):
+                self._write_start(jsonl)
+            self._show_settings(self.files.board)
         except OSError as error:
-            _complain(run_dir, error)
+            _warn(run_dir, error)
 
-    def _start(self) -> None:
-        self.first = False
-        self._write(
-            self.resume_step,
-            "start",
-            time=round(time.time(), 3),
-            world_size=collectives.world_size(),
-        )
+    def _show_settings(self, board: SummaryWriter) -> None:
+        """config.yaml and deepspeed.json as text in TensorBoard."""
+        for name in ("config.yaml", "deepspeed.json"):
+            path = self.run_dir / name
+            if path.exists():
+                text = path.read_text(encoding="utf-8").rstrip().replace("\n", "\n    ")
+                board.add_text(name, f"    {text}", self.resume_step)
 
-    def _write(self, step: int, split: str, **values: Any) -> None:
-        seconds = round(self.spent_seconds + time.monotonic() - self.started, 3)
-        self.jsonl.write(
-            json.dumps({"step": step, "split": split, **values, "elapsed_seconds": seconds}) + "\n"
-        )
+    def _write_start(self, jsonl: TextIO) -> None:
+        self.start_is_due = False
+        values = {"time": round(time.time(), 3), "world_size": collectives.world_size()}
+        self._write(jsonl, {"step": self.resume_step, "split": "start", **values})
+
+    def _write(self, jsonl: TextIO, record: Json) -> None:
+        seconds = round(self.spent_seconds + time.monotonic() - self.began, 3)
+        jsonl.write(json_line({**record, "elapsed_seconds": seconds}))
 
     def log(
-        self, step: int, split: str, corpus: str | None = None, **values: float | int | None
+        self, step: int, split: str, corpus: str | None = None, /, **values: float | None
     ) -> None:
-        """One object in metrics.jsonl, and `split/name[/corpus]` in TensorBoard for each value; memory with `train`."""
-        if self.jsonl is None:
+        """One object in metrics.jsonl, and for each value `split/name[/corpus]` in TensorBoard.
+
+        A record of `train` gets the peaks of memory too.
+        """
+        if self.files is None:
             return
+        jsonl, board = self.files
         if split == "train":
             values |= peak_memory()
+        suffix = f"/{corpus}" if corpus else ""
+        shown = {name: value for name, value in values.items() if value is not None}
+        points = {f"{split}/{name}{suffix}": value for name, value in shown.items()}
         try:
-            if self.first:
-                self._start()
-            self._write(step, split, **({"corpus": corpus} if corpus else {}), **values)
-            points = [
-                ("/".join(filter(None, (split, name, corpus))), value, step)
-                for name, value in values.items()
-                if value is not None
-            ]
-            for point in points:
-                self.board.add_scalar(*point)
-            if self.engine is not None and self.engine.monitor.enabled:
-                # In samples, as DeepSpeed's own: W&B passes over what comes with a smaller number than the last.
-                self.engine.monitor.write_events(
-                    [(*point[:2], self.engine.global_samples) for point in points]
-                )
-            self.board.flush()
+            if self.start_is_due:
+                self._write_start(jsonl)
+            named_corpus = {"corpus": corpus} if corpus else {}
+            self._write(jsonl, {"step": step, "split": split, **named_corpus, **values})
+            for tag, value in points.items():
+                board.add_scalar(tag, value, step)
+            self._send_to_monitor(points)
+            board.flush()
             if split == "checkpoint" and (counter := os.environ.get(FAILURES)):
                 Path(counter).unlink(missing_ok=True)
         except OSError as error:
-            _complain(self.run_dir, error)
+            _warn(self.run_dir, error)
+
+    def _send_to_monitor(self, points: dict[str, float]) -> None:
+        if self.engine is None or not self.engine.monitor.enabled:
+            return
+        # Counted in samples, as DeepSpeed's own events are: W&B ignores an event whose number is
+        # smaller than that of the last one.
+        samples = self.engine.global_samples
+        self.engine.monitor.write_events([(tag, value, samples) for tag, value in points.items()])
 
     def sample(self, step: int, text: str) -> None:
         """Generated `text` in samples/step-N.txt and TensorBoard."""
-        if self.jsonl is None:
+        if self.files is None:
             return
+        folder = self.run_dir / "samples"
         try:
-            (self.run_dir / "samples").mkdir(exist_ok=True)
-            write_atomically(self.run_dir / "samples" / f"step-{step:08d}.txt", text + "\n")
-            self.board.add_text("sample", text, step)
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"step-{step:08d}.txt", text + "\n")
+            self.files.board.add_text("sample", text, step)
         except OSError as error:
-            _complain(self.run_dir, error)
+            _warn(self.run_dir, error)
+
+    def figure(self, tag: str, draw: Callable[[], "Figure"], step: int) -> None:
+        """The figure that `draw` returns, in TensorBoard; only rank 0 draws."""
+        if self.files is not None:
+            self.files.board.add_figure(tag, draw(), step)
 
     def has(self, step: int, split: str) -> bool:
-        """Whether a record of `step` and `split` is in metrics.jsonl; all ranks call and get rank 0's answer."""
-        path = self.run_dir / "metrics.jsonl"
-        records = map(
-            json.loads, path.read_text(encoding="utf-8").splitlines() if self.jsonl else ()
-        )
-        return collectives.gather_json(
-            any((r["step"], r["split"]) == (step, split) for r in records)
-        )[0]
+        """Whether metrics.jsonl holds a record of `step` and `split`.
+
+        All ranks call and get rank 0's answer.
+        """
+        records = read_metrics(self.run_dir, split) if self.files else []
+        found = any(record["step"] == step for record in records)
+        return collectives.gather_json(found)[0]
 
     def status(
         self, state: str, step: int, exit_code: int | None = None, **facts: float | None
     ) -> None:
-        """Replace status.json: what `state` the run is in, since a launcher may hide the exit code."""
+        """Replace status.json with the run's `state`: a launcher may hide the exit code."""
         if not collectives.is_main():
             return
         content = {"state": state, "step": step, "exit_code": exit_code, **facts}
@@ -134,21 +173,21 @@ class RunLog:
             write_atomically(self.run_dir / "status.json", json.dumps(content) + "\n")
             self.status_written = time.monotonic()
         except OSError as error:
-            _complain(self.run_dir, error)
+            _warn(self.run_dir, error)
 
     def progress(self, step: int, total_steps: int, loss: float) -> None:
-        """Step, loss and the time left, at this start's pace, in status.json; every few seconds at most."""
+        """Step, loss and the seconds left at this start's pace, in status.json."""
         now = time.monotonic()
-        if now - self.status_written > STATUS_SECONDS:
-            eta = round(
-                (now - self.started) * (total_steps - step) / max(1, step - self.resume_step)
-            )
-            shown = round(loss, 4) if math.isfinite(loss) else None
-            self.status("running", step, total_steps=total_steps, loss=shown, eta_seconds=eta)
+        if now - self.status_written <= STATUS_SECONDS:
+            return
+        done = max(1, step - self.resume_step)
+        eta = round((now - self.began) * (total_steps - step) / done)
+        shown = round(loss, 4) if math.isfinite(loss) else None
+        self.status("running", step, total_steps=total_steps, loss=shown, eta_seconds=eta)
 
     @contextmanager
     def outcome(self, steps: Callable[[], int]) -> Iterator[None]:
-        """Keep status.json true around the loop; `steps` tells the optimizer steps done so far."""
+        """Keep status.json true while the loop runs; `steps` returns the optimizer steps done."""
         self.status("running", steps())
         try:
             yield
@@ -162,44 +201,55 @@ class RunLog:
             self.close()
 
     def close(self) -> None:
-        if self.board is not None:
-            try:
-                self.board.close()
-                self.jsonl.close()
-            except OSError as error:
-                _complain(self.run_dir, error)
+        if self.files is None:
+            return
+        try:
+            self.files.board.close()
+            self.files.jsonl.close()
+        except OSError as error:
+            _warn(self.run_dir, error)
 
 
 def peak_memory() -> dict[str, int]:
-    """Most bytes so far: of this process (VmHWM of /proc, where there is one) and of PyTorch's tensors on the GPU."""
-    status, most = Path("/proc/self/status"), {}
+    """The most bytes so far of this process (VmHWM in /proc) and of torch's tensors on the GPU."""
+    peaks = {}
+    status = Path("/proc/self/status")
     if status.exists():
-        most["host_bytes"] = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+        kilobytes = status.read_text().split("VmHWM:")[1].split()[0]
+        peaks["host_bytes"] = int(kilobytes) * 1024
     if torch.cuda.is_available():
-        most["device_bytes"] = torch.cuda.max_memory_allocated()
-    return most
+        peaks["device_bytes"] = torch.cuda.max_memory_allocated()
+    return peaks
 
 
-def _drop_after(path: Path, step: int) -> float:
-    """Keep what is not past `step`, and every start; the seconds of all starts so far."""
+def _drop_after(run_dir: Path, step: int) -> float:
+    """Drop the records past `step`, but no start; the seconds that all starts so far have run."""
+    path = run_dir / METRICS_FILE
     if not path.exists():
         return 0.0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [(json.loads(line), line) for line in lines if line.endswith("\n")]
+    records = read_metrics(run_dir)
+    kept = [record for record in records if _stays(record, step)]
+    if "".join(map(json_line, kept)) != path.read_text(encoding="utf-8", errors="replace"):
+        write_records(path, kept)
+    return max((record.get("elapsed_seconds", 0.0) for record in records), default=0.0)
+
+
+def _stays(record: Json, step: int) -> bool:
     # A start that resumes nothing validates anew, at step 0 too.
-    kept = [
-        line
-        for record, line in records
-        if record["split"] == "start" or step and record["step"] <= step
-    ]
-    if len(kept) < len(lines):
-        write_atomically(path, "".join(kept))
-    return max((record.get("elapsed_seconds", 0.0) for record, _ in records), default=0.0)
+    return record["split"] == "start" or 0 < step and record["step"] <= step
 
 
-def _let_ours_be_last(run_dir: Path) -> None:
-    """TensorBoard reads event files in the order of the seconds in their names: earlier starts must come before this
-    one, also where the clock has been set back, or what they logged past the checkpoint shows again."""
+def _is_done(run_dir: Path) -> bool:
+    status = run_dir / "status.json"
+    return status.exists() and '"done"' in status.read_text(encoding="utf-8")
+
+
+def _make_newest(run_dir: Path) -> None:
+    """Rename the event files of earlier starts that are named with this second or a later one.
+
+    TensorBoard reads event files in the order of the seconds in their names. If the clock was set
+    back, what an earlier start logged past the checkpoint would show again.
+    """
     second = int(time.time())
     for path in sorted(run_dir.glob("events.out.tfevents.*"), reverse=True):
         *head, own, rest = path.name.split(".", 4)
@@ -208,8 +258,6 @@ def _let_ours_be_last(run_dir: Path) -> None:
             path.rename(path.with_name(f"{'.'.join(head)}.{second:010d}.{rest}"))
 
 
-def _complain(path: Path, error: OSError) -> None:
-    print(
-        f"warning: {path}: {error.strerror or error}; training goes on without this log",
-        file=sys.stderr,
-    )
+def _warn(path: Path, error: OSError) -> None:
+    reason = error.strerror or error
+    print(f"warning: {path}: {reason}; training goes on without this log", file=sys.stderr)

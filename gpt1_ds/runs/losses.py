@@ -1,49 +1,101 @@
-"""What a run remembers of its losses, when it calls one a spike, and the ledger of what it skipped.
+"""The losses that a run remembers, when one of them is a spike, and the list of skipped steps.
 
-A spike is undone as in PaLM (Chowdhery et al. 2022, section 5.1): back to a checkpoint from before it, and on past the
-batches since. All of it is decided from values that every rank has, and lives in the checkpoints, so that a run killed
-at any moment decides again as the undisturbed one did.
+A spike is undone as in PaLM (Chowdhery et al. 2022, section 5.1): all ranks load a checkpoint from
+before it and go on after the batches that they have read since. Every rank decides this from values
+that all ranks have, and these values lie in the checkpoints. So a run that is killed at any moment
+decides again as the undisturbed run did.
 """
 
 import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpt1_ds.base.errors import DivergedError
-from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.base.records import SKIPPED_FILE, read_records, write_records
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives
 from gpt1_ds.settings.sections import TrainConfig
 
-LEDGER = "skipped.jsonl"
-RECENT_LINES, FEWEST_LINES = 20, 5
+RECENT_LINES = 20
+"""Logged losses whose median a new one is compared with."""
+FEWEST_LINES = 5
+"""With fewer logged losses nothing is called a spike."""
 REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
+EVENT_KEY = ("to_step", "from_step", "first", "last")
+"""Keys of a record of skipped.jsonl that tell one event from another."""
 
 
 class Spike(Exception):
-    """The loss at `step`, `cursor` behind it, is far above the recent ones; raised on all ranks together."""
+    """The loss at `step` is far above the recent ones; raised on all ranks together.
+
+    `cursor` is the place in the data after the step; `loss` and `median` are in nats.
+    """
 
     def __init__(self, step: int, cursor: Cursor, loss: float, median: float):
-        self.step, self.cursor, self.loss, self.median = step, cursor, loss, median
+        self.step = step
+        self.cursor = cursor
+        self.loss = loss
+        self.median = median
         super().__init__(f"loss {loss:.4f} at step {step}, recent median {median:.4f}")
 
 
-class LossHistory:
-    """Losses of the steps since the last log line, means of the recent lines, skipped steps in a row, rollbacks."""
+class StepLosses:
+    """This rank's losses of the steps since the last log line, and how many steps were skipped."""
 
-    def __init__(self, train: TrainConfig, saved: dict[str, Any]):
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+        """One tensor a step, on the device: nothing waits for it before it is read."""
+        self.in_a_row = 0
+        """Steps skipped in a row until now."""
+
+    def add(self, loss: Tensor, step: int, skipped: bool) -> None:
+        """Add the loss of the step that ends at `step`.
+
+        `skipped`: the step's gradients were not finite on some rank, so no weight changed.
+        """
+        self.steps.append(loss)
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+
+
+class TaskLosses(StepLosses):
+    """The losses of fine-tuning: a tensor (2,) a step, this rank's parts of L2 and L1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0
+        """Real tokens of the steps since the last log line."""
+
+    def read(self) -> tuple[float, float, int]:
+        """(L2, L1, tokens) since the last call; the losses are means over the steps.
+
+        Waits for the device.
+        """
+        task_loss, lm_loss = collectives.all_sum(torch.stack(self.steps).mean(0)).tolist()
+        tokens = self.tokens
+        self.steps = []
+        self.tokens = 0
+        return task_loss, lm_loss, tokens
+
+
+class LossHistory(StepLosses):
+    """The losses of pre-training: a scalar a step, means of the recent log lines, rollbacks."""
+
+    def __init__(self, train: TrainConfig, saved: Json):
+        """`saved` is the `to_dict` of a checkpoint, or {} for a new run."""
+        super().__init__()
         self.train = train
+        device = collectives.device()
+        self.steps = [torch.tensor(loss, device=device) for loss in saved.get("steps", [])]
+        self.in_a_row = saved.get("in_a_row", 0)
         self.recent: list[float] = list(saved.get("recent", []))
-        self.in_a_row, self.rollbacks = saved.get("in_a_row", 0), saved.get("rollbacks", 0)
-        self.steps = [
-            torch.tensor(loss, device=collectives.device()) for loss in saved.get("steps", [])
-        ]
+        self.rollbacks: int = saved.get("rollbacks", 0)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         return {
             "recent": self.recent,
             "steps": [step.item() for step in self.steps],
@@ -51,25 +103,26 @@ class LossHistory:
             "rollbacks": self.rollbacks,
         }
 
-    def add(self, loss: torch.Tensor, step: int, skipped: bool) -> None:
-        """This rank's loss of the step that ends at `step`; `skipped`: its gradients were not finite, on some rank."""
-        self.steps.append(loss)
-        self.in_a_row = self.in_a_row + 1 if skipped else 0
+    def add(self, loss: Tensor, step: int, skipped: bool) -> None:
+        """As in `StepLosses`; DivergedError after train.max_skipped skipped steps in a row."""
+        super().add(loss, step, skipped)
         if self.in_a_row >= self.train.max_skipped:
             raise DivergedError(
-                f"loss is not finite at step {step}, {self.in_a_row} steps skipped in a row; {REMEDY}"
+                f"loss is not finite at step {step}, {self.in_a_row} steps skipped in a row; "
+                f"{REMEDY}"
             )
 
     def check(self, step: int, cursor: Cursor) -> float:
-        """Mean over ranks and the steps since the last line that were not skipped; waits for the device.
+        """Mean over ranks and over the steps since the last line, skipped steps left out.
 
-        Raises Spike; DivergedError where the loss is not finite although no step was skipped.
+        Waits for the device. Raises Spike, or DivergedError if the loss is not finite although no
+        step was skipped.
         """
         if self.steps:
-            self.steps = list(
-                collectives.all_sum(torch.stack(self.steps)) / collectives.world_size()
-            )
-        finite = [loss for loss in (step.item() for step in self.steps) if math.isfinite(loss)]
+            total = collectives.all_sum(torch.stack(self.steps))
+            self.steps = list(total / collectives.world_size())
+        values = [step_loss.item() for step_loss in self.steps]
+        finite = [value for value in values if math.isfinite(value)]
         loss = sum(finite) / len(finite) if finite else math.nan
         if self.steps and not finite and not self.in_a_row:
             raise DivergedError(f"loss is {loss} at step {step}; {REMEDY}")
@@ -79,28 +132,32 @@ class LossHistory:
                 raise Spike(step, cursor, loss, median)
         return loss
 
-    def line(self, loss: float) -> None:
-        """`loss` was logged: the next steps make another line."""
-        self.recent, self.steps = (
-            [*self.recent, loss][-RECENT_LINES:] if math.isfinite(loss) else self.recent,
-            [],
-        )
+    def start_line(self, loss: float) -> None:
+        """Begin a new log line; `loss` is the one that was just logged."""
+        self.steps = []
+        if math.isfinite(loss):
+            self.recent = [*self.recent, loss][-RECENT_LINES:]
 
 
-def record_skipped(folder: Path, event: dict[str, Any]) -> None:
-    """Add one line to the run's ledger, on rank 0; an event that a killed start wrote before is not written twice."""
+def record_skipped(folder: Path, event: Json) -> None:
+    """Add one line to the run's skipped.jsonl, on rank 0.
+
+    An event that a killed start has written before is not written twice.
+    """
     if not collectives.is_main():
         return
-    path, line = folder / LEDGER, json.dumps(event) + "\n"
+    path = folder / SKIPPED_FILE
     try:
-        written = path.read_text(encoding="utf-8") if path.exists() else ""
-        key = ("to_step", "from_step", "first", "last")
-        if not any(
-            all(old[k] == event[k] for k in key) for old in map(json.loads, written.splitlines())
-        ):
-            write_atomically(path, written + line)
+        events = read_records(path)
+        if not any(_same_event(event, earlier) for earlier in events):
+            write_records(path, [*events, event])
     except OSError as error:
         print(
-            f"warning: {path}: {error.strerror}; training goes on without this line: {line.strip()}",
+            f"warning: {path}: {error.strerror}; training goes on without this line: "
+            f"{json.dumps(event)}",
             flush=True,
         )
+
+
+def _same_event(event: Json, earlier: Json) -> bool:
+    return all(earlier.get(key) == event[key] for key in EVENT_KEY)

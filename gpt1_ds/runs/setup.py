@@ -1,58 +1,232 @@
-"""The start of a run: checks that the data, the tokenizer and the checkpoint belong together."""
+"""The start of a training run, the same for both commands: settings, folder, engine, resume, log.
 
+`read_settings`, then the command builds its data and module, then `start_engine`, then a `Run`.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.base.protocols import Engine, Json
+from gpt1_ds.checkpoints.by_parameter import place_weights
+from gpt1_ds.checkpoints.folder import has_checkpoint
+from gpt1_ds.checkpoints.loading import load_weights, resume
+from gpt1_ds.checkpoints.saving import Saves
+from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.manifest import Manifest
+from gpt1_ds.data.order import mix
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
-from gpt1_ds.model.gpt import GPT
-from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed.console import progress_bar, say
+from gpt1_ds.distributed.environment import rank_environment
+from gpt1_ds.distributed.preemption import StopFlag
+from gpt1_ds.engine.start import initialize, require_async_io
+from gpt1_ds.engine.timing import StepTimer, Throughput
+from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.runs.directory import claim_folder
+from gpt1_ds.runs.log import RunLog
+from gpt1_ds.settings import deepspeed_json
+from gpt1_ds.settings.command_line import arguments
+from gpt1_ds.settings.loading import run_folder
+from gpt1_ds.settings.sections import ModelConfig, PretrainConfig
+
+ConfigT = TypeVar("ConfigT", bound=PretrainConfig)
+NOT_SHAPE = ("preset", "vocab_size")
+"""What `ModelConfig` and `GPTConfig` do not have in common."""
+
+
+@dataclass
+class Settings(Generic[ConfigT]):
+    """What the user asked for."""
+
+    config: ConfigT
+    """What the run means: YAML and command line."""
+    ds: Json
+    """How DeepSpeed runs it: the resolved JSON."""
+    from_scratch: bool
+
+    def resumes(self) -> bool:
+        """Whether the run goes on from checkpoints of its own.
+
+        What it once started from may be gone by then.
+        """
+        return not self.from_scratch and has_checkpoint(run_folder(self.config))
+
+
+class InitialWeights(NamedTuple):
+    """Weights of another run that training starts from."""
+
+    tensors: dict[str, Tensor]
+    """By parameter name, whole, float32, on the CPU; emptied once the engine has them."""
+    source: Path | str
+    """Where they come from, for messages."""
+
+
+class Started(NamedTuple):
+    """What `start_engine` returns."""
+
+    engine: Engine
+    folder: Path
+    facts: CheckpointState
+    """What every checkpoint of this run says of model, tokenizer and data."""
+    state: CheckpointState
+    """Where training begins: the newest checkpoint's state, or `facts` at step 0."""
+
+
+def read_settings(
+    config_class: type[ConfigT], argv: list[str], about: str | None, default: str | None
+) -> Settings[ConfigT]:
+    """The settings that the command line `argv` names; `about` is the text of `--help`.
+
+    `default` is the YAML file that is read without --config.
+    """
+    args, config = arguments(config_class, argv, about, default)
+    world_size = rank_environment(os.environ).world_size
+    ds = deepspeed_json.resolve(args.deepspeed_config, config, world_size)
+    require_async_io(args.deepspeed_config, ds)
+    return Settings(config, ds, args.from_scratch)
+
+
+def shape_of(model: ModelConfig | GPTConfig) -> Json:
+    """What `ModelConfig` and `GPTConfig` have in common."""
+    return {name: value for name, value in asdict(model).items() if name not in NOT_SHAPE}
+
+
+def start_engine(
+    settings: Settings[ConfigT],
+    module: nn.Module,
+    tokenizer: Tokenizer,
+    initial: InitialWeights | None,
+    facts: CheckpointState,
+) -> Started:
+    """Claim the run's folder, build the engine, fill in the weights, resume; all ranks call.
+
+    DataError if a checkpoint of the run does not belong to `facts`.
+    """
+    config = settings.config
+    folder = claim_folder(config, settings.ds, tokenizer, settings.from_scratch)
+    engine = initialize(module, config, settings.ds)
+    if initial is not None:
+        place_weights(engine, initial.tensors.items(), initial.source)
+        initial.tensors.clear()
+    # Dropout on a GPU differs by rank; on a CPU it does not depend on this generator.
+    torch.manual_seed(int(mix(config.run.seed, 4, collectives.rank()) >> 1))
+    state = resume(engine, folder)
+    if state is None:
+        return Started(engine, folder, facts, facts)
+    check_state(state, facts, folder)
+    check_data(state, facts, folder)
+    return Started(engine, folder, replace(facts, unknown=state.unknown), state)
+
+
+class Run(Generic[ConfigT]):
+    """A training run in progress: its engine and everything that records what it does."""
+
+    def __init__(
+        self,
+        settings: Settings[ConfigT],
+        started: Started,
+        stop: StopFlag,
+        total_steps: int,
+        title: str,
+    ):
+        """`title` stands in front of the progress bar."""
+        config, step = settings.config, started.state.step
+        self.config: ConfigT = config
+        self.ds = settings.ds
+        self.engine, self.folder, self.facts, _ = started
+        self.stop = stop
+        self.total_steps = total_steps
+        self.shape = GPTConfig(**self.facts.model)
+        self.precision = deepspeed_json.precision(self.ds)
+        self.bar = progress_bar(total_steps, step, "step", title)
+        self.timer = StepTimer()
+        self.throughput = Throughput(self.shape.flops_per_token, self.precision)
+        self.log = RunLog(self.folder, step, self.engine)
+        keep = config.checkpoint
+        self.saves = Saves(self.folder, keep.keep, keep.keep_every, self._log_checkpoint)
+
+    def _log_checkpoint(self, step: int, **saved: float) -> None:
+        self.log.log(step, "checkpoint", **saved)
+
+    def announce(self, step: int, rows: dict[str, str]) -> None:
+        """The lines that a start prints: the folder, `rows`, and the steps done."""
+        done = f"{step} of {self.total_steps} done"
+        lines = {"run": str(self.folder), **rows, "steps": done}
+        say("\n".join(f"{name:8} {text}" for name, text in lines.items()))
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The time in which the loop runs.
+
+        status.json is kept true, DeepSpeed's communication is timed, the fault of a peer becomes a
+        PeerError, and a diverged run settles the checkpoint on its way.
+        """
+        outcome = self.log.outcome(lambda: self.engine.global_steps)
+        timed = self.timer.communication()
+        with outcome, self.bar, timed, collectives.peer_faults(), self.saves:
+            yield
+
+    def commit(self, state: CheckpointState, must: bool) -> None:
+        """Save a checkpoint of `state.step`; `must`: at once, and a failure is an error."""
+        with self.throughput.paused():
+            self.saves.save(self.engine, state.step, state, must)
 
 
 def check_tokenizer(config: PretrainConfig, folder: Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer in `folder`, which must be the one that made the shards of `manifest`."""
     tokenizer = load_tokenizer(folder)
     if tokenizer.sha256 != manifest.tokenizer["sha256"]:
         raise DataError(
-            f"{folder}: not the tokenizer these shards were made with; restore it or rerun build_shards"
+            f"{folder}: not the tokenizer these shards were made with; restore it or rerun "
+            "build_shards"
         )
     tokenizer.check_choice(**vars(config.tokenizer))
     return tokenizer
 
 
-def load_initial_weights(
-    module: GPT, config: PretrainConfig, facts: dict
-) -> dict[str, torch.Tensor]:
-    weights, state = load_weights(config.init.checkpoint)
-    check_state(state, facts, config.init.checkpoint)
+def load_initial_weights(module: GPT, source: Path | str, facts: CheckpointState) -> InitialWeights:
+    """The weights of the run or checkpoint at `source`, also loaded into `module`."""
+    weights, state = load_weights(source)
+    check_state(state, facts, source)
     module.load_state_dict(weights)
-    return weights
+    return InitialWeights(weights, source)
 
 
-def check_state(state: dict, facts: dict, source: Path | str) -> None:
-    """Refuse a checkpoint whose model has other shapes, or whose tokenizer gives other ids, than this run's."""
-    there, here = (
-        {**(s.get("model") or {}), "tokenizer": s.get("tokenizer_sha256", "")[:12]}
-        for s in (state, facts)
-    )
+def check_state(state: CheckpointState, facts: CheckpointState, source: Path | str) -> None:
+    """Refuse a checkpoint whose model has other shapes, or whose tokenizer gives other ids."""
+    here = _identity(facts)
+    there = {"kind": "transformer", **_identity(state)}  # old checkpoints do not name the kind
     differing = [
-        f"{k} {there.get(k)} there, {v} here"
-        for k, v in here.items()
-        if there.get(k) != v and "pdrop" not in k
+        f"{name} {there.get(name)} there, {value} here"
+        for name, value in here.items()
+        if there.get(name) != value and "pdrop" not in name
     ]
     if differing:
         raise DataError(
-            f"{source}: checkpoint of another model: {', '.join(differing)}; choose another run.name or checkpoint"
+            f"{source}: checkpoint of another model: {', '.join(differing)}; choose another "
+            "run.name or checkpoint"
         )
 
 
-def check_data(state: dict, facts: dict, folder: Path) -> None:
-    """Refuse to go on in another order: the cursor counts windows of the shards that the run began with."""
-    for corpus, here in facts["data"].items():
-        if (there := state.get("data", {}).get(corpus, here)) != here:
+def _identity(state: CheckpointState) -> Json:
+    return {**state.model, "tokenizer": state.tokenizer_sha256[:12]}
+
+
+def check_data(state: CheckpointState, facts: CheckpointState, folder: Path) -> None:
+    """Refuse other shards: the cursor counts windows of those that the run began with."""
+    before = state.data or {}
+    for corpus, here in (facts.data or {}).items():
+        there = before.get(corpus, here)
+        if there != here:
             raise DataError(
-                f"{folder}: began with other shards of {corpus} ({there}; now {here}); restore them, or "
-                "choose another run.name"
+                f"{folder}: began with other shards of {corpus} ({there}; now {here}); restore "
+                "them, or choose another run.name"
             )

@@ -1,7 +1,7 @@
-"""A finished run loaded: its model, its tokenizer, its task head."""
+"""A trained run loaded again: its model, its tokenizer, its task head."""
 
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from gpt1_ds import tasks
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.model.gpt import GPT, GPTConfig
@@ -18,47 +19,62 @@ from gpt1_ds.tasks import Task
 from gpt1_ds.tasks.heads import TaskModel
 
 
-def rebuild(
-    weights: dict[str, Tensor], state: dict[str, Any], source: Any
-) -> tuple[TaskModel, Task]:
-    """The model and the task of a fine-tuned run from its checkpoint's weights and state, in eval mode."""
+class LanguageModel(NamedTuple):
+    """The model of a pre-training run."""
+
+    model: GPT
+    """Float32, in eval mode, on the CPU."""
+    state: CheckpointState
+    folder: Path
+    """The checkpoint that it came from."""
+
+
+def load_gpt(path: Path | str) -> LanguageModel:
+    """The model of the pre-training run or checkpoint at `path`; DataError if it is none."""
+    folder = find_checkpoint(path)
+    weights, state = load_weights(folder)
+    return LanguageModel(build_gpt(weights, state, folder), state, folder)
+
+
+def build_gpt(weights: dict[str, Tensor], state: CheckpointState, source: Path) -> GPT:
+    """The decoder around these tensors, which are not copied, in eval mode."""
     try:
-        config = TaskConfig(**state["task"]["config"])
-        task, gpt = tasks.build(config), GPT(GPTConfig(**state["model"]))
+        with torch.device("meta"):
+            model = GPT(GPTConfig(**state.model)).eval()
+        model.load_state_dict(weights, assign=True)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{source}: not the weights of a pre-training run ({reason})") from error
+    return model
+
+
+def build_task_model(
+    weights: dict[str, Tensor], state: CheckpointState, source: Path
+) -> tuple[TaskModel, Task]:
+    """The model and the task of a fine-tuned run, in eval mode, on this rank's device."""
+    try:
+        if state.task is None:
+            raise KeyError("task")
+        config = TaskConfig(**state.task["config"])
+        task = tasks.build_task(config)
+        gpt = GPT(GPTConfig(**state.model))
         model = TaskModel(gpt, task.kind, task.n_outputs, config.pool, config.clf_pdrop)
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{source}: not a fine-tuned run ({str(error).splitlines()[0]}); give one of finetune's"
+            f"{source}: not a fine-tuned run ({reason}); give one of finetune's"
         ) from error
     return model.eval().to(collectives.device()), task
 
 
-def load_gpt(path: Path | str) -> tuple[GPT, dict[str, Any], Path]:
-    """The model of a pre-training run, float32, in eval mode; its state; and the checkpoint it came from."""
-    folder = find_checkpoint(path)
-    weights, state = load_weights(folder)
-    return build_gpt(weights, state, folder), state, folder
+def run_tokenizer(folder: Path, state: CheckpointState) -> Tokenizer:
+    """The tokenizer of the run whose checkpoint is `folder`.
 
-
-def run_tokenizer(folder: Path, state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that lies beside the checkpoints of the run of `folder`; DataError where it is not theirs."""
-    tokenizer = load_tokenizer(folder.parents[1] / "tokenizer")
-    if state.get("tokenizer_sha256") != tokenizer.sha256:
-        raise DataError(
-            f"{folder.parents[1] / 'tokenizer'}: not the tokenizer of {folder}; restore the run's own"
-        )
+    DataError if another one lies there.
+    """
+    path = folder.parents[1] / "tokenizer"
+    tokenizer = load_tokenizer(path)
+    if state.tokenizer_sha256 != tokenizer.sha256:
+        raise DataError(f"{path}: not the tokenizer of {folder}; restore the run's own")
     return tokenizer
-
-
-def build_gpt(weights: dict[str, Tensor], state: dict[str, Any], source: Path) -> GPT:
-    """The decoder around these very tensors, which are not copied, in eval mode."""
-    try:
-        with torch.device("meta"):
-            model = GPT(GPTConfig(**state["model"])).eval()
-        model.load_state_dict(weights, assign=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise DataError(
-            f"{source}: not the weights of a pre-training run ({str(error).splitlines()[0]})"
-        ) from error
-    return model

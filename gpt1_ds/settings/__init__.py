@@ -1,0 +1,9 @@
+"""The settings of a run: its YAML and the DeepSpeed JSON, checked before anything starts.
+
+May import `distributed` and `base`. Files in reading order:
+
+- `sections`: every setting with its default, its bounds and its description
+- `loading`: defaults, YAML and command-line overrides, merged and checked
+- `command_line`: the options of the training commands, and their `--help`
+- `deepspeed_json`: the DeepSpeed JSON, filled from the run and checked against it
+"""

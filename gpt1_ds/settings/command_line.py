@@ -1,34 +1,47 @@
-"""The command line of the entry points that take a configuration: options, overrides, and `--help` from the fields."""
+"""The command line of the training commands: options, overrides, and `--help` from the fields."""
 
 import argparse
 import ast
 import dataclasses
 import inspect
-from functools import cache
+import os
 
 import yaml
 
-from gpt1_ds.settings.loading import Config, load
+from gpt1_ds.distributed.environment import rank_environment
+from gpt1_ds.settings.loading import Config, load, to_yaml
 from gpt1_ds.settings.sections import PretrainConfig
 
 
 def arguments(
-    cls: type[Config], argv: list[str], about: str, default: str | None
+    cls: type[Config], argv: list[str], about: str | None, default: str | None
 ) -> tuple[argparse.Namespace, Config]:
-    """The command line of a training entry point: its options, and the configuration they name."""
+    """The options of a training command, and the configuration that they name.
+
+    `about` is the description in `--help`, `default` the YAML file of a run without `--config`.
+    With `--print-config` it prints the configuration and ends the program.
+    """
     parser = argparse.ArgumentParser(
         description=about,
         epilog=describe(cls),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--deepspeed_config", required=True, metavar="JSON", help="mechanics: a file of ds_configs/"
+        "--deepspeed_config",
+        required="--print-config" not in argv,
+        metavar="JSON",
+        help="mechanics: a file of ds_configs/",
     )
     parser.add_argument(
         "--config",
         default=default,
         metavar="YAML",
         help="meaning of the run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print every setting of the run as YAML and exit",
     )
     parser.add_argument(
         "--from-scratch",
@@ -43,26 +56,33 @@ def arguments(
         "overrides", nargs="*", metavar="section.key=value", help="override a key, listed below"
     )
     args = parser.parse_intermixed_args(argv)
-    return args, load(cls, args.config, args.overrides)
+    config = load(cls, args.config, args.overrides)
+    if args.print_config:
+        if rank_environment(os.environ).rank == 0:
+            print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return args, config
 
 
 def describe(cls: type[PretrainConfig]) -> str:
     """Every `section.key`, its default and its meaning, as `--help` prints them."""
     lines = ["options (in YAML, or as section.key=value on the command line):"]
+    sections = cls()
     for section in dataclasses.fields(cls):
-        defaults = section.default_factory()  # the section with its defaults
+        defaults = getattr(sections, section.name)
         for key, text in field_docs(type(defaults)).items():
             value = yaml.safe_dump(getattr(defaults, key), default_flow_style=True).split("\n")[0]
-            lines.append(f"  {f'{section.name}.{key}={value}':34s} {text}")
+            option = f"{section.name}.{key}={value}"
+            lines.append(f"  {option:34s} {text}")
     return "\n".join(lines)
 
 
-@cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The string literal under each annotated field of `cls`, which Python itself does not keep."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body
-    return {
-        node.target.id: " ".join(ast.literal_eval(text.value).split())
-        for node, text in zip(body, body[1:], strict=False)
-        if isinstance(node, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+    """The string under each annotated field of `cls`, on one line. Python itself drops it."""
+    (definition,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
+    return docs

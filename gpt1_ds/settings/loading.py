@@ -1,82 +1,63 @@
-"""Settings from defaults, YAML and overrides, checked."""
+"""Settings from defaults, a YAML file and command-line overrides, checked.
+
+`load(PretrainConfig, "run.yaml", ["optim.lr=1e-4"])`: the file wins over the defaults, an override
+over the file. Every fault is a ConfigError that names the file or option, the value and the fix.
+"""
 
 import dataclasses
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import yaml
 
 from gpt1_ds.base.errors import ConfigError, near
-from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, PretrainConfig
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.settings.sections import PRESETS, Bounds, FinetuneConfig, PretrainConfig
 
 Config = typing.TypeVar("Config", bound=PretrainConfig)
-CHOICES = {
-    "model.preset": tuple(PRESETS),
-    "model.kind": ("transformer", "lstm"),
-    "tokenizer.kind": ("sentencepiece", "openai"),
-    "tokenizer.openai_pipeline": ("transformers", "original"),
-    "optim.kind": ("adamw", "openai_adam"),
-    "schedule.kind": ("cosine", "linear", "constant", "wsd"),
-    "task.pool": ("last", "first"),
-}
-UNIT_INTERVAL = (
-    "model.embd_pdrop",
-    "model.attn_pdrop",
-    "model.resid_pdrop",
-    "task.clf_pdrop",
-    "task.lm_coef",
-    "task.task_coef",
-    "schedule.warmup_fraction",
-    "schedule.decay_fraction",
-)
-POSITIVE = (
-    "model.n_layer",
-    "model.n_head",
-    "model.n_embd",
-    "model.n_ctx",
-    "train.max_steps",
-    "train.epochs",
-    "train.tokens",
-    "train.global_batch",
-    "train.batch_start",
-    "train.micro_batch",
-    "train.max_skipped",
-    "train.spike_nats",
-    "optim.lr",
-    "optim.eps",
-    "eval.every",
-    "eval.batches",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "checkpoint.keep_every",
-    "log.every",
-    "log.samples_every",
-    "log.profile",
-    "distributed.timeout_seconds",
-    "data.cache_bytes",
-    "task.max_examples",
-    "task.patience",
-)
 
 
 def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Config:
-    """Dataclass defaults < YAML file `path` < `section.key=value` overrides; `ConfigError` on the first fault."""
-    config = _build(cls, [*(_read_yaml(path) if path else ()), *map(_parse_override, overrides)])
-    _check(config)
+    """Defaults of `cls` < YAML file `path` < `section.key=value` overrides."""
+    settings = _read_yaml(path) if path else []
+    settings += [_parse_override(text) for text in overrides]
+    config = cls()
+    for setting in settings:
+        _set(config, setting)
+    if config.model.preset in PRESETS:
+        for key, value in PRESETS[config.model.preset].items():
+            if getattr(config.model, key) is None:
+                setattr(config.model, key, value)
+    if config.init.checkpoint == "none":
+        config.init.checkpoint = None
+    _check_bounds(config)
+    _check_together(config)
     return config
 
 
-def to_dict(config: PretrainConfig) -> dict[str, Any]:
+def to_dict(config: PretrainConfig) -> Json:
     return dataclasses.asdict(config)
+
+
+def to_yaml(config: PretrainConfig) -> str:
+    """The text of a run's config.yaml: every setting, resolved."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def run_folder(config: PretrainConfig) -> Path:
     return Path(config.run.dir) / config.run.name
 
 
-Setting = tuple[str, str, Any, str]  # section, key, value, and where the user wrote it
+class Setting(NamedTuple):
+    """One value as the user wrote it."""
+
+    section: str
+    key: str
+    value: object
+    where: str
+    """The YAML file or the option that holds it, for messages."""
 
 
 def _read_yaml(path: Path | str) -> list[Setting]:
@@ -91,18 +72,16 @@ def _read_yaml(path: Path | str) -> list[Setting]:
     if content is None:
         return []
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: expected sections such as 'model:', found {type(content).__name__}"
-        )
+        found = type(content).__name__
+        raise ConfigError(f"{path}: expected sections such as 'model:', found {found}")
     settings = []
     for section, keys in content.items():
         if keys is not None and not isinstance(keys, dict):
             raise ConfigError(
                 f"{path}: section '{section}' holds {keys!r}; write its keys indented below it"
             )
-        settings += [
-            (str(section), str(key), value, str(path)) for key, value in (keys or {}).items()
-        ]
+        for key, value in (keys or {}).items():
+            settings.append(Setting(str(section), str(key), value, str(path)))
     return settings
 
 
@@ -112,85 +91,97 @@ def _parse_override(text: str) -> Setting:
     if not (equals and dot and key):
         raise ConfigError(f"option '{text}': expected section.key=value, such as optim.lr=1e-4")
     try:
-        return section, key, yaml.safe_load(value), f"option '{text}'"
+        return Setting(section, key, yaml.safe_load(value), f"option '{text}'")
     except yaml.YAMLError as error:
         raise ConfigError(f"option '{text}': the value is not valid YAML") from error
 
 
-def _build(cls: type[Config], settings: list[Setting]) -> Config:
-    config = cls()
-    sections = {f.name for f in dataclasses.fields(cls)}
-    for section, key, value, where in settings:
-        if section not in sections:
-            raise ConfigError(f"{where}: unknown section '{section}'; {near(section, sections)}")
-        target = getattr(config, section)
-        key, dot, sub_key = key.partition(".")  # data.weights.NAME=VALUE
-        types_by_key = typing.get_type_hints(type(target))
-        if key not in types_by_key:
-            raise ConfigError(f"{where}: unknown key '{section}.{key}'; {near(key, types_by_key)}")
-        if dot:
-            value = (
-                {**getattr(target, key), sub_key: value}
-                if isinstance(getattr(target, key), dict)
-                else None
-            )
-        setattr(target, key, _typed(value, types_by_key[key], f"{section}.{key}", where))
-    for key, value in PRESETS.get(config.model.preset, {}).items():
-        if getattr(config.model, key) is None:
-            setattr(config.model, key, value)
-    if config.init.checkpoint == "none":
-        config.init.checkpoint = None
-    return config
+def _set(config: PretrainConfig, setting: Setting) -> None:
+    """Put one setting into its section, if section, key and type exist."""
+    section, key, value, where = setting
+    sections = {field.name for field in dataclasses.fields(config)}
+    if section not in sections:
+        raise ConfigError(f"{where}: unknown section '{section}'; {near(section, sections)}")
+    target = getattr(config, section)
+    key, dot, entry = key.partition(".")  # an entry of a mapping: data.weights.NAME=VALUE
+    hints = typing.get_type_hints(type(target))
+    if key not in hints:
+        raise ConfigError(f"{where}: unknown key '{section}.{key}'; {near(key, hints)}")
+    if dot:
+        mapping = getattr(target, key)
+        value = {**mapping, entry: value} if isinstance(mapping, dict) else None
+    setattr(target, key, _typed(value, hints[key], f"{section}.{key}", where))
 
 
-def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
+def _typed(value: object, hint: object, name: str, where: str) -> object:
+    """`value` as the type that a field is annotated with."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None
     kind = next(option for option in options if option is not type(None))
-    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin is list and isinstance(value, list):
+    arguments = typing.get_args(kind)
+    kind = typing.get_origin(kind) or kind
+    if kind is list and isinstance(value, list):
         return [_typed(item, arguments[0], name, where) for item in value]
-    if origin is dict and isinstance(value, dict):
+    if kind is dict and isinstance(value, dict):
         return {
             str(key): _typed(item, arguments[1], f"{name}.{key}", where)
             for key, item in value.items()
         }
+    typed = _scalar(value, kind)
+    if typed is None:
+        raise ConfigError(f"{where}: {name} is {value!r}; expected {kind.__name__}")
+    return typed
+
+
+def _scalar(value: object, kind: type) -> object:
+    """`value` as a `kind` (str, int, float or bool); None if it is something else."""
+    if isinstance(value, bool):
+        return value if kind is bool else None
     if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 (no dot) as a string.
         try:
-            return float(value)
+            return float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
         except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return None
+    if kind is float and isinstance(value, int):
         return float(value)
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is str and isinstance(value, int | float):
         return str(value)
-    if isinstance(value, origin) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{where}: {name} is {value!r}; expected {getattr(kind, '__name__', kind)}")
+    return value if isinstance(value, kind) else None
 
 
-def _check(config: PretrainConfig) -> None:
-    values = {
-        f"{section}.{key}": value
-        for section, keys in to_dict(config).items()
-        for key, value in keys.items()
-    }
-    for name, choices in CHOICES.items():
-        if values.get(name) is not None and values[name] not in choices:
-            raise ConfigError(f"{name} is '{values[name]}'; {near(values[name], choices)}")
-    for name in UNIT_INTERVAL:
-        if name in values and not 0 <= values[name] <= 1:
-            raise ConfigError(f"{name} is {values[name]}; it must lie in [0, 1]")
-    for name in POSITIVE:
-        if values.get(name) is not None and not values[name] > 0:
-            raise ConfigError(f"{name} is {values[name]}; it must be above 0")
-    if config.model.n_embd % config.model.n_head:
-        raise ConfigError(
-            f"model.n_embd {config.model.n_embd} is not a multiple of model.n_head {config.model.n_head}"
-        )
-    train, tuning = config.train, isinstance(config, FinetuneConfig)
+def _check_bounds(config: PretrainConfig) -> None:
+    """Each value against the bounds that stand at its field."""
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        for field in dataclasses.fields(values):
+            value = getattr(values, field.name)
+            bounds = field.metadata.get("bounds")
+            if bounds is not None and value is not None:
+                _check_value(value, bounds, f"{section.name}.{field.name}")
+
+
+def _check_value(value: str | float, bounds: Bounds, name: str) -> None:
+    if isinstance(value, str):
+        if value not in bounds.choices:
+            raise ConfigError(f"{name} is '{value}'; {near(value, bounds.choices)}")
+        return
+    if bounds.within is not None:
+        low, high = bounds.within
+        if not low <= value <= high:
+            raise ConfigError(f"{name} is {value}; it must lie in [{low}, {high}]")
+    if bounds.above is not None and not value > bounds.above:
+        raise ConfigError(f"{name} is {value}; it must be above {bounds.above}")
+
+
+def _check_together(config: PretrainConfig) -> None:
+    """What no single field can say: shapes, durations, pairs of settings, the run's name."""
+    width, heads = config.model.n_embd, config.model.n_head
+    assert width and heads, "the preset gives them"
+    if width % heads:
+        raise ConfigError(f"model.n_embd {width} is not a multiple of model.n_head {heads}")
+    train = config.train
+    tuning = isinstance(config, FinetuneConfig)
     if train.max_steps is None and train.epochs is None and (train.tokens is None or tuning):
         raise ConfigError(
             "train.max_steps, train.epochs and train.tokens are all null; give one of them"
@@ -204,11 +195,9 @@ def _check(config: PretrainConfig) -> None:
             f"train.batch_warmup_steps is {train.batch_warmup_steps}, but train.batch_start is "
             f"{train.batch_start}; give it at most train.global_batch {train.global_batch}"
         )
-    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
-        raise ConfigError(f"optim.betas is {config.optim.betas}; give two numbers in [0, 1)")
-    if (
-        not config.run.name
-        or Path(config.run.name).name != config.run.name
-        or config.run.name.startswith(".")
-    ):
-        raise ConfigError(f"run.name is '{config.run.name}'; give a plain folder name")
+    betas = config.optim.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"optim.betas is {betas}; give two numbers in [0, 1)")
+    name = config.run.name
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"run.name is '{name}'; give a plain folder name")

@@ -1,13 +1,27 @@
-"""What a run means: typed sections, YAML, dotted overrides, checks.
+"""Every setting of a run, with its default, its bounds and its description.
 
-`load(PretrainConfig, "run.yaml", ["optim.lr=1e-4"])` is dataclass defaults < YAML < overrides. The YAML owns
-meaning; the DeepSpeed JSON owns mechanics (see `deepspeed_config.py`). Defaults are the paper's (Radford et al. 2018,
-section 4.1); the text under each field is what `--help` prints (`command_line.py`).
+The YAML decides what a run means; the DeepSpeed JSON decides how it is computed (see
+`deepspeed_json.py`). Defaults are those of the paper (Radford et al. 2018, section 4.1). The text
+under each field is what `--help` prints (`command_line.py`); the bounds beside its default are
+what `loading.py` checks.
 """
 
 from dataclasses import dataclass, field
+from typing import TypedDict, TypeVar
 
-PRESETS: dict[str, dict[str, int]] = {
+Value = TypeVar("Value")
+
+
+class Shape(TypedDict):
+    """The four numbers of a decoder, as `gpt1_ds.model.gpt.GPTConfig` names them."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_ctx: int
+
+
+PRESETS: dict[str, Shape] = {
     "gpt1": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_ctx": 512},
     "gpt1-tiny": {"n_layer": 2, "n_head": 4, "n_embd": 128, "n_ctx": 128},
     # The same block at the widths of Brown et al. 2020, table 2.1 (context: theirs).
@@ -16,6 +30,26 @@ PRESETS: dict[str, dict[str, int]] = {
     "6.7b": {"n_layer": 32, "n_head": 32, "n_embd": 4096, "n_ctx": 2048},
     "13b": {"n_layer": 40, "n_head": 40, "n_embd": 5120, "n_ctx": 2048},
 }
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of a value. Null has none: whether it may be null is a matter of its type."""
+
+    above: float | None = None
+    within: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+
+
+def setting(
+    default: Value,
+    *,
+    above: float | None = None,
+    within: tuple[float, float] | None = None,
+    choices: tuple[str, ...] = (),
+) -> Value:
+    """A field with bounds, for a section's class."""
+    return field(default=default, metadata={"bounds": Bounds(above, within, choices)})
 
 
 @dataclass
@@ -30,23 +64,24 @@ class RunConfig:
 
 @dataclass
 class ModelConfig:
-    preset: str = "gpt1"
-    """Shape of the decoder: gpt1 (12/12/768/512), gpt1-tiny, 350m, 1.3b, 6.7b, 13b; the numbers below override it."""
-    kind: str = "transformer"
+    preset: str = setting("gpt1", choices=tuple(PRESETS))
+    """Shape of the decoder: gpt1 (12/12/768/512), gpt1-tiny, 350m, 1.3b, 6.7b, 13b; the
+    numbers below override it."""
+    kind: str = setting("transformer", choices=("transformer", "lstm"))
     """transformer, or lstm (the paper's ablation): one layer of 2,048 units for n_embd 768."""
-    n_layer: int | None = None
+    n_layer: int | None = setting(None, above=0)
     """Number of blocks; null: the preset's."""
-    n_head: int | None = None
+    n_head: int | None = setting(None, above=0)
     """Attention heads a block; null: the preset's."""
-    n_embd: int | None = None
+    n_embd: int | None = setting(None, above=0)
     """Width of the residual stream; null: the preset's."""
-    n_ctx: int | None = None
+    n_ctx: int | None = setting(None, above=0)
     """Tokens of context, and of a training window; null: the preset's."""
-    embd_pdrop: float = 0.1
+    embd_pdrop: float = setting(0.1, within=(0, 1))
     """Dropout on the sum of token and position embedding."""
-    attn_pdrop: float = 0.1
+    attn_pdrop: float = setting(0.1, within=(0, 1))
     """Dropout on attention probabilities."""
-    resid_pdrop: float = 0.1
+    resid_pdrop: float = setting(0.1, within=(0, 1))
     """Dropout on the output of attention and of the MLP."""
 
 
@@ -57,62 +92,68 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Share of each corpus in the mixture, {NAME: WEIGHT}; empty: by tokens."""
     verify: bool = True
-    """Hash every shard before training, shared out among ranks (1 to 2 s a GB and rank); false: sizes only."""
+    """Hash every shard before training, shared out among ranks (1 to 2 s a GB and rank);
+    false: sizes only."""
     quarantine: bool = False
     """Train without damaged shards instead of refusing them; what is lost is told."""
     cache: str | None = None
     """Folder for shards behind a URL, shared by a node's ranks; null: gpt1-shards-UID in TMPDIR."""
-    cache_bytes: int = 20_000_000_000
+    cache_bytes: int = setting(20_000_000_000, above=0)
     """Most bytes of shards kept there."""
 
 
 @dataclass
 class TokenizerConfig:
-    kind: str | None = None
+    kind: str | None = setting(None, choices=("sentencepiece", "openai"))
     """sentencepiece or openai: refuse shards made with another; null: whatever the shards hold."""
-    openai_pipeline: str | None = None
-    """transformers or original: refuse data whose OpenAI codec is set otherwise; null: whatever they hold."""
+    openai_pipeline: str | None = setting(None, choices=("transformers", "original"))
+    """transformers or original: refuse data whose OpenAI codec is set otherwise; null:
+    whatever they hold."""
 
 
 @dataclass
 class TrainConfig:
-    max_steps: int | None = None
+    max_steps: int | None = setting(None, above=0)
     """Optimizer steps; with train.epochs or train.tokens also given, whichever ends first."""
-    epochs: float | None = 100.0
+    epochs: float | None = setting(100.0, above=0)
     """Passes over the training data."""
-    tokens: float | None = None
+    tokens: float | None = setting(None, above=0)
     """Pre-training: targets seen; of max_steps, epochs and tokens, whichever ends first."""
-    global_batch: int = 64
+    global_batch: int = setting(64, above=0)
     """Windows (fine-tuning: examples) an optimizer step, over all ranks."""
     batch_warmup_steps: int = 0
-    """Pre-training: steps over which the batch grows from train.batch_start to train.global_batch; 0: none."""
-    batch_start: int | None = None
+    """Pre-training: steps over which the batch grows from train.batch_start to
+    train.global_batch; 0: none."""
+    batch_start: int | None = setting(None, above=0)
     """Windows of the first step then, and what the batch grows in multiples of."""
-    micro_batch: int | None = None
+    micro_batch: int | None = setting(None, above=0)
     """Windows a rank in one forward/backward; null: the JSON's, or the rank's share up to 16."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
-    max_skipped: int = 20
+    max_skipped: int = setting(20, above=0)
     """Non-finite steps in a row before training stops with exit code 4."""
-    spike_nats: float | None = 2.0
-    """Pre-training: a logged loss so far above the median of the last 20 sends the run back (README); null: never."""
+    spike_nats: float | None = setting(2.0, above=0)
+    """Pre-training: a logged loss so far above the median of the last 20 sends the run back
+    (README); null: never."""
     max_rollbacks: int = 3
     """Loss spikes undone in a run before it stops with exit code 4."""
     activation_checkpointing: bool = False
-    """Keep a block's input alone for backward and compute the rest again: less memory, a third more time."""
+    """Keep a block's input alone for backward and compute the rest again: less memory, a
+    third more time."""
     compile: bool = False
     """torch.compile of each block (ZeRO 0 to 2; needs g++): tens of seconds at the start."""
 
 
 @dataclass
 class OptimConfig:
-    kind: str = "adamw"
-    """adamw (decoupled decay), or openai_adam (the released code's Adam: decay inside the update)."""
-    lr: float = 2.5e-4
+    kind: str = setting("adamw", choices=("adamw", "openai_adam"))
+    """adamw (decoupled decay), or openai_adam (the released code's Adam: decay inside the
+    update)."""
+    lr: float = setting(2.5e-4, above=0)
     """Peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Adam's two decay rates."""
-    eps: float = 1e-8
+    eps: float = setting(1e-8, above=0)
     """Adam's epsilon."""
     weight_decay: float = 0.01
     """Decay of all matrices, embeddings included; none on biases and LayerNorm gains."""
@@ -120,58 +161,63 @@ class OptimConfig:
 
 @dataclass
 class ScheduleConfig:
-    kind: str = "cosine"
-    """Rate after warm-up: cosine to 0, linear to 0, constant, or wsd (constant, then linear to 0 at the end)."""
-    decay_fraction: float = 0.1
+    kind: str = setting("cosine", choices=("cosine", "linear", "constant", "wsd"))
+    """Rate after warm-up: cosine to 0, linear to 0, constant, or wsd (constant, then linear
+    to 0 at the end)."""
+    decay_fraction: float = setting(0.1, within=(0, 1))
     """wsd: share of all steps, the last ones, in which the rate falls."""
     warmup_steps: int | None = 2000
     """Steps of linear warm-up from 0; null: schedule.warmup_fraction of the run."""
-    warmup_fraction: float = 0.002
+    warmup_fraction: float = setting(0.002, within=(0, 1))
     """Warm-up as a share of all steps, where schedule.warmup_steps is null."""
 
 
 @dataclass
 class EvalConfig:
-    every: int | None = 1000
+    every: int | None = setting(1000, above=0)
     """Steps between validations (fine-tuning: null is once an epoch); also at the end."""
-    batches: int | None = 50
+    batches: int | None = setting(50, above=0)
     """Global batches of each validation corpus; null: all of it."""
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = 1000
+    every: int = setting(1000, above=0)
     """Steps between checkpoints; also at the end and on a stop request."""
-    keep: int = 3
+    keep: int = setting(3, above=0)
     """Checkpoints kept, newest first."""
-    keep_every: int | None = None
+    keep_every: int | None = setting(None, above=0)
     """Beside them, every checkpoint of a multiple of so many steps is kept for good; null: none."""
 
 
 @dataclass
 class LogConfig:
-    every: int = 10
+    every: int = setting(10, above=0)
     """Steps between lines of metrics.jsonl and TensorBoard points."""
     layer_norms: bool = False
-    """Pre-training: with them the norm of weights and gradients of each block (costs a reduction of the model)."""
-    samples_every: int | None = None
-    """Pre-training: steps between samples of generated text, taken with a validation; null: none."""
+    """Pre-training: with them the norm of weights and gradients of each block (costs a
+    reduction of the model)."""
+    samples_every: int | None = setting(None, above=0)
+    """Pre-training: steps between samples of generated text, taken with a validation; null:
+    none."""
     prompt: str = ""
     """What the samples go on from; empty: the beginning of a document."""
-    profile: int | None = None
-    """Pre-training: step whose Chrome trace and table of operators go to the run's profile/; null: none."""
+    profile: int | None = setting(None, above=0)
+    """The Chrome trace and the table of operators of this step go to the run's
+    profile/; null: none."""
 
 
 @dataclass
 class DistributedConfig:
-    timeout_seconds: float = 600.0
+    timeout_seconds: float = setting(600.0, above=0)
     """Longest wait for a peer in a collective before the run ends with exit code 5."""
 
 
 @dataclass
 class InitConfig:
     checkpoint: str | None = None
-    """Start from these weights: a run folder or one of its checkpoints; none: draw them from run.seed."""
+    """Start from these weights: a run folder or one of its checkpoints; none: draw them
+    from run.seed."""
 
 
 @dataclass
@@ -180,34 +226,40 @@ class TaskConfig:
     """Task to fine-tune, by its name in gpt1_ds/tasks."""
     data: str = ""
     """Folder of the task's files in the publisher's layout."""
-    lm_coef: float = 0.5
+    lm_coef: float = setting(0.5, within=(0, 1))
     """Weight of the language-modelling loss (the paper's lambda), in [0, 1]."""
-    task_coef: float = 1.0
+    task_coef: float = setting(1.0, within=(0, 1))
     """Weight of the task's loss, in [0, 1]."""
-    pool: str = "last"
+    pool: str = setting("last", choices=("last", "first"))
     """State the head reads: last (at <e>) or first (sees only <s>: warns)."""
-    clf_pdrop: float = 0.1
+    clf_pdrop: float = setting(0.1, within=(0, 1))
     """Dropout before the task head."""
     label_all_subtokens: bool = False
     """Token classification: train on every sub-token of a word instead of its first."""
-    max_examples: int | None = None
+    max_examples: int | None = setting(None, above=0)
     """Training examples used, from the start of a seeded shuffle; null: all."""
     n_transfer: int | None = None
-    """Blocks taken from init.checkpoint, from the first on; 0: the embeddings only; -1: no weights; null: all."""
-    patience: int | None = None
+    """Blocks taken from init.checkpoint, from the first on; 0: the embeddings only; -1: no
+    weights; null: all."""
+    patience: int | None = setting(None, above=0)
     """Evaluations without a better score after which training ends; null: none."""
     squared_error: bool = False
     """Similarity scores (STS-B) as one number by squared error, instead of soft classes."""
     kind: str | None = None
-    """Your own task: classification, entailment, similarity[_score], multiple_choice, token_classification."""
+    """Your own task: classification, entailment, similarity[_score], multiple_choice,
+    token_classification."""
     columns: list[str] | None = None
-    """Your own task: columns of the texts (context, question, then the answers) and last that of the label."""
+    """Your own task: columns of the texts (context, question, then the answers) and last
+    that of the label."""
     labels: list[str] | None = None
-    """Your own task: its labels (kinds of entities; the scores 0, 1, ..; a name for each answer)."""
+    """Your own task: its labels (kinds of entities; the scores 0, 1, ..; a name for each
+    answer)."""
     files: dict[str, str] | None = None
-    """Your own task: file of each split below task.data; null: {train: train.*, dev: dev.*, test: test.*}."""
+    """Your own task: file of each split below task.data; null: {train: train.*, dev: dev.*,
+    test: test.*}."""
     metrics: list[str] | None = None
-    """Your own task: accuracy, f1, matthews, pearson, spearman, entity_f1; the first chooses the best step."""
+    """Your own task: accuracy, f1, matthews, pearson, spearman, entity_f1; the first
+    chooses the best step."""
 
 
 @dataclass
@@ -230,10 +282,11 @@ class PretrainConfig:
 
 @dataclass
 class FinetuneConfig(PretrainConfig):
-    """Sections of a fine-tuning YAML: the paper's settings (section 4.1, "Fine-tuning details") by default.
+    """Sections of a fine-tuning YAML.
 
-    With `init.checkpoint`, model shape and tokenizer are the checkpoint's; from scratch they are `model` and the
-    tokenizer of `data.shards`.
+    Defaults are those of the paper (section 4.1, "Fine-tuning details"). With `init.checkpoint`
+    the model's shape and the tokenizer are those of the checkpoint; from scratch they are those of
+    the section `model` and of `data.shards`.
     """
 
     task: TaskConfig = field(default_factory=TaskConfig)

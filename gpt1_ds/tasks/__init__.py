@@ -1,30 +1,46 @@
-"""The tasks of fine-tuning: one file a kind, one line a task.
+"""The tasks of fine-tuning: one file for each kind, one line for each task.
 
-| kind                 | sequences                                                | tasks                              |
-|----------------------|----------------------------------------------------------|------------------------------------|
-| classification       | `<s> text <e>`                                           | CoLA, SST-2                        |
-| entailment           | `<s> premise <delim> hypothesis <e>`                     | MNLI, SNLI, QNLI, RTE, SciTail, .. |
-| similarity           | `<s> a <delim> b <e>` and `<s> b <delim> a <e>`          | STS-B, MRPC, QQP                   |
-| multiple_choice      | `<s> context question <delim> answer <e>`, one an answer | RACE, Story Cloze                  |
-| token_classification | `<s> text <e>`, every token's state                      | CoNLL-2003, WNUT-17                |
+May import `model`, `data`, `settings`, `distributed` and `base`.
 
-To add a task: a file with its `Task` (whose table names files, columns and labels), a line below, and a test. A task
-of a user's own needs none of that: `task.kind` and the keys beside it describe it (see `own_data.py`).
+| kind                 | sequences                                     | tasks                     |
+|----------------------|-----------------------------------------------|---------------------------|
+| classification       | `<s> text <e>`                                | CoLA, SST-2               |
+| entailment           | `<s> premise <delim> hypothesis <e>`          | MNLI, SNLI, QNLI, RTE, .. |
+| similarity           | `<s> a <delim> b <e>` and the other order     | STS-B, MRPC, QQP          |
+| multiple_choice      | `<s> context question <delim> answer <e>`, .. | RACE, Story Cloze         |
+| token_classification | `<s> text <e>`, the state of every token      | CoNLL-2003, WNUT-17       |
+
+To add a task, write a `Task` (files, columns, labels, metrics) in the file of its kind, a line in
+`TASKS` below, a YAML in gpt1_ds/configs and a row in tests/tasks. A user's own task needs no code:
+`task.kind` and the other keys of the section describe it. The files, in reading order:
+
+- `examples`: an example as published, and encoded for the model.
+- `tables`: publishers' tables and JSON lines.
+- `base`: the common part of all kinds: the files of a split, and cutting to the context.
+- `classification`, `entailment`, `similarity`, `multiple_choice` and
+  `token_classification`: the kinds.
+- `own_data`: a user's own task, described in YAML.
+- `batches`: the order of examples, their batches and their tensors.
+- `heads`: the task's linear layer on the decoder, and the joint objective.
+- `predicting`: predictions for a split, on all ranks.
+- `scores`: metrics.
+- `zero_shot`: the paper's heuristics without fine-tuning.
 """
 
 import dataclasses
 
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks.base import IGNORE, LABELLED, Encoded, Example, Task
+from gpt1_ds.tasks.base import LABELLED, Task
 from gpt1_ds.tasks.classification import COLA, SST2
 from gpt1_ds.tasks.entailment import MNLI, QNLI, RTE, SCITAIL, SNLI, WNLI
+from gpt1_ds.tasks.examples import IGNORE, Encoded, Example
 from gpt1_ds.tasks.multiple_choice import RACE, STORY_CLOZE
 from gpt1_ds.tasks.own_data import own_task
 from gpt1_ds.tasks.similarity import MRPC, QQP, STSB, ScoredSimilarity
 from gpt1_ds.tasks.token_classification import CONLL2003, WNUT17, TokenClassification
 
-__all__ = ["IGNORE", "LABELLED", "TASKS", "Encoded", "Example", "Task", "build"]
+__all__ = ["IGNORE", "LABELLED", "TASKS", "Encoded", "Example", "Task", "build_task"]
 
 TASKS: dict[str, Task] = {
     "cola": COLA,
@@ -45,11 +61,15 @@ TASKS: dict[str, Task] = {
 }
 
 
-def build(config: TaskConfig) -> Task:
-    """The task that `config.name` names or `config.kind` describes, with the options its reading depends on."""
+def build_task(config: TaskConfig) -> Task:
+    """The task that `config.name` names or `config.kind` describes, with its options.
+
+    Raises ConfigError for an unknown name and for a description that does not fit its kind.
+    """
     if config.kind is None and config.name not in TASKS:
         raise ConfigError(
-            f"task.name is '{config.name}'; {near(config.name, TASKS)}, or set task.kind for your own"
+            f"task.name is '{config.name}'; {near(config.name, TASKS)}, "
+            "or set task.kind for your own"
         )
     task = TASKS[config.name] if config.kind is None else own_task(config)
     if config.label_all_subtokens and isinstance(task, TokenClassification):

@@ -1,82 +1,64 @@
-"""What every task kind shares: the example as published, the example as the model sees it, and the files of a split.
+"""The common part of all kinds of tasks: files, reading, encoding, cutting to the context.
 
-A `Task` is one entry of the registry in `gpt1_ds/tasks/__init__.py`; each kind (one file each beside this one)
-subclasses it with its sequences and its prediction. Layer 1: text in, token ids and targets out.
+A `Task` is one entry of the registry in `gpt1_ds/tasks/__init__.py`. Each kind has its own file in
+this folder, with a subclass of `Task` that defines its sequences and its prediction.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.data.tokenizer import Tokenizer
+from gpt1_ds.tasks.examples import Encoded, Example, Label, Parse, Rows
 from gpt1_ds.tasks.tables import label_index
 
-IGNORE = -100
-"""Target of a token that carries no label, as in `torch.nn.functional.cross_entropy`."""
 LABELLED = ("train", "dev")
-"""Splits that are of no use without labels; any other is predicted where it has none."""
+"""Splits that need labels. Other splits may lack labels; then they are only predicted."""
+PAIR_CONTROLS = 3
+"""Control tokens of a pair: `<s>`, `<delim>` and `<e>`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One example as published."""
+class Sequences(NamedTuple):
+    """Token ids of an example's sequences, and the number of tokens that were cut off."""
 
-    texts: tuple[str, ...]
-    """The fields, in the order of the task's kind; token classification: the words."""
-    label: Any = None
-    """Index in the task's classes, a score, or the tag of each word; None: unlabelled."""
-    part: str = ""
-    """Part of its split that is also scored by itself (RACE: middle, high); empty: none."""
+    ids: list[list[int]]
+    cut: int
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One example as the model sees it."""
+class Pair(NamedTuple):
+    """Token ids of two texts in one sequence, and the number of tokens that were cut off."""
 
-    sequences: list[list[int]]
-    """Token ids of each sequence: one, two (similarity in both orders), or one an answer (multiple choice)."""
-    target: list[float] | list[int]
-    """Probability of each class (answer), or one score; token classification: class of each token, or IGNORE."""
-    cut: int = 0
-    """Tokens dropped so that the example fits the model's context."""
-    words: list[int] = field(default_factory=list)
-    """Token classification: position of each word's first sub-token; -1 where none is left."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest sequence: what padding to this example costs."""
-        return max(map(len, self.sequences))
-
-
-Parse = Callable[[str | None, str], Any]
-"""(label as published, FILE row N) -> label of an `Example`."""
-Rows = Iterator[tuple[tuple[str, ...], Any] | tuple[tuple[str, ...], Any, str]]
-"""Texts, parsed label and perhaps the part of each example."""
+    ids: list[int]
+    cut: int
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One labelled set: where its files are, how they are read, and how it is scored."""
+    """One labelled data set: its files, how to read them, and its metrics."""
 
-    files: dict[str, tuple[str, ...]]
-    """Names (glob patterns) of each split's file below `task.data`; the first that exists is read."""
+    files: Mapping[str, tuple[str, ...]]
+    """Glob patterns for each split's file in `task.data`; the first file that exists is read."""
     rows: Callable[[Path, Parse], Rows]
-    """Reads one file: a `tables.Table`, or a reader of its own."""
+    """Reads one file: a `tables.Table`, or a function of the task's own."""
     classes: tuple[str, ...]
-    """Labels as published (F1: the second is the positive one), or the letters of the answers."""
+    """Labels as published, or letters of the answers. F1: the second label is the positive one."""
     metrics: tuple[str, ...]
-    """Names in `gpt1_ds.evaluation.METRICS`; the first is the task's score, and chooses the best epoch."""
+    """Names in `scores.METRICS`. The first one is the task's score and selects the best epoch."""
     dev_share: float = 0.0
-    """Share of the training file that becomes the dev set where the publisher ships none, by hash of the text."""
+    """Share of the training file that becomes the dev set if the publisher has no dev file."""
     glue: dict[str, str] = field(default_factory=dict)
     """Name of each split's file in a submission to the GLUE site."""
 
     kind: ClassVar[str]
-    n_texts: ClassVar[int] = 2
+
+    @property
+    def n_texts(self) -> int:
+        """Number of fields of an example."""
+        return 2
 
     @property
     def n_outputs(self) -> int:
@@ -85,41 +67,53 @@ class Task(ABC):
 
     def path(self, folder: Path | str, split: str) -> Path | None:
         """The file of `split` in the publisher's `folder`, if it is there."""
-        found = (
-            path
-            for pattern in self.files.get(split, ())
-            for path in sorted(Path(folder).glob(pattern))
-        )
-        return next(found, None)
+        for pattern in self.files.get(split, ()):
+            found = sorted(Path(folder).glob(pattern))
+            if found:
+                return found[0]
+        return None
 
     def read(self, folder: Path | str, split: str) -> list[Example]:
-        """Examples of `split` of the publisher's `folder`, or of one file; `DataError` names file and row."""
-        path, held_out = self.path(folder, split), None
-        if Path(folder).is_file():
-            path = Path(folder)
-        elif self.dev_share and split in LABELLED and self.path(folder, "dev") is None:
-            path, held_out = self.path(folder, "train"), split == "dev"
+        """Examples of `split` in the publisher's `folder`, or in one file.
+
+        Without a dev file, `dev_share` of the training file is the dev set, selected by a hash of
+        the text. Raises DataError with file and row for a fault in the data.
+        """
+        is_file = Path(folder).is_file()
+        shares_a_file = (
+            not is_file
+            and self.dev_share > 0
+            and split in LABELLED
+            and self.path(folder, "dev") is None
+        )
+        path = Path(folder) if is_file else self.path(folder, "train" if shares_a_file else split)
         if path is None:
             raise DataError(f"{folder}: no {split} file; expected {' or '.join(self.files[split])}")
 
-        def parse(label: str | None, where: str) -> Any:
-            if label is None and split in LABELLED:
+        def parse(label: str | None, where: str) -> Label:
+            if label is not None:
+                return self.parse(label, where)
+            if split in LABELLED:
                 raise DataError(
                     f"{where}: no label, as in a test file; {split} needs labelled rows"
                 )
-            return None if label is None else self.parse(label, where)
+            return None
 
-        examples = [Example(*row) for row in self.rows(path, parse)]
-        if held_out is not None:
-            examples = [
-                e for e in examples if _below("\n".join(e.texts), self.dev_share) == held_out
-            ]
+        examples = list(self.rows(path, parse))
+        if shares_a_file:
+            held_out = split == "dev"
+            examples = [e for e in examples if self._is_held_out(e) == held_out]
         if not examples:
             raise DataError(f"{path}: no {split} examples; give the publisher's file")
         return examples
 
+    def _is_held_out(self, example: Example) -> bool:
+        """Whether a hash of the text puts this example of the training file into the dev set."""
+        digest = hashlib.sha256("\n".join(example.texts).encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.dev_share * 2**64
+
     def from_line(self, line: str, where: str) -> Example:
-        """An unlabelled example from raw text, its fields between tabs."""
+        """An unlabelled example from raw text; its fields are separated by tabs."""
         texts = tuple(text.strip() for text in line.split("\t"))
         if len(texts) != self.n_texts:
             raise DataError(
@@ -127,48 +121,55 @@ class Task(ABC):
             )
         return Example(texts)
 
-    def parse(self, label: str, where: str) -> Any:
-        """A published label as an `Example` holds it; `where` is for the error."""
+    def parse(self, label: str, where: str) -> Label:
+        """Convert a published label to the label of an `Example`; `where` is for the error."""
         return label_index(label, self.classes, where)
 
     def encode(
         self, examples: Sequence[Example], tokenizer: Tokenizer, n_ctx: int
     ) -> list[Encoded]:
-        """Every example as the model sees it, cut to `n_ctx` tokens a sequence."""
-        # One call for all: it costs 0.1 ms, as much as a sentence. RACE asks four questions a passage, words recur.
-        ids = dict.fromkeys(text for example in examples for text in example.texts)
-        ids = dict(zip(ids, tokenizer.encode_batch(list(ids)), strict=True))
+        """Encode every example for the model, cut to `n_ctx` tokens a sequence."""
+        # One call encodes all texts, each text once. A call costs 0.1 ms, as much as a sentence,
+        # and RACE has several questions about each passage.
+        texts: dict[str, None] = {}
+        for example in examples:
+            texts.update(dict.fromkeys(example.texts))
+        ids = dict(zip(texts, tokenizer.encode_batch(list(texts)), strict=True))
         special = tokenizer.special_ids
-        return [self.arrange(e, [ids[text] for text in e.texts], special, n_ctx) for e in examples]
+        encoded = []
+        for example in examples:
+            ids_of_texts = [ids[text] for text in example.texts]
+            encoded.append(self.arrange(example, ids_of_texts, special, n_ctx))
+        return encoded
 
     def arrange(
         self, example: Example, ids: list[list[int]], special: dict[str, int], n_ctx: int
     ) -> Encoded:
-        """The example from the ids of its texts and the control ids."""
-        sequences, cut = self.sequences(ids, special, n_ctx)
-        return Encoded(sequences, self.target(example.label), cut)
+        """Encode an example from the ids of its texts and the control ids."""
+        sequences = self.sequences(ids, special, n_ctx)
+        return Encoded(sequences.ids, self.target(example.label), sequences.cut)
 
     @abstractmethod
-    def sequences(
-        self, ids: list[list[int]], special: dict[str, int], n_ctx: int
-    ) -> tuple[list[list[int]], int]:
-        """The sequences made of an example's texts, and the number of tokens cut."""
+    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Sequences:
+        """Build the sequences from the ids of an example's texts."""
 
-    def target(self, label: Any) -> list[float]:
-        """One-hot; all zero without a label."""
+    def target(self, label: Label) -> list[float]:
+        """The label as a one-hot vector; all zeros without a label."""
         return [float(index == label) for index in range(len(self.classes))]
 
-    def predict(self, logits: list[Any], encoded: Encoded) -> Any:
-        """What `metrics` compare with the label, from the logits of one example."""
+    def predict(self, logits: list[Any], encoded: Encoded) -> Label:
+        """The prediction from the logits of one example, in the form of its label."""
         return max(range(len(logits)), key=logits.__getitem__)
 
-    def show(self, value: Any) -> str:
-        """A label or a prediction as the publisher writes it."""
+    def show(self, value: Label) -> str:
+        """A label or a prediction in the publisher's spelling."""
         return self.classes[value]
 
 
 def fit(lengths: Sequence[int], room: int) -> list[int]:
-    """Tokens each field keeps so that together they fit `room`: only the longest are cut, and down to one level.
+    """The number of tokens that each field keeps, so that all fields fit into `room` tokens.
+
+    Only the longest fields are cut, and all to the same length.
 
     >>> fit([10, 200, 90], 100)
     [10, 45, 45]
@@ -182,14 +183,8 @@ def fit(lengths: Sequence[int], room: int) -> list[int]:
     return kept
 
 
-def pair(
-    first: list[int], second: list[int], special: dict[str, int], n_ctx: int
-) -> tuple[list[int], int]:
-    """`<s> first <delim> second <e>`, and the number of tokens cut."""
-    keep_first, keep_second = fit([len(first), len(second)], n_ctx - 3)
+def pair(first: list[int], second: list[int], special: dict[str, int], n_ctx: int) -> Pair:
+    """`<s> first <delim> second <e>`, cut to `n_ctx` tokens."""
+    keep_first, keep_second = fit([len(first), len(second)], n_ctx - PAIR_CONTROLS)
     ids = [special["s"], *first[:keep_first], special["delim"], *second[:keep_second], special["e"]]
-    return ids, len(first) + len(second) + 3 - len(ids)
-
-
-def _below(text: str, share: float) -> bool:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+    return Pair(ids, len(first) + len(second) + PAIR_CONTROLS - len(ids))

@@ -1,7 +1,8 @@
-"""Batches of encoded examples: which examples, in which order, and as which tensors.
+"""Batches of encoded examples: their order, and their tensors.
 
-The order is a pure function of (lengths, seed, epoch), free of ranks and micro-batches, and resumes at any batch.
-B examples, S sequences an example, T tokens, K classes.
+The order is a pure function of (lengths, seed, epoch). It does not depend on ranks or
+micro-batches, and a run can resume at any batch. Shapes: B examples, S sequences an example,
+T tokens, K classes.
 """
 
 import math
@@ -12,11 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt1_ds.tasks.base import IGNORE, Encoded
+from gpt1_ds.tasks.examples import IGNORE, Encoded
 
 POOL_BATCHES = 32
-"""Batches sorted by length together: more saves padding, fewer mixes lengths better within a batch."""
-ORDER, SUBSET = 0, 1  # two independent random streams from one seed
+"""Number of batches that are sorted by length together.
+
+A larger number saves padding; a smaller number mixes lengths better within a batch.
+"""
+# Two independent random streams from one seed.
+ORDER_STREAM = 0
+SUBSET_STREAM = 1
 
 
 @dataclass
@@ -28,82 +34,86 @@ class Batch:
     end_BS: Tensor
     """Position of `<e>`."""
     targets: Tensor
-    """(B, K) float, a distribution over classes (answers), or (B, 1) a score, NaN where there is none; token
-    classification: (B, T) long, a class or IGNORE."""
+    """Classes or answers: (B, K) float, their probabilities. Scores: (B, 1) float, NaN without a
+    label. Token classification: (B, T) long, a class or IGNORE for each token."""
     lm_targets_BST: Tensor
-    """The next token, IGNORE at `<e>` and on padding."""
+    """The next token; IGNORE at `<e>` and at padding."""
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def subset(n_examples: int, n_wanted: int | None, seed: int) -> list[int]:
-    """Indices of the first `n_wanted` examples of a seeded shuffle, in file order; None: all."""
+    """Indices, in file order, of `n_wanted` random examples chosen by `seed`; None: all."""
     if n_wanted is None or n_wanted >= n_examples:
         return list(range(n_examples))
-    return sorted(np.random.default_rng((seed, SUBSET)).permutation(n_examples)[:n_wanted].tolist())
+    shuffled = np.random.default_rng((seed, SUBSET_STREAM)).permutation(n_examples)
+    return sorted(shuffled[:n_wanted].tolist())
 
 
 def epoch_batches(
     lengths: Sequence[int], global_batch: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """Every example once, in batches of similar length, shuffled; only the last batch may be smaller.
+    """The batches of an epoch as lists of indices. Every example occurs once.
 
-    Drawn anew each epoch: a shuffle, sorted by length within pools of POOL_BATCHES batches.
+    Each epoch is shuffled anew. Then examples are sorted by length within pools of `POOL_BATCHES`
+    batches, and the batches are put in random order. Only the last batch may be smaller.
     """
-    random = np.random.default_rng((seed, ORDER, epoch))
+    random = np.random.default_rng((seed, ORDER_STREAM, epoch))
     order = random.permutation(len(lengths))
-    lengths = np.asarray(lengths)
+    length_of = np.asarray(lengths)
     whole = len(order) // global_batch * global_batch
     pool_size = POOL_BATCHES * global_batch
-    batches = []
+    batches: list[list[int]] = []
     for first in range(0, whole, pool_size):
         pool = order[first : min(first + pool_size, whole)]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        pool = pool[np.argsort(length_of[pool], kind="stable")]
         batches += pool.reshape(-1, global_batch).tolist()
     batches = [batches[index] for index in random.permutation(len(batches))]
-    return batches + ([order[whole:].tolist()] if whole < len(order) else [])
+    if whole < len(order):
+        batches.append(order[whole:].tolist())
+    return batches
 
 
 def micro_batches(
     lengths: Sequence[int], micro_batch: int, n_micro: int | None, rank: int, world_size: int
 ) -> list[list[int]]:
-    """This rank's share of the examples with `lengths`, longest first: at each step all ranks work on like lengths.
+    """This rank's share of the examples with these `lengths`, longest first.
 
-    Every rank gets the same number of micro-steps, `n_micro` or as many as needed; some may be empty.
+    At each micro-step all ranks get examples of similar lengths. Every rank gets the same number
+    of micro-steps: `n_micro`, or as many as needed (None). Some micro-steps may be empty.
     """
     by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     stride = micro_batch * world_size
     if n_micro is None:
         n_micro = -(-len(lengths) // stride)
-    return [
-        by_length[step * stride : (step + 1) * stride][rank::world_size] for step in range(n_micro)
-    ]
+    shares = []
+    for step in range(n_micro):
+        of_all_ranks = by_length[step * stride : (step + 1) * stride]
+        shares.append(of_all_ranks[rank::world_size])
+    return shares
 
 
 def collate(
     examples: Sequence[Encoded], special: dict[str, int], like: Encoded, width: int | None = None
 ) -> Batch:
-    """Tensors of `examples`, padded to `width` or the longest. Of none: one blank example with the shape of `like`,
-    which has no target of any kind."""
-    per_token = isinstance(like.target[0], int)
-    if not examples:
-        # A distribution over nothing, or no score at all; neither adds to a loss.
-        blank = (
-            [IGNORE]
-            if per_token
-            else [0.0 if len(like.target) > 1 else math.nan] * len(like.target)
-        )
-        examples = [Encoded([[special["e"]] for _ in like.sequences], blank)]
-    B, S, T = (
-        len(examples),
-        len(examples[0].sequences),
-        width or max(example.length for example in examples),
-    )
+    """Tensors of `examples`, padded to `width` or to the longest example.
+
+    If there are no examples, the batch has one blank example with the shape of `like` and without
+    any target.
+    """
+    examples = examples or [_blank(special, like)]
+    B = len(examples)
+    S = len(examples[0].sequences)
+    T = width or max(example.length for example in examples)
     ids_BST = torch.full((B, S, T), special["pad"], dtype=torch.long)
     lm_targets_BST = torch.full((B, S, T), IGNORE, dtype=torch.long)
     end_BS = torch.zeros((B, S), dtype=torch.long)
-    targets = torch.full((B, T), IGNORE) if per_token else torch.zeros((B, len(like.target)))
+    if like.is_per_token:
+        targets = torch.full((B, T), IGNORE)
+    else:
+        targets = torch.zeros((B, len(like.target)))
     for b, example in enumerate(examples):
         targets[b, : len(example.target)] = torch.tensor(example.target)
         for s, sequence in enumerate(example.sequences):
@@ -114,14 +124,22 @@ def collate(
     return Batch(ids_BST, end_BS, targets, lm_targets_BST)
 
 
+def _blank(special: dict[str, int], like: Encoded) -> Encoded:
+    """An example that adds nothing to a loss: a distribution over no class, or no score."""
+    sequences = [[special["e"]] for _ in like.sequences]
+    if like.is_per_token:
+        return Encoded(sequences, [IGNORE])
+    nothing = 0.0 if len(like.target) > 1 else math.nan
+    return Encoded(sequences, [nothing] * len(like.target))
+
+
 def n_targets(example: Encoded) -> int:
-    """Terms of the task's loss: 1, or the labelled tokens."""
-    return (
-        sum(label != IGNORE for label in example.target)
-        if isinstance(example.target[0], int)
-        else 1
-    )
+    """Number of terms in the task loss: 1, or the number of labelled tokens."""
+    if not example.is_per_token:
+        return 1
+    return sum(label != IGNORE for label in example.target)
 
 
 def n_lm_targets(example: Encoded) -> int:
+    """Number of terms in the language-modelling loss: all tokens but the first of a sequence."""
     return sum(len(sequence) - 1 for sequence in example.sequences)

@@ -1,18 +1,19 @@
-"""Classification of one sentence (CoLA, SST-2): `<s> text <e>`, the class read from the state at `<e>`."""
+"""Classification of one text (CoLA, SST-2). The sequence is `<s> text <e>`."""
 
-from gpt1_ds.tasks.base import Task
+from gpt1_ds.tasks.base import Sequences, Task
 from gpt1_ds.tasks.tables import Table
 
 
 class Classification(Task):
     kind = "classification"
-    n_texts = 1
 
-    def sequences(
-        self, ids: list[list[int]], special: dict[str, int], n_ctx: int
-    ) -> tuple[list[list[int]], int]:
+    @property
+    def n_texts(self) -> int:
+        return 1
+
+    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Sequences:
         kept = ids[0][: n_ctx - 2]
-        return [[special["s"], *kept, special["e"]]], len(ids[0]) - len(kept)
+        return Sequences([[special["s"], *kept, special["e"]]], len(ids[0]) - len(kept))
 
 
 TSV = {"train": ("train.tsv",), "dev": ("dev.tsv",), "test": ("test.tsv",)}
@@ -21,10 +22,18 @@ COLA_FILES = {
     "dev": ("dev.tsv", "in_domain_dev.tsv"),
     "test": TSV["test"],
 }
-COLA_TABLE = Table(("sentence",), "label", header=("source", "label", "mark", "sentence"))
+
 COLA = Classification(
-    COLA_FILES, COLA_TABLE, ("0", "1"), ("matthews", "accuracy"), glue={"test": "CoLA"}
+    files=COLA_FILES,
+    rows=Table(("sentence",), "label", header=("source", "label", "mark", "sentence")),
+    classes=("0", "1"),
+    metrics=("matthews", "accuracy"),
+    glue={"test": "CoLA"},
 )
 SST2 = Classification(
-    TSV, Table(("sentence",), "label"), ("0", "1"), ("accuracy",), glue={"test": "SST-2"}
+    files=TSV,
+    rows=Table(("sentence",), "label"),
+    classes=("0", "1"),
+    metrics=("accuracy",),
+    glue={"test": "SST-2"},
 )

@@ -1,15 +1,20 @@
-"""Task heads around the decoder, and the joint objective of fine-tuning (Radford et al. 2018, sections 3.2 and 3.3).
+"""The task head on top of the decoder, and the joint objective of fine-tuning.
+
+Radford et al. 2018, sections 3.2 and 3.3:
 
     L3 = task_coef * L2 + lm_coef * L1
 
-L2 is the mean task loss over examples (token classification: over labelled tokens), L1 the mean negative
-log-likelihood of the next token over real tokens, special ones included and padding not. Both means are over the
-global batch, whatever its division into ranks and micro-steps. The paper's lambda is `lm_coef` (with `task_coef=1`).
-B examples, S sequences an example, T tokens, C = n_embd, K classes.
+L2 is the mean task loss over examples (token classification: over labelled tokens). L1 is the mean
+negative log-likelihood of the next token over all tokens. It includes special tokens but not
+padding. Both means are over the global batch and do not depend on the number of ranks or
+micro-steps. The paper's lambda is `lm_coef` (with `task_coef=1`).
+
+Shapes: B examples, S sequences an example, T tokens, C = n_embd, K classes, N = B * S.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +25,21 @@ from gpt1_ds.data.order import mix
 from gpt1_ds.model.gpt import GPT, SITES
 from gpt1_ds.model.kernels import dropout, site_keys
 from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks import IGNORE
+from gpt1_ds.tasks.examples import IGNORE
+
+
+class TaskOutput(NamedTuple):
+    """The output of `TaskModel`, all float32."""
+
+    task_loss: Tensor
+    """Sum over the examples, or over the labelled tokens, of the micro-batch."""
+    lm_loss: Tensor
+    """Sum over all predicted tokens."""
+    logits: Tensor
 
 
 class TaskModel(nn.Module):
-    """The decoder with one linear layer on the states of its last block.
+    """The decoder with one linear layer on the hidden states of its last block.
 
     | kind                                     | state                            | logits  |
     |------------------------------------------|----------------------------------|---------|
@@ -32,7 +47,8 @@ class TaskModel(nn.Module):
     | multiple_choice                          | at `<e>` of each answer          | (B, S)  |
     | token_classification                     | of every token                   | (B,T,K) |
 
-    The loss is the cross-entropy of the logits; where the head has one output (a score), its squared error.
+    The loss is the cross-entropy of the logits. If the head has only one output (a score), it is
+    the squared error.
     """
 
     def __init__(self, gpt: GPT, kind: str, n_outputs: int, pool: str, clf_pdrop: float):
@@ -52,11 +68,11 @@ class TaskModel(nn.Module):
         targets: Tensor,
         lm_targets_BST: Tensor | None = None,
         dropout_keys_BS2: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(sum of task losses, sum of next-token losses, logits), all float32; a `Batch` says the shapes.
+    ) -> "TaskOutput":
+        """Losses and logits of a micro-batch; see `batches.Batch` for the shapes.
 
-        Without `lm_targets_BST` the second is 0 and the vocabulary's logits are never computed. In training every
-        sequence drops by its key.
+        Without `lm_targets_BST` the language-modelling loss is 0, and the logits over the
+        vocabulary are not computed. In training every sequence needs a dropout key.
         """
         B, S, T = ids_BST.shape
         lm_targets_NT = None if lm_targets_BST is None else lm_targets_BST.view(B * S, T)
@@ -65,8 +81,11 @@ class TaskModel(nn.Module):
             ids_BST.view(B * S, T), lm_targets_NT, dropout_keys_B2=keys_N2
         )
         hidden_BSTC = hidden_NTC.view(B, S, T, -1)
-        sites = 2 + SITES * len(self.gpt.blocks)  # the decoder's, and the head's after them
-        keys_B2 = site_keys(dropout_keys_BS2[:, 0], sites)[-1] if self.training else None
+        sites = 2 + SITES * len(self.gpt.blocks)  # those of the decoder, then that of the head
+        keys_B2 = None
+        if self.training:
+            assert dropout_keys_BS2 is not None
+            keys_B2 = site_keys(dropout_keys_BS2[:, 0], sites)[-1]
         logits = self._logits(hidden_BSTC, end_BS, keys_B2).float()
         if self.kind == "token_classification":
             task_loss = F.cross_entropy(
@@ -77,7 +96,7 @@ class TaskModel(nn.Module):
         else:
             task_loss = -(targets * logits.log_softmax(-1)).sum()
         lm_loss = torch.zeros_like(task_loss) if nll_NT is None else nll_NT.sum()
-        return task_loss, lm_loss, logits
+        return TaskOutput(task_loss, lm_loss, logits)
 
     def _logits(self, hidden_BSTC: Tensor, end_BS: Tensor, keys_B2: Tensor | None) -> Tensor:
         if self.kind == "token_classification":
@@ -86,15 +105,19 @@ class TaskModel(nn.Module):
         position_BS = end_BS if self.pool == "last" else torch.zeros_like(end_BS)
         state_BSC = hidden_BSTC.gather(2, position_BS[:, :, None, None].expand(B, S, 1, C))[:, :, 0]
         if self.kind == "multiple_choice":
-            # One dropout mask for all answers of a question, as in OpenAI's code: none is favoured by its mask.
+            # All answers of a question have the same dropout mask, as in OpenAI's code. Different
+            # masks would favour some answers.
             mask_BC = dropout(torch.ones_like(state_BSC[:, 0]), self.clf_pdrop, keys_B2)
             return self.head(state_BSC * mask_BC[:, None])[:, :, 0]
         return self.head(dropout(state_BSC.sum(1), self.clf_pdrop, keys_B2))
 
 
 def dropout_keys(seed: int, step: int, examples: Sequence[int], n_sequences: int) -> Tensor:
-    """A key (B, S, 2) int32 for each sequence of a step's `examples`: by seed, step, example and sequence alone, so
-    that on a CPU dropout is the same on any number of ranks. Of no example: that of one, the blank."""
+    """A key (B, S, 2) int32 for each sequence of a step's `examples`.
+
+    It depends only on seed, step, example and sequence. So on a CPU dropout is the same on any
+    number of ranks. Without examples, it returns the keys of one blank example.
+    """
     places_B1 = np.array([*examples] or [-1])[:, None]
     keys_BS = mix(seed, 5, step, places_B1, np.arange(n_sequences))
     return torch.from_numpy(keys_BS.view(np.int32).reshape(len(places_B1), n_sequences, 2))
@@ -102,14 +125,14 @@ def dropout_keys(seed: int, step: int, examples: Sequence[int], n_sequences: int
 
 @dataclass(frozen=True)
 class Counts:
-    """What the two means divide by: terms of a whole global batch."""
+    """Number of terms of the two losses in a global batch: the divisors of the two means."""
 
     targets: int
     lm_targets: int
 
 
 def objective(task_loss: Tensor, lm_loss: Tensor, counts: Counts, config: TaskConfig) -> Tensor:
-    """A micro-step's part of L3: these parts add up to it over micro-steps and ranks."""
-    return config.task_coef * task_loss / max(1, counts.targets) + config.lm_coef * lm_loss / max(
-        1, counts.lm_targets
-    )
+    """The contribution of a micro-step to L3. L3 is the sum over all micro-steps and ranks."""
+    task_part = config.task_coef * task_loss / max(1, counts.targets)
+    lm_part = config.lm_coef * lm_loss / max(1, counts.lm_targets)
+    return task_part + lm_part

@@ -1,86 +1,149 @@
-"""A user's own task, named entirely in YAML: kind, files, columns and labels; no code.
+"""A user's own task, described in YAML by kind, files, columns and labels, without code.
 
-    task: {name: tickets, kind: classification, data: tickets, columns: [text, queue], labels: [billing, bug]}
+    task: {name: tickets, kind: classification, data: tickets, columns: [text, queue],
+           labels: [billing, bug]}
 
-The last column is the label's. Files are tab-separated, comma-separated (`.csv`) or JSON lines, by default `train.*`,
-`dev.*` and `test.*`; without a dev file a tenth of the training rows, by hash, is held out. token_classification also
+The last column is the label. A file has columns separated by tabs, columns separated by commas
+(`.csv`), or JSON lines. The default names are `train.*`, `dev.*` and `test.*`. Without a dev file,
+a tenth of the training rows becomes the dev set, selected by a hash. token_classification also
 reads CoNLL files (`.conll`).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gpt1_ds.base.errors import ConfigError, DataError, near
 from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks.base import Parse, Rows, Task
+from gpt1_ds.tasks.base import Task
 from gpt1_ds.tasks.classification import Classification
 from gpt1_ds.tasks.entailment import Entailment
+from gpt1_ds.tasks.examples import Example, Parse, Rows
 from gpt1_ds.tasks.multiple_choice import MultipleChoice
 from gpt1_ds.tasks.similarity import ScoredSimilarity, Similarity
 from gpt1_ds.tasks.tables import Table
 from gpt1_ds.tasks.token_classification import TokenClassification, bio, read_conll, to_bio
 
-# Class of each kind, its metrics unless told otherwise, and how many columns hold its texts (beside the answers).
-KINDS: dict[str, tuple[type[Task], tuple[str, ...], tuple[int, ...]]] = {
-    "classification": (Classification, ("accuracy",), (1,)),
-    "entailment": (Entailment, ("accuracy",), (2,)),
-    "similarity": (Similarity, ("f1", "accuracy"), (2,)),
-    "similarity_score": (ScoredSimilarity, ("pearson", "spearman"), (2,)),
-    "multiple_choice": (MultipleChoice, ("accuracy",), (1, 2)),
-    "token_classification": (TokenClassification, ("entity_f1",), (1,)),
+
+class Kind(NamedTuple):
+    task: type[Task]
+    metrics: tuple[str, ...]
+    """The default of `task.metrics`."""
+    text_columns: tuple[int, ...]
+    """Allowed numbers of text columns, not counting the answers."""
+
+
+KINDS = {
+    "classification": Kind(Classification, ("accuracy",), (1,)),
+    "entailment": Kind(Entailment, ("accuracy",), (2,)),
+    "similarity": Kind(Similarity, ("f1", "accuracy"), (2,)),
+    "similarity_score": Kind(ScoredSimilarity, ("pearson", "spearman"), (2,)),
+    "multiple_choice": Kind(MultipleChoice, ("accuracy",), (1, 2)),
+    "token_classification": Kind(TokenClassification, ("entity_f1",), (1,)),
 }
 SPLITS = ("train", "dev", "test")
+DEV_SHARE = 0.1
+
+
+class Tagged(NamedTuple):
+    """The tags of a row, and `FILE row N`."""
+
+    where: str
+    tags: tuple[str, ...] | None
 
 
 def own_task(config: TaskConfig) -> Task:
-    """The task that `config.kind` and the keys beside it describe; `ConfigError` names the key to mend."""
+    """The task that `config` describes; raises ConfigError for wrong keys."""
     if config.kind not in KINDS:
-        raise ConfigError(f"task.kind is '{config.kind}'; {near(config.kind, KINDS)}")
-    cls, metrics, n_columns = KINDS[config.kind]
-    labels, columns = tuple(config.labels or ()), tuple(config.columns or ())[:-1]
-    if len(set(labels)) < 2 - (cls is TokenClassification) or len(set(labels)) < len(labels):
+        raise ConfigError(f"task.kind is '{config.kind}'; {near(str(config.kind), KINDS)}")
+    kind = KINDS[config.kind]
+    labels = _labels(config, kind)
+    columns = _text_columns(config, kind, len(labels))
+    has_question = kind.task is not MultipleChoice or len(columns) > len(labels) + 1
+    reader = _Reader(kind.task, columns, (config.columns or [""])[-1], has_question)
+    return kind.task(
+        _files(config),
+        reader,
+        bio(*labels) if kind.task is TokenClassification else labels,
+        tuple(config.metrics or kind.metrics),
+        dev_share=DEV_SHARE,
+    )
+
+
+def _labels(config: TaskConfig, kind: Kind) -> tuple[str, ...]:
+    labels = tuple(config.labels or ())
+    fewest = 1 if kind.task is TokenClassification else 2
+    if len(set(labels)) < fewest or len(set(labels)) < len(labels):
         raise ConfigError(f"task.labels is {list(labels)}; list the labels, each once")
-    if cls is ScoredSimilarity and labels != tuple(map(str, range(len(labels)))):
+    if kind.task is ScoredSimilarity and labels != tuple(map(str, range(len(labels)))):
         raise ConfigError(
             f"task.labels is {list(labels)}; for scores list 0, 1, .. up to the highest"
         )
-    n_answers = len(labels) if cls is MultipleChoice else 0
-    if len(columns) - n_answers not in n_columns:
-        wanted = " or ".join(str(n + n_answers) for n in n_columns)
+    return labels
+
+
+def _text_columns(config: TaskConfig, kind: Kind, n_labels: int) -> tuple[str, ...]:
+    columns = tuple(config.columns or ())[:-1]
+    n_answers = n_labels if kind.task is MultipleChoice else 0
+    if len(columns) - n_answers not in kind.text_columns:
+        wanted = " or ".join(str(count + n_answers) for count in kind.text_columns)
         raise ConfigError(
-            f"task.columns is {config.columns}; {config.kind} takes {wanted} columns of text and the label's"
+            f"task.columns is {config.columns}; {config.kind} takes {wanted} columns of text "
+            "and the label's"
         )
-    if unknown := set(config.files or ()) - set(SPLITS):
+    return columns
+
+
+def _files(config: TaskConfig) -> dict[str, tuple[str, ...]]:
+    named = config.files or {}
+    unknown = set(named) - set(SPLITS)
+    if unknown:
         raise ConfigError(f"task.files names '{min(unknown)}'; choose from: {', '.join(SPLITS)}")
-    files = {split: (f"{split}.*",) for split in SPLITS} | {
-        k: (v,) for k, v in (config.files or {}).items()
-    }
+    return {split: (named.get(split, f"{split}.*"),) for split in SPLITS}
 
-    def rows(path: Path, parse: Parse) -> Rows:
-        if cls is TokenClassification and path.suffix == ".conll":
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads a file of the task: the text columns and the label column."""
+
+    task: type[Task]
+    columns: tuple[str, ...]
+    label: str
+    has_question: bool
+    """False for multiple choice with columns only for the context and the answers."""
+
+    def __call__(self, path: Path, parse: Parse) -> Rows:
+        if self.task is TokenClassification and path.suffix == ".conll":
             return read_conll(path, parse)
-        table = Table(columns, config.columns[-1], delimiter="," if path.suffix == ".csv" else "\t")
-        if cls is TokenClassification:
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        table = Table(self.columns, self.label, delimiter=delimiter)
+        if self.task is TokenClassification:
             return _words(path, table, parse)
-        found = table(path, parse)
-        if cls is MultipleChoice and len(columns) == n_answers + 1:  # no column for the question
-            return (((texts[0], "", *texts[1:]), label) for texts, label in found)
-        return found
+        rows = table(path, parse)
+        return rows if self.has_question else _without_question(rows)
 
-    classes = bio(*labels) if cls is TokenClassification else labels
-    return cls(files, rows, classes, tuple(config.metrics or metrics), dev_share=0.1)
+
+def _without_question(rows: Rows) -> Rows:
+    """Add an empty question to multiple-choice examples without a question column."""
+    for example in rows:
+        context, *answers = example.texts
+        yield Example((context, "", *answers), example.label)
 
 
 def _words(path: Path, table: Table, parse: Parse) -> Rows:
-    """A column of words and one of tags, each a JSON list or parted by blanks."""
+    """Reads a column of words and a column of tags; each is a JSON list or separated by spaces."""
 
-    def tags(label: str | None, where: str) -> tuple[str, tuple[str, ...] | None]:
-        parsed = [parse(tag, where) for tag in (label.split() if label else [None])]
-        return where, None if None in parsed else to_bio(parsed)
+    def tags(label: str | None, where: str) -> Tagged:
+        if not label:
+            parse(None, where)
+            return Tagged(where, None)
+        return Tagged(where, to_bio([parse(tag, where) for tag in label.split()]))
 
-    for (text,), (where, labels) in table(path, tags):
-        words = tuple(text.split())
-        if labels is not None and len(labels) != len(words):
+    for example in table(path, tags):
+        words = tuple(example.texts[0].split())
+        found = example.label
+        if found.tags is not None and len(found.tags) != len(words):
             raise DataError(
-                f"{where}: {len(words)} words but {len(labels)} tags; give one tag a word"
+                f"{found.where}: {len(words)} words but {len(found.tags)} tags; give one tag a word"
             )
-        yield words, labels
+        yield Example(words, found.tags)

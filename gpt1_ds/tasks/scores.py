@@ -1,50 +1,56 @@
-"""Metrics of a task."""
+"""Metrics of a task, computed by scikit-learn, scipy and seqeval."""
 
 import importlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.distributed.console import say
-
-
-def task_metrics(
-    names: Sequence[str], gold: Sequence[Any], predicted: Sequence[Any]
-) -> dict[str, float]:
-    """Each named metric of `predicted` against `gold`: class indices, scores, or tags of words."""
-    if unknown := next((name for name in names if name not in METRICS), None):
-        raise ConfigError(f"task.metrics names '{unknown}'; {near(unknown, METRICS)}")
-    return {name: _metric(name, gold, predicted) for name in names}
-
+from gpt1_ds.tasks.examples import Label
 
 METRICS = {
     "accuracy": "sklearn.metrics.accuracy_score",
-    "f1": "sklearn.metrics.f1_score",  # of class 1; of more than two classes the mean of their F1s
+    # For two classes the F1 of class 1; for more classes the mean of their F1.
+    "f1": "sklearn.metrics.f1_score",
     "matthews": "sklearn.metrics.matthews_corrcoef",
     "pearson": "scipy.stats.pearsonr",
     "spearman": "scipy.stats.spearmanr",
-    "entity_f1": "seqeval.metrics.f1_score",  # micro, of whole entities (kind and both ends), as conlleval counts them
+    # Micro-averaged over whole entities (type and both ends), as in conlleval.
+    "entity_f1": "seqeval.metrics.f1_score",
 }
 CORRELATIONS = ("matthews", "pearson", "spearman")
 
 
-def _metric(name: str, gold: Sequence[Any], predicted: Sequence[Any]) -> float:
-    options: dict[str, Any] = {"zero_division": 0} if "f1" in name else {}
+def task_metrics(
+    names: Sequence[str], gold: Sequence[Label], predicted: Sequence[Label]
+) -> dict[str, float]:
+    """The named metrics of `predicted` against `gold`: class indices, scores, or word tags."""
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ConfigError(f"task.metrics names '{unknown[0]}'; {near(unknown[0], METRICS)}")
+    return {name: _metric(name, gold, predicted) for name in names}
+
+
+def _metric(name: str, gold: Sequence[Label], predicted: Sequence[Label]) -> float:
+    if name in CORRELATIONS:
+        for side, values in (("labels", gold), ("predictions", predicted)):
+            if len(set(values)) < 2:
+                say(f"warning: {name} is undefined where all {side} are alike; it counts as 0")
+                return 0.0
+    options: dict[str, Any] = {}
+    if name in ("f1", "entity_f1"):
+        options["zero_division"] = 0
     if name == "f1":
         options["average"] = "binary" if max(*gold, *predicted) < 2 else "macro"
     if name == "entity_f1":
         gold, predicted = list(map(list, gold)), list(map(list, predicted))
-    sides = {"labels": gold, "predictions": predicted} if name in CORRELATIONS else {}
-    if constant := next((side for side, values in sides.items() if len(set(values)) < 2), None):
-        say(f"warning: {name} is undefined where all {constant} are alike; it counts as 0")
-        return 0.0
     module, _, function = METRICS[name].rpartition(".")
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # no entity at all, or one class alone: what is said of it here is enough
+        # The libraries warn if there is no entity at all or only one class. The score shows it.
+        warnings.simplefilter("ignore")
         value = getattr(importlib.import_module(module), function)(gold, predicted, **options)
     return float(getattr(value, "statistic", value))
 
@@ -53,42 +59,48 @@ def scores_by_part(
     names: Sequence[str],
     split: str,
     parts: Sequence[str],
-    gold: Sequence[Any],
-    predicted: Sequence[Any],
+    gold: Sequence[Label],
+    predicted: Sequence[Label],
 ) -> dict[str, dict[str, float]]:
-    """The metrics of each named part of a split alone, by SPLIT_PART."""
+    """The metrics of each named part of a split, under the name SPLIT_PART."""
     scores = {}
-    for part in sorted({part for part in parts if part}):
-        mine, theirs = (
-            [value for value, of in zip(side, parts, strict=True) if of == part]
-            for side in (gold, predicted)
-        )
-        scores[f"{split}_{part}"] = task_metrics(names, mine, theirs)
+    for part in sorted(set(parts) - {""}):
+        indices = [index for index, of_example in enumerate(parts) if of_example == part]
+        gold_of_part = [gold[index] for index in indices]
+        predicted_of_part = [predicted[index] for index in indices]
+        scores[f"{split}_{part}"] = task_metrics(names, gold_of_part, predicted_of_part)
     return scores
 
 
-def majority_score(metric: str, train_gold: Sequence[Any], dev_gold: Sequence[Any]) -> float:
-    """`metric` of the one answer that needs no text: the commonest label of the training set."""
+def majority_score(metric: str, train_gold: Sequence[Label], dev_gold: Sequence[Label]) -> float:
+    """`metric` if every example gets the most common label of the training set."""
     if metric in CORRELATIONS:
-        return 0.0  # of a constant
+        return 0.0  # a constant has no correlation
+    constant: list[Label]
     if isinstance(train_gold[0], tuple):
-        commonest = Counter(tag for tags in train_gold for tag in tags).most_common(1)[0][0]
-        constant: list[Any] = [[commonest] * len(tags) for tags in dev_gold]
+        commonest = _most_common(list(chain.from_iterable(train_gold)))
+        constant = [[commonest] * len(tags) for tags in dev_gold]
     else:
-        constant = [Counter(train_gold).most_common(1)[0][0]] * len(dev_gold)
+        constant = [_most_common(train_gold)] * len(dev_gold)
     return task_metrics([metric], dev_gold, constant)[metric]
 
 
+def _most_common(labels: Sequence[Label]) -> Label:
+    return Counter(labels).most_common(1)[0][0]
+
+
 def confusion_matrix(
-    classes: Sequence[str], gold: Sequence[Any], predicted: Sequence[Any]
+    classes: Sequence[str], gold: Sequence[Label], predicted: Sequence[Label]
 ) -> list[list[int]] | None:
-    """Counts by label (rows) and prediction (columns) in the order of `classes`, of words for tags; None for scores."""
-    from sklearn.metrics import confusion_matrix
+    """Counts by label (rows) and prediction (columns), in the order of `classes`.
+
+    For tags, it counts words. For scores, the result is None.
+    """
+    from sklearn import metrics
 
     if isinstance(gold[0], float):
         return None
     if isinstance(gold[0], tuple):
-        gold, predicted = (
-            [classes.index(tag) for tags in side for tag in tags] for side in (gold, predicted)
-        )
-    return confusion_matrix(gold, predicted, labels=range(len(classes))).tolist()
+        gold = [classes.index(tag) for tag in chain.from_iterable(gold)]
+        predicted = [classes.index(tag) for tag in chain.from_iterable(predicted)]
+    return metrics.confusion_matrix(gold, predicted, labels=range(len(classes))).tolist()

@@ -1,37 +1,40 @@
-"""Similarity of two sentences (STS-B, MRPC, QQP), which have no order: `<s> a <delim> b <e>` and `<s> b <delim> a <e>`.
+"""Similarity of two sentences (STS-B, MRPC, QQP). Their order has no meaning.
 
-The states at both `<e>` are added before the head. A score from 0 to 5 is learned as a distribution over six classes
-whose expectation it is (Tai et al. 2015, section 4.2; kept in the original GPT code) and predicted as such; or, on
-request, as one number by squared error.
+The sequences are `<s> a <delim> b <e>` and `<s> b <delim> a <e>`. The states at both `<e>` are
+added before the head. A score from 0 to 5 is learned as a distribution over six classes. Its
+expectation is the score, and the prediction is the expectation (Tai et al. 2015, section 4.2; as in
+the original GPT code). With `squared_error` the head has one output instead.
 """
 
 import math
 from dataclasses import dataclass
 
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.tasks.base import Encoded, Task, pair
+from gpt1_ds.tasks.base import Sequences, Task, pair
+from gpt1_ds.tasks.examples import Encoded
 from gpt1_ds.tasks.tables import Table
 
 
 class Similarity(Task):
     kind = "similarity"
 
-    def sequences(
-        self, ids: list[list[int]], special: dict[str, int], n_ctx: int
-    ) -> tuple[list[list[int]], int]:
+    def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Sequences:
         first, second = ids
-        (forth, cut), (back, _) = (
-            pair(first, second, special, n_ctx),
-            pair(second, first, special, n_ctx),
-        )
-        return [forth, back], cut
+        forth = pair(first, second, special, n_ctx)
+        back = pair(second, first, special, n_ctx)
+        return Sequences([forth.ids, back.ids], forth.cut)
 
 
 @dataclass(frozen=True)
 class ScoredSimilarity(Similarity):
-    """The classes are the scores 0 to K - 1; a label is any number between."""
+    """The classes are the scores 0 to K - 1. A label is any number from 0 to K - 1."""
 
     squared_error: bool = False
+
+    @property
+    def highest(self) -> int:
+        """The highest score."""
+        return len(self.classes) - 1
 
     @property
     def n_outputs(self) -> int:
@@ -42,25 +45,25 @@ class ScoredSimilarity(Similarity):
             score = float(label)
         except ValueError:
             score = math.nan
-        if not 0 <= score <= len(self.classes) - 1:
-            raise DataError(
-                f"{where}: score '{label}'; expected a number from 0 to {len(self.classes) - 1}"
-            )
+        if not 0 <= score <= self.highest:
+            raise DataError(f"{where}: score '{label}'; expected a number from 0 to {self.highest}")
         return score
 
     def target(self, label: float | None) -> list[float]:
-        """`2.4` is 0.6 of class 2 and 0.4 of class 3."""
+        """A score such as 2.4 becomes 0.6 of class 2 and 0.4 of class 3.
+
+        Without a label the target is all zeros; for squared error it is NaN.
+        """
         if self.squared_error:
             return [math.nan if label is None else label]
-        return [
-            0.0 if label is None else max(0.0, 1.0 - abs(label - score))
-            for score in range(len(self.classes))
-        ]
+        if label is None:
+            return [0.0] * len(self.classes)
+        return [max(0.0, 1.0 - abs(label - score)) for score in range(len(self.classes))]
 
     def predict(self, logits: list[float], encoded: Encoded) -> float:
         """The expected score under the softmax of the logits."""
         if self.squared_error:
-            return min(max(logits[0], 0.0), len(self.classes) - 1.0)
+            return min(max(logits[0], 0.0), float(self.highest))
         highest = max(logits)
         weights = [math.exp(logit - highest) for logit in logits]
         return sum(score * weight for score, weight in enumerate(weights)) / sum(weights)
@@ -70,24 +73,35 @@ class ScoredSimilarity(Similarity):
 
 
 TSV = {"train": ("train.tsv",), "dev": ("dev.tsv",), "test": ("test.tsv",)}
-STSB_FILES = {split: (f"{split}.tsv", f"sts-{split}.csv") for split in TSV}
-# Microsoft ships train and test only; GLUE's script cuts a dev set of 408 pairs by a list of its own.
-MRPC_FILES = {
-    "train": ("train.tsv", "msr_paraphrase_train.txt"),
-    "dev": ("dev.tsv",),
-    "test": ("test.tsv", "msr_paraphrase_test.txt"),
-}
-STSB_TABLE = Table(
-    ("sentence1", "sentence2"),
-    "score",
-    header=("genre", "file", "year", "id", "score", "sentence1", "sentence2"),
-)
-MRPC_TABLE = Table(("#1 String", "#2 String"), "Quality")
-QQP_TABLE = Table(("question1", "question2"), "is_duplicate", broken=True)
+
 STSB = ScoredSimilarity(
-    STSB_FILES, STSB_TABLE, tuple("012345"), ("pearson", "spearman"), glue={"test": "STS-B"}
+    files={split: (f"{split}.tsv", f"sts-{split}.csv") for split in TSV},
+    rows=Table(
+        ("sentence1", "sentence2"),
+        "score",
+        header=("genre", "file", "year", "id", "score", "sentence1", "sentence2"),
+    ),
+    classes=tuple("012345"),
+    metrics=("pearson", "spearman"),
+    glue={"test": "STS-B"},
 )
 MRPC = Similarity(
-    MRPC_FILES, MRPC_TABLE, ("0", "1"), ("f1", "accuracy"), dev_share=0.1, glue={"test": "MRPC"}
+    # Microsoft has no dev file. GLUE's script makes one of 408 pairs from its own list.
+    files={
+        "train": ("train.tsv", "msr_paraphrase_train.txt"),
+        "dev": ("dev.tsv",),
+        "test": ("test.tsv", "msr_paraphrase_test.txt"),
+    },
+    rows=Table(("#1 String", "#2 String"), "Quality"),
+    classes=("0", "1"),
+    metrics=("f1", "accuracy"),
+    dev_share=0.1,
+    glue={"test": "MRPC"},
 )
-QQP = Similarity(TSV, QQP_TABLE, ("0", "1"), ("f1", "accuracy"), glue={"test": "QQP"})
+QQP = Similarity(
+    files=TSV,
+    rows=Table(("question1", "question2"), "is_duplicate", broken=True),
+    classes=("0", "1"),
+    metrics=("f1", "accuracy"),
+    glue={"test": "QQP"},
+)

@@ -1,152 +1,188 @@
-"""Publishers' tables: tab- or comma-separated, with or without a header, or JSON lines; faults named by file and row.
+"""Reads publishers' tables: columns separated by tabs or commas, or JSON lines.
 
-Tab-separated fields are taken literally (MRPC and STS-B hold lone quotes); a BOM and CRLF line ends are dropped.
-Only line feeds end a row: GLUE text contains other characters that Python counts as line ends.
+A table may have a header row. Fields between tabs are taken literally, because MRPC and STS-B have
+single quotation marks. A BOM and CRLF line ends are removed. Only a line feed ends a row: GLUE
+texts contain other characters that Python treats as line ends. Errors name file and row.
 """
 
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from gpt1_ds.base.errors import DataError, near
 from gpt1_ds.distributed.console import say
+from gpt1_ds.tasks.examples import Example, Label, Parse
 
-Lines = Iterator[tuple[int, str]]
+
+class Line(NamedTuple):
+    """A line of a file without its line end, and its number, counted from 1."""
+
+    row: int
+    text: str
+
+
+class Fields(NamedTuple):
+    """The fields of a row."""
+
+    row: int
+    fields: list[str]
+
+
+class Row(NamedTuple):
+    """The fields of a row by column name; `where` is `FILE row N`."""
+
+    where: str
+    columns: dict[str, str]
+    is_short: bool = False
+    """Whether the row lacks a field (only for tables with `broken`)."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Reads a table whose columns are named here; which form it has, its first line tells."""
+    """Reads a table with these columns. The first line of the file shows its format."""
 
     texts: tuple[str, ...]
-    """Columns of an example's texts."""
+    """Names of the columns with the texts of an example."""
     label: str
-    """Column of the label; a test file may lack it."""
+    """Name of the label column; a test file may lack this column."""
     header: tuple[str, ...] | None = None
-    """Columns of a file without a header row; its rows may hold more."""
+    """Column names of a file without a header row; its rows may have more columns."""
     delimiter: str = "\t"
-    """Between fields: tab, or comma with CSV quoting."""
+    """Separates fields: a tab, or a comma with CSV quoting."""
     spelling: Mapping[str, str | None] = field(default_factory=dict)
-    """Another spelling of a label -> the label; None: the row is left out."""
+    """Maps another spelling of a label to the label, or to None: the row is left out."""
     broken: bool = False
-    """The publisher's own file holds rows that lack a field: such labelled rows are left out and counted."""
+    """The publisher's own file has rows that lack a field. They are left out and counted."""
 
-    def __call__(
-        self, path: Path, parse: Callable[[str | None, str], Any]
-    ) -> Iterator[tuple[tuple[str, ...], Any]]:
-        """Texts and parsed label of every row."""
+    def __call__(self, path: Path, parse: Parse) -> Iterator[Example]:
+        """The example of every row; raises DataError for a missing column or an empty text."""
         left_out = []
-        for where, row in self._rows(path):
-            missing = next((name for name in self.texts if name not in row), None)
+        for row in self._rows(path):
+            missing = [name for name in self.texts if name not in row.columns]
             if missing:
-                raise DataError(f"{where}: no column '{missing}'; {near(missing, row)}")
-            texts = tuple(row[name].strip() for name in self.texts)
-            label = row.get(self.label, "").strip() or None
-            if None in row or (self.broken and label is not None and not all(texts)):
-                left_out.append(where)
-            elif not self.broken and not all(texts):
+                raise DataError(
+                    f"{row.where}: no column '{missing[0]}'; {near(missing[0], row.columns)}"
+                )
+            texts = tuple(row.columns[name].strip() for name in self.texts)
+            label = row.columns.get(self.label, "").strip() or None
+            if row.is_short or (self.broken and label is not None and not all(texts)):
+                left_out.append(row.where)
+                continue
+            if not self.broken and not all(texts):
                 empty = self.texts[texts.index("")]
-                raise DataError(f"{where}: column '{empty}' is empty; fill it or remove the row")
-            elif label is None:
-                yield texts, parse(None, f"{where}, column '{self.label}'")
-            elif (label := self.spelling.get(label, label)) is not None:
-                yield texts, parse(label, where)
+                raise DataError(
+                    f"{row.where}: column '{empty}' is empty; fill it or remove the row"
+                )
+            if label is None:
+                yield Example(texts, parse(None, f"{row.where}, column '{self.label}'"))
+                continue
+            label = self.spelling.get(label, label)
+            if label is not None:
+                yield Example(texts, parse(label, row.where))
         if left_out:
             say(f"warning: {left_out[0]} lacks a field; {len(left_out)} such rows are left out")
 
-    def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-        """`FILE row N` and the fields by column; a row too short of a `broken` file has the column None."""
+    def _rows(self, path: Path) -> Iterator[Row]:
         lines = read_lines(path)
         first = list(itertools.islice(lines, 1))
         lines = itertools.chain(first, lines)
-        if first and first[0][1].startswith("{"):
-            yield from _json_rows(path, lines)
+        if first and first[0].text.startswith("{"):
+            return _json_rows(path, lines)
+        if self.delimiter == ",":
+            return self._named(path, _split_by_csv(path, lines))
+        return self._named(path, _split_by_tabs(lines))
+
+    def _named(self, path: Path, rows: Iterator[Fields]) -> Iterator[Row]:
+        """The rows with the column names of the header row, or of `header` without one."""
+        first = next(rows, None)
+        if first is None:
             return
-        split = (
-            _csv_rows(path, lines)
-            if self.delimiter == ","
-            else ((n, t.split("\t")) for n, t in lines if t)
-        )
-        names: Sequence[str] | None = None
-        for number, fields in split:
+        names: Sequence[str] = [name.strip() for name in first.fields]
+        exact = set(self.texts) <= set(names)
+        if not exact:
+            names = self._without_header(path, first, names)
+            rows = itertools.chain([first], rows)
+        for number, fields in rows:
             where = f"{path} row {number}"
-            if names is None:
-                names, exact = [name.strip() for name in fields], True
-                if set(self.texts) <= set(names):
-                    continue
-                if self.header is None:
-                    missing = next(name for name in self.texts if name not in names)
-                    separator = "tabs" if self.delimiter == "\t" else "commas"
-                    raise DataError(
-                        f"{where}: no column '{missing}' in the header (fields between {separator}); "
-                        f"{near(missing, names)}"
-                    )
-                names, exact = self.header, False
-            if len(fields) >= len(names) and not (exact and len(fields) > len(names)):
-                yield where, dict(zip(names, fields, strict=False))
+            too_many = exact and len(fields) > len(names)
+            if len(fields) >= len(names) and not too_many:
+                yield Row(where, dict(zip(names, fields, strict=False)))
             elif self.broken and self.label in names:
-                yield where, {name: "" for name in (*self.texts, None)}
+                yield Row(where, dict.fromkeys(self.texts, ""), is_short=True)
             else:
                 raise DataError(
                     f"{where}: {len(fields)} columns, expected {len(names)} ({', '.join(names)})"
                 )
 
+    def _without_header(self, path: Path, first: Fields, names: Sequence[str]) -> Sequence[str]:
+        if self.header is not None:
+            return self.header
+        missing = next(name for name in self.texts if name not in names)
+        separator = "tabs" if self.delimiter == "\t" else "commas"
+        raise DataError(
+            f"{path} row {first.row}: no column '{missing}' in the header "
+            f"(fields between {separator}); {near(missing, names)}"
+        )
 
-def read_lines(path: Path) -> Lines:
-    """(row from 1, line without its end) of a UTF-8 file."""
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a UTF-8 file; raises DataError if it cannot be read."""
     row = 0
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for row, line in enumerate(file, 1):
-                yield row, line.rstrip("\r\n")
+                yield Line(row, line.rstrip("\r\n"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 after row {row}; convert the file to UTF-8") from error
 
 
-def _csv_rows(path: Path, lines: Lines) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((f"{line}\n" for _, line in lines), strict=True)
-    number = 1
+def _split_by_tabs(lines: Iterable[Line]) -> Iterator[Fields]:
+    return (Fields(row, text.split("\t")) for row, text in lines if text)
+
+
+def _split_by_csv(path: Path, lines: Iterable[Line]) -> Iterator[Fields]:
+    reader = csv.reader((f"{line.text}\n" for line in lines), strict=True)
+    row = 1
     try:
         for fields in reader:
             if fields:
-                yield number, fields
-            number = reader.line_num + 1
+                yield Fields(row, fields)
+            row = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{path} row {number}: {error}; close its quotes, and double those inside a field"
+            f"{path} row {row}: {error}; close its quotes, and double those inside a field"
         ) from error
 
 
-def _json_rows(path: Path, lines: Lines) -> Iterator[tuple[str, dict[str, str]]]:
-    for number, line in lines:
-        if not line.strip():
+def _json_rows(path: Path, lines: Iterable[Line]) -> Iterator[Row]:
+    for row, text in lines:
+        if not text.strip():
             continue
+        where = f"{path} row {row}"
         try:
-            yield (
-                f"{path} row {number}",
-                {key: _text(value) for key, value in json.loads(line).items()},
-            )
+            columns = {key: _as_text(value) for key, value in json.loads(text).items()}
         except (ValueError, AttributeError) as error:
-            raise DataError(
-                f"{path} row {number}: not a JSON object ({error}); write one a line"
-            ) from error
+            raise DataError(f"{where}: not a JSON object ({error}); write one a line") from error
+        yield Row(where, columns)
 
 
-def _text(value: Any) -> str:
-    """A list (of words, of tags) becomes words between blanks."""
+def _as_text(value: object) -> str:
+    """A value of a JSON object as text; items of a list (words, tags) are joined by spaces."""
     if isinstance(value, list):
-        return " ".join(map(_text, value))
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        return " ".join(map(_as_text, value))
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value)
 
 
-def label_index(label: str, classes: Sequence[str], where: str) -> int:
-    """Index of a published label in `classes`."""
+def label_index(label: str, classes: Sequence[str], where: str) -> Label:
+    """Index of a published label in `classes`; raises DataError for an unknown label."""
     if label not in classes:
         raise DataError(f"{where}: unknown label '{label}'; choose from: {', '.join(classes)}")
     return classes.index(label)

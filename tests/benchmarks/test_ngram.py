@@ -1,4 +1,4 @@
-"""benchmarks/ngram.py against a slow reference in dictionaries, on streams small enough to see through."""
+"""benchmarks/ngram.py against a slow reference with dictionaries, on small streams."""
 
 import importlib.util
 import math
@@ -20,7 +20,8 @@ ORDERS = [1, 2, 3]
 
 
 def stream(seed: int, length: int) -> list[int]:
-    """Tokens of a skewed distribution, so that counts of one to four all occur; the last piece never does."""
+    """Tokens of a skewed distribution, so that counts of one to four all occur; the last piece
+    never does."""
     return (np.random.default_rng(seed).geometric(0.4, length) % (VOCAB - 1)).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Faults in and around a save, injected for real on real ranks: kills, a full disk, a slow peer, signals, odd names."""
+"""Real faults in and around a save: kills, a full disk, a slow peer, signals, odd names."""
 
 import json
 import shutil
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.checkpoints import loading, saving
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.checkpoints.saving import seal_file
+from gpt1_ds.checkpoints.state import digest
 from tests.conftest import ROOT
 from tests.settings.test_deepspeed_json import FOLDER
 
@@ -19,18 +20,9 @@ CPU = str(FOLDER / "cpu.json")
 
 
 def kill_at_every_write(ds: str, shards: Path, runs: Path, ranks: int, *must: str) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "tests.support.kill_at_every_write",
-        ds,
-        shards,
-        runs,
-        ranks,
-        *must,
-    ]
+    command = [sys.executable, "-m", "tests.support.kill_at_every_write"]
     done = subprocess.run(
-        [str(word) for word in words],
+        [*command, ds, str(shards), str(runs), str(ranks), *must],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -39,13 +31,11 @@ def kill_at_every_write(ds: str, shards: Path, runs: Path, ranks: int, *must: st
     )
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    undisturbed = {
-        step: (bits, loss)
-        for victim, _, _, (step, bits, loss) in (x[:4] for x in lines)
-        if victim < 0
-    }
+    undisturbed = {}
+    for _, _, _, (step, bits, loss), *_ in [line for line in lines if line[0] < 0]:
+        undisturbed[step] = bits, loss
     last, kills = 1, dict.fromkeys(range(ranks), 0)
-    for victim, k, outlived, *seen in (line for line in lines if line[0] >= 0):
+    for victim, k, outlived, *seen in [line for line in lines if line[0] >= 0]:
         assert all(view == seen[0] for view in seen), "ranks resumed different checkpoints"
         step, bits, loss = seen[0]
         assert step in (last, last + 1), (
@@ -86,18 +76,16 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_it_is_committed_late
     ranks, tiny_shards, tmp_path, name
 ):
     arguments = str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path)
-    for early, told, exact, losses, undisturbed, resumed in ranks(2).run(
+    for early, commits, exact, losses, undisturbed, resumed in ranks(2).run(
         "tests.support.cases_checkpoint:behind", *arguments
     ):
         assert early == [], (
             "two steps and two polls long, nothing is committed while rank 1 still writes"
         )
-        [(step, saved)] = told
-        assert (
-            step == 1
-            and saved["write_seconds"] >= 0.5
-            and saved["seconds"] < saved["write_seconds"]
-        )
+        [(step, facts)] = commits
+        assert step == 1
+        assert facts["write_seconds"] >= 0.5
+        assert facts["seconds"] < facts["write_seconds"]
         assert exact, "it holds the tensors of the moment of the save, bit for bit"
         assert losses == undisturbed and resumed == undisturbed[1:]
 
@@ -110,16 +98,16 @@ def test_without_room_for_a_copy_in_memory_a_save_is_written_at_once(ranks, tiny
 
 
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero2_bf16", "zero3_bf16"])
-@pytest.mark.parametrize("culprit", [0, 1])
+@pytest.mark.parametrize("limited", [0, 1])
 def test_a_file_size_limit_on_one_rank_fails_the_save_of_all(
-    ranks, tiny_shards, tmp_path, name, culprit
+    ranks, tiny_shards, tmp_path, name, limited
 ):
-    arguments = str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path), culprit
+    arguments = str(FOLDER / f"{name}.json"), str(tiny_shards), str(tmp_path), limited
     for skipped, fault, seconds, kept, saved, losses, undisturbed in ranks(2).run(
         "tests.support.cases_checkpoint:limited_save", *arguments
     ):
         assert (
-            skipped is None and f"rank {culprit}" in fault and "step-00000003: not saved" in fault
+            skipped is None and f"rank {limited}" in fault and "step-00000003: not saved" in fault
         )
         assert seconds < 60, "all ranks give up together, far below the timeout of collectives"
         assert kept == ["step-00000002"], "the old checkpoint stays the current one"
@@ -148,17 +136,13 @@ def test_ranks_at_different_steps_commit_nothing(ranks, tiny_shards, tmp_path):
 def test_signals_during_a_save_neither_lose_nor_spoil_it(
     ranks, tiny_shards, tmp_path, number, whom
 ):
-    """Twice, while the first save is on its way: it is committed, all stop there or a step later, and go on exactly."""
+    """Two of them: the save is committed, all stop there or a step later, and go on exactly."""
     arguments = CPU, str(tiny_shards), str(tmp_path), number, whom
     for code, step, valid, undisturbed, resumed in ranks(2).run(
         "tests.support.cases_checkpoint:signalled_save", *arguments, timeout_seconds=180
     ):
-        assert (
-            code == 75
-            and step in (2, 3)
-            and valid[0] == f"step-{step:08d}"
-            and valid[-1] == "step-00000002"
-        )
+        assert code == 75 and step in (2, 3)
+        assert valid[0] == f"step-{step:08d}" and valid[-1] == "step-00000002"
         assert resumed == undisturbed
 
 
@@ -186,11 +170,8 @@ def test_retention_keeps_the_last_and_every_nth(ranks, tiny_shards, tmp_path):
     ranks(1).run(
         "tests.support.cases_checkpoint:save_many", CPU, str(tiny_shards), str(tmp_path), 7, 2, 3
     )
-    assert [path.name[-1] for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
-        "3",
-        "6",
-        "7",
-    ]
+    kept = sorted((tmp_path / "checkpoints").glob("step-*"))
+    assert [path.name[-1] for path in kept] == ["3", "6", "7"]
 
 
 def test_nothing_a_run_writes_is_for_others_to_read(ranks, tiny_shards, tmp_path):
@@ -233,10 +214,8 @@ def test_a_manifest_cannot_name_files_elsewhere(ranks, tiny_shards, tmp_path, na
     (folder / "link").symlink_to(folder.parent / "outside")
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     del manifest["sha256"]
-    manifest["files"][name] = saving._seal(folder.parent / "outside")
-    (folder / "MANIFEST.json").write_text(
-        json.dumps({**manifest, "sha256": loading.digest(manifest)})
-    )
+    manifest["files"][name] = seal_file(folder.parent / "outside")._asdict()
+    (folder / "MANIFEST.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
     with pytest.raises(DataError, match="no valid checkpoint"):
         find_checkpoint(run)
 
@@ -276,11 +255,10 @@ def test_fine_tuning_takes_the_weights_of_the_named_checkpoint_and_then_needs_it
     ranks(2).run("gpt1_ds.finetune:main", [*words, "train.max_steps=1"])
     after = load_weights(tmp_path / "second")[0]
     for name, weight in before.items():
-        assert (
-            (after[f"gpt.{name}"] - weight).abs().max() < 1e-8 < (later[name] - weight).abs().max()
-        ), name
+        assert (after[f"gpt.{name}"] - weight).abs().max() < 1e-8, name
+        assert (later[name] - weight).abs().max() > 1e-8, name
     shutil.rmtree(tmp_path / "first")
-    ranks(2).close()  # the end of the first start, whose process holds the run's lock
+    ranks(2).close()  # the end of the first start: its process holds the run's lock
     ranks(2).run("gpt1_ds.finetune:main", [*words, "train.max_steps=2"])
     assert json.loads((tmp_path / "second" / "result.json").read_text())["init"] == str(source)
 

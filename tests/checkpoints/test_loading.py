@@ -1,4 +1,4 @@
-"""Commit, exact resume, hashes, fallback, hostile files, and whole weights from every ZeRO stage, on real ranks."""
+"""Commit, exact resume, hashes, fallback, hostile files, and weights from every ZeRO stage."""
 
 import json
 import os
@@ -11,10 +11,11 @@ from deepspeed.checkpoint import DeepSpeedCheckpoint
 from deepspeed.utils import zero_to_fp32
 
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.checkpoints import loading, saving
 from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.checkpoints.saving import seal_file
+from gpt1_ds.checkpoints.state import digest
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import open_streams
 from gpt1_ds.model.gpt import GPT, GPTConfig
@@ -47,7 +48,7 @@ def test_resume_is_bitwise_with_dropout_on(ranks, tiny_shards, tmp_path, name, p
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_resume_is_bitwise_in_float16_its_loss_scale_too(ranks, tiny_shards, tmp_path, stage):
-    """From 2^19, where the first steps overflow; the scaler is pickled, and loaded by weights alone."""
+    """From 2^19, where the first steps overflow. The scaler is a pickled object."""
     fp16 = {"enabled": True, "initial_scale_power": 19, "hysteresis": 1}
     (tmp_path / "ds.json").write_text(
         json.dumps({"fp16": fp16, "zero_optimization": {"stage": stage}})
@@ -76,14 +77,15 @@ def test_whole_weights_come_out_of_every_stage(ranks, tiny_shards, tmp_path, nam
         2,
     )[0]
     weights, state = load_weights(tmp_path)
-    model = GPT(GPTConfig(**state["model"])).eval()
+    model = GPT(GPTConfig(**state.model)).eval()
     model.load_state_dict(weights)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
     (stream,) = open_streams(
         DataConfig(shards=str(tiny_shards)), read_manifest(tiny_shards), "valid"
     ).values()
     windows = -(-(stream.tokens - 1) // 32)  # the validation takes 16 of them, evenly spread
-    ids = torch.from_numpy(stream.read([32 * (number * windows // 16) for number in range(16)], 33))
+    starts = [32 * (number * windows // 16) for number in range(16)]
+    ids = torch.from_numpy(stream.read(starts, 33))
     with torch.no_grad():
         plain = model(ids[:, :-1], ids[:, 1:])[1].mean().item()
     assert plain == pytest.approx(loss, rel=1e-6 if name.endswith("fp32") else 5e-3)
@@ -119,9 +121,8 @@ def test_the_commit_leaves_what_the_design_says(saved):
         for path in (root / "step-00000004").iterdir()
         if path.name != "MANIFEST.json"
     }
-    assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == files and len(
-        files
-    ) == 6
+    assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == files
+    assert len(files) == 6
 
 
 def newest(run):
@@ -207,8 +208,8 @@ def plant(path, canary) -> None:
     manifest_path = path.parent / "MANIFEST.json"
     manifest = json.loads(manifest_path.read_text())
     del manifest["sha256"]
-    manifest["files"][path.name] = saving._seal(path)
-    manifest_path.write_text(json.dumps(manifest | {"sha256": loading.digest(manifest)}))
+    manifest["files"][path.name] = seal_file(path)._asdict()
+    manifest_path.write_text(json.dumps(manifest | {"sha256": digest(manifest)}))
 
 
 @pytest.mark.parametrize("name", FILES[1:])
@@ -235,7 +236,7 @@ def test_a_hostile_pickle_with_a_right_hash_executes_nothing(
 
 
 def test_the_readers_of_deepspeed_itself_execute_nothing_either(run, tmp_path):
-    """Its conversion to float32 and to universal checkpoints ask torch for a full unpickling; the switch denies it."""
+    """They ask torch for a full unpickling: to convert to float32, and to universal checkpoints."""
     allow_known_classes()
     plant(newest(run) / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", tmp_path / "canary")
     with pytest.raises(pickle.UnpicklingError):

@@ -1,6 +1,7 @@
-"""Optimizer and parameters on NVMe: their checkpoints are those of any ZeRO-3 run, from there and to there.
+"""Optimizer and parameters on NVMe: the checkpoints equal those of other ZeRO-3 runs.
 
-In the soak: DeepSpeed first compiles async_io, which takes minutes and libaio's header.
+They run only in the soak: DeepSpeed first compiles async_io, which takes minutes and needs the
+header of libaio.
 """
 
 import json
@@ -19,8 +20,8 @@ pytestmark = [
     ),
 ]
 STEPS, MORE = 3, 3
-# DeepSpeed swaps what fills a MiB: some of the sub-groups of this model do, on one rank and on two, and some do not;
-# and so do the shares of its MLPs' matrices in bf16.
+# DeepSpeed swaps a tensor of at least a MiB: some of this model's sub-groups, on one rank and on
+# two, and the shares of its MLPs' matrices in bf16.
 LARGER = ("model.n_embd=512", "model.n_head=4")
 SUB_GROUP = 1_200_000
 

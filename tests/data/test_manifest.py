@@ -1,4 +1,4 @@
-"""Tests of gpt1_ds/shards.py."""
+"""Shard directories: manifest, writer, stream of tokens, and all kinds of damage."""
 
 import gzip
 import hashlib
@@ -7,6 +7,7 @@ import json
 import pickle
 import resource
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,14 @@ import webdataset
 
 from data_prep.verify_shards import verify
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.data.manifest import MANIFEST, SAMPLE_TOKENS, damage, read_manifest, write_manifest
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.data.manifest import (
+    MANIFEST,
+    SAMPLE_TOKENS,
+    find_damage,
+    read_manifest,
+    write_manifest,
+)
 from gpt1_ds.data.shard_writer import ShardWriter
 from gpt1_ds.data.token_stream import TokenStream
 from tests.support.shards_built import MODEL, VOCAB_SIZE, Built, build
@@ -31,12 +39,8 @@ def test_manifest_round_trip(built: Built) -> None:
     write_manifest(built.root / "train", read)
     assert (built.root / "train" / MANIFEST).read_bytes() == (built.root / MANIFEST).read_bytes()
     assert read.shards()[0].sample_tokens.tolist() == built.manifest.shards()[0].sample_tokens
-    assert sorted(json.loads((built.root / MANIFEST).read_text())) == [
-        "preparation",
-        "splits",
-        "tokenizer",
-        "version",
-    ]
+    raw = json.loads((built.root / MANIFEST).read_text())
+    assert sorted(raw) == ["preparation", "splits", "tokenizer", "version"]
 
 
 def test_missing_manifest_names_the_builders(tmp_path: Path) -> None:
@@ -47,59 +51,42 @@ def test_missing_manifest_names_the_builders(tmp_path: Path) -> None:
             read_manifest(root)
 
 
-@pytest.mark.parametrize(
-    "damage, complaint",
-    [
-        (lambda raw: raw.update(version=99), "version 99"),
-        (lambda raw: raw.pop("tokenizer"), "tokenizer"),
-        (lambda raw: raw["tokenizer"].update(vocab_size="many"), "vocab_size"),
-        (lambda raw: raw["splits"].update(test={}), "test"),
-        (lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(file="../a.tar"), "outside"),
-        (
-            lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(file="/etc/passwd"),
-            "outside",
-        ),
-        (lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(owner="me"), "owner"),
-        (lambda raw: raw["splits"]["train"]["a"]["shards"][1].update(samples=2), "2 samples"),
-        (
-            lambda raw: raw["splits"]["train"]["a"]["shards"][1]["sample_tokens"].__setitem__(0, 9),
-            "add up",
-        ),
-        (lambda raw: raw["splits"]["train"]["a"].update(tokens=5), "add up to 5"),
-        (
-            lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(file="pipe:touch canary"),
-            "no shard's name",
-        ),
-        (lambda raw: raw["tokenizer"].update(files=["../../x"]), "outside"),
-        (
-            lambda raw: raw["splits"]["train"]["a"]["shards"][0]["sample_offsets"].__setitem__(
-                0, 10**6
-            ),
-            "lies outside",
-        ),
-        (
-            lambda raw: raw["splits"]["train"]["a"]["shards"][0]["sample_offsets"].__setitem__(
-                0, -2
-            ),
-            "lies outside",
-        ),
-        (
-            lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(
-                sample_tokens=[138 - 2**62, 2**62, 0]
-            ),
-            "outside",
-        ),
-        (
-            lambda raw: raw["splits"]["train"]["a"]["shards"][0].update(sample_tokens=["a"] * 3),
-            "malformed",
-        ),
-        (lambda raw: raw["splits"]["train"].update(a=[]), "malformed"),
-    ],
-)
-def test_malformed_manifest_is_refused(built: Built, damage, complaint: str) -> None:
+def change_shard(number: int, **values: object) -> Callable[[Json], None]:
+    """A change of the manifest's JSON: other values of one shard of corpus `a`."""
+    return lambda raw: raw["splits"]["train"]["a"]["shards"][number].update(values)
+
+
+def change_first(number: int, name: str, value: int) -> Callable[[Json], None]:
+    """The same of the first number of a shard's list."""
+    return lambda raw: raw["splits"]["train"]["a"]["shards"][number][name].__setitem__(0, value)
+
+
+MALFORMED: list[tuple[Callable[[Json], object], str]] = [
+    (lambda raw: raw.update(version=99), "version 99"),
+    (lambda raw: raw.pop("tokenizer"), "tokenizer"),
+    (lambda raw: raw["tokenizer"].update(vocab_size="many"), "vocab_size"),
+    (lambda raw: raw["splits"].update(test={}), "test"),
+    (change_shard(0, file="../a.tar"), "outside"),
+    (change_shard(0, file="/etc/passwd"), "outside"),
+    (change_shard(0, owner="me"), "owner"),
+    (change_shard(1, samples=2), "2 samples"),
+    (change_first(1, "sample_tokens", 9), "add up"),
+    (lambda raw: raw["splits"]["train"]["a"].update(tokens=5), "add up to 5"),
+    (change_shard(0, file="pipe:touch canary"), "no shard's name"),
+    (lambda raw: raw["tokenizer"].update(files=["../../x"]), "outside"),
+    (change_first(0, "sample_offsets", 10**6), "lies outside"),
+    (change_first(0, "sample_offsets", -2), "lies outside"),
+    (change_shard(0, sample_tokens=[138 - 2**62, 2**62, 0]), "outside"),
+    (change_shard(0, sample_tokens=["a"] * 3), "malformed"),
+    (lambda raw: raw["splits"]["train"].update(a=[]), "malformed"),
+]
+
+
+@pytest.mark.parametrize("change, complaint", MALFORMED)
+def test_malformed_manifest_is_refused(built: Built, change, complaint: str) -> None:
     path = built.root / MANIFEST
     raw = json.loads(path.read_text())
-    damage(raw)
+    change(raw)
     path.write_text(json.dumps(raw))
     with pytest.raises(DataError, match=f"{MANIFEST}: .*{complaint}"):
         read_manifest(built.root)
@@ -167,9 +154,8 @@ def test_stream_is_the_ring_of_all_samples(built: Built, length: int, max_open: 
     assert stream.tokens == len(built.tokens)
     windows_BL = stream.read(starts_B, length)
     assert windows_BL.dtype == np.int64
-    assert np.array_equal(
-        windows_BL, built.tokens[(starts_B[:, None] + np.arange(length)) % stream.tokens]
-    )
+    positions_BL = (starts_B[:, None] + np.arange(length)) % stream.tokens
+    assert np.array_equal(windows_BL, built.tokens[positions_BL])
 
 
 def test_stream_takes_positions_modulo_its_length(built: Built) -> None:
@@ -222,11 +208,11 @@ def test_verify_finds_every_truncation_and_flipped_byte(tmp_path: Path) -> None:
     for cut in range(0, len(data), 256):
         shard.write_bytes(data[:cut])
         assert len(verify(tmp_path)) == 1, cut
-        assert damage(shard, built.shard(), hashed=False), cut
+        assert find_damage(shard, built.shard(), hashed=False), cut
     for place in range(0, len(data), 97):
         shard.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
         assert len(verify(tmp_path)) == 1, place
-        assert damage(shard, built.shard(), hashed=True), place
+        assert find_damage(shard, built.shard(), hashed=True), place
 
 
 def test_verify_finds_swapped_shards_and_a_foreign_tokenizer(built: Built) -> None:
@@ -235,13 +221,9 @@ def test_verify_finds_swapped_shards_and_a_foreign_tokenizer(built: Built) -> No
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
     (built.root / "tokenizer" / "tokenizer.model").write_bytes(MODEL + b".")
-    assert [
-        problem.split(":")[0].removeprefix(f"{built.root}/") for problem in verify(built.root)
-    ] == [
-        "tokenizer",
-        "train/a/a-000000.tar",
-        "train/a/a-000001.tar",
-    ]
+    places = [problem.split(":")[0] for problem in verify(built.root)]
+    names = [place.removeprefix(f"{built.root}/") for place in places]
+    assert names == ["tokenizer", "train/a/a-000000.tar", "train/a/a-000001.tar"]
     (built.root / "tokenizer" / "tokenizer.model").unlink()
     assert any("tokenizer.model: missing" in problem for problem in verify(built.root))
 
@@ -277,7 +259,7 @@ RECORD = {"corpus": "a", "documents": [["d", 0]]}
 def test_verify_reads_the_samples_themselves(
     tmp_path: Path, tokens: bytes, record: dict, complaint: str
 ) -> None:
-    """A shard whose hash the manifest confirms, but whose content is bad."""
+    """A shard with bad content, although its hash agrees with the manifest."""
     built = build(tmp_path, [[20]])
     built.confirm(tar_of([("k.tokens.npy", tokens), ("k.json", json.dumps(record).encode())]))
     (problem,) = verify(tmp_path)

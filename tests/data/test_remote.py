@@ -1,4 +1,4 @@
-"""Shards behind a URL: whole or an error, however the server behaves; a bounded folder that processes share."""
+"""Shards from a URL: a complete file or an error for any server; a cache of limited size."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.data import remote
-from gpt1_ds.data.batches import Batches
+from gpt1_ds.data.batches import Batches, Share
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
 from gpt1_ds.data.order import Cursor, WindowOrder
@@ -84,7 +84,7 @@ def test_manifest_and_tokenizer_are_copied_anew_at_every_start(built, server, tm
 
 
 def test_the_folder_stays_below_its_bound_and_keeps_what_was_wanted_last(built, server, tmp_path):
-    shards = [shard for corpus in "ab" for shard in built.manifest.splits["train"][corpus].shards]
+    shards = built.manifest.shards()
     limit = 2 * max(shard.bytes for shard in shards)
     cache = cache_of(server, tmp_path / "cache", limit)
     for shard in shards * 2:
@@ -110,11 +110,10 @@ def test_a_damaged_file_in_the_folder_is_fetched_again(built, server, tmp_path):
 
 def test_shards_are_fetched_ahead_in_their_order(built, server, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "FETCHERS", 1)
-    shards = [shard for corpus in "ab" for shard in built.manifest.splits["train"][corpus].shards]
+    shards = built.manifest.shards()
     room = sum(shard.bytes for shard in shards[:4])
-    server.faults["a-000001.tar"] = [
-        "drop"
-    ] * 3  # given up by the fetcher, told to nobody, until it is asked for
+    # The fetching thread gives this one up without a message, until it is asked for.
+    server.faults["a-000001.tar"] = ["drop"] * 3
     cache = cache_of(server, tmp_path / "cache", room)
     cache.fetch_ahead(shards)
     deadline = time.monotonic() + 60
@@ -128,26 +127,24 @@ def test_shards_are_fetched_ahead_in_their_order(built, server, tmp_path, monkey
 
 
 def test_batches_are_those_of_the_folder_itself_also_with_little_room(built, server, tmp_path):
-    local, far = (
-        DataConfig(shards=str(built.root)),
-        DataConfig(shards=server.url, cache=str(tmp_path / "cache"), cache_bytes=25_000),
-    )
+    local = DataConfig(shards=str(built.root))
+    far = DataConfig(shards=server.url, cache=str(tmp_path / "cache"), cache_bytes=25_000)
     server.faults["a-000002.tar"] = ["flip"]
     batches = []
     for data in (local, far):
         manifest = sound_manifest(data, read_manifest(local_shards(data)))
         streams = open_streams(data, manifest, "train")
         order = WindowOrder({name: stream.tokens for name, stream in streams.items()}, 16, 5, {})
-        steps = zip(range(30), Batches(streams, order, Cursor(), 8, 4, 0, 1), strict=False)
-        batches.append(np.concatenate([np.concatenate(ids) for _, (ids, _) in steps]))
+        steps = zip(range(30), Batches(streams, order, Cursor(), 8, 4, Share(0, 1)), strict=False)
+        batches.append(np.concatenate([np.concatenate(step.micro_batches) for _, step in steps]))
     assert (batches[0] == batches[1]).all()
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 25_000
 
 
 FETCH = """
 import sys
-from gpt1_ds.remote import ShardCache
-from gpt1_ds.shards import read_manifest
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.data.remote import ShardCache
 cache = ShardCache(sys.argv[1], sys.argv[2], 10**6, stall_seconds=2.0)
 for shard in read_manifest(sys.argv[3]).shards():
     cache.fetch(shard)

@@ -1,6 +1,7 @@
-"""Tests of gpt1_ds/tokenizer.py and data_prep/train_tokenizer.py."""
+"""Both tokenizers, their word cache, and the training of a tokenizer."""
 
 import io
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,9 @@ from gpt1_ds.runs.setup import check_tokenizer
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
 
-WORDS = "a bold old sailor told the crew of a cold night, when 42 ships lay at anchor and nobody slept".split()
+WORDS = (
+    "a bold old sailor told the crew of a cold night, when 42 ships lay at anchor and nobody slept"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus that uses the control pieces' names as often as any word."""
     rng = random.Random(0)
     words = [*WORDS, *CONTROL_PIECES, "$", "<e>,", "x<s>y"]
-    lines = [" ".join(rng.choice(words) for _ in range(12)) for _ in range(3000)]
+    lines = [" ".join(rng.choices(words, k=12)) for _ in range(3000)]
     path = tmp_path_factory.mktemp("text") / "story.txt"
     path.write_text("\n\n".join(lines))
     return path
@@ -85,9 +88,8 @@ def test_case_and_compatibility_forms_are_folded_by_the_model(tokenizer: Tokeniz
 
 def test_lines_encode_to_the_ids_of_the_whole_text(tokenizer: Tokenizer, text_file: Path) -> None:
     text = text_file.read_text()
-    assert tokenizer.encode(text) == [
-        token for ids in tokenizer.encode_batch(text.split("\n")) for token in ids
-    ]
+    by_line = tokenizer.encode_batch(text.split("\n"))
+    assert tokenizer.encode(text) == list(itertools.chain.from_iterable(by_line))
 
 
 def test_decode_skips_control_ids(tokenizer: Tokenizer) -> None:
@@ -153,22 +155,7 @@ POOLS = {
     "words": [*range(97, 123)] * 4 + [*range(33, 65)] + [32] * 30,
     "latin and controls": [*range(0x250)] + [32] * 60,
     "combining marks": [*range(0x300, 0x370), 32, 97, 101, 0x20, 0xA8, 0x344],
-    "spaces of all kinds": [
-        0x2581,
-        32,
-        97,
-        0xA0,
-        0x3000,
-        10,
-        9,
-        0,
-        0x1C,
-        0x85,
-        0x200B,
-        0xFEFF,
-        0xAD,
-        0x2028,
-    ],
+    "spaces of all kinds": [*map(ord, "\u2581 a\xa0\u3000\n\t\0\x1c\x85\u200b\ufeff\xad\u2028")],
     "arabic ligatures": [*range(0x600, 0x700), *range(0xFB50, 0xFE00)] + [32] * 60,
     "everything": [c for c in range(1, 0x30000, 7) if not 0xD800 <= c < 0xE000] + [32] * 3000,
 }
@@ -180,9 +167,8 @@ def test_ids_are_sentencepiece_s_on_random_text(
 ) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     rng = random.Random(pool)
-    texts = [
-        "".join(chr(rng.choice(POOLS[pool])) for _ in range(rng.randrange(40))) for _ in range(3000)
-    ]
+    characters = [chr(code) for code in POOLS[pool]]
+    texts = ["".join(rng.choices(characters, k=rng.randrange(40))) for _ in range(3000)]
     expected = reference.encode(texts, num_threads=1)
     for temperature in ("cold", "warm"):
         assert tokenizer.encode_batch(texts) == expected, temperature
@@ -198,9 +184,8 @@ def test_ids_are_sentencepiece_s_on_real_and_on_odd_text(
     monkeypatch.setattr(WordCache, "MAX_WORDS", 300)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     tokenizer = load_tokenizer(folder)
-    book = (
-        shared_data / "books" / "valid" / "Burroughs_Edgar_Rice__The_Monster_Men.txt"
-    ).read_text()
+    path = shared_data / "books" / "valid" / "Burroughs_Edgar_Rice__The_Monster_Men.txt"
+    book = path.read_text()
     odd = [
         "",
         " ",
@@ -216,18 +201,14 @@ def test_ids_are_sentencepiece_s_on_real_and_on_odd_text(
     ids_T, tokens_N = tokenizer.encode_ragged(texts)
     expected = reference.encode(texts, num_threads=1)
     assert ids_T.dtype == np.uint32 and tokens_N.tolist() == [len(ids) for ids in expected]
-    assert ids_T.tolist() == [token for ids in expected for token in ids]
-    assert (
-        len(tokenizer._cache) <= 301 and max(map(len, tokenizer._cache)) <= WordCache.MAX_CHARACTERS
-    )
+    assert ids_T.tolist() == list(itertools.chain.from_iterable(expected))
+    assert len(tokenizer._cache) <= 301
+    assert max(map(len, tokenizer._cache)) <= WordCache.MAX_CHARACTERS
 
 
 def test_no_text_and_no_texts(tokenizer: Tokenizer) -> None:
-    assert (
-        tokenizer.encode_batch([]) == []
-        and tokenizer.encode_batch(["", ""]) == [[], []]
-        and tokenizer.encode("") == []
-    )
+    assert tokenizer.encode_batch([]) == [] == tokenizer.encode("")
+    assert tokenizer.encode_batch(["", ""]) == [[], []]
 
 
 def test_word_cache_survives_an_error_among_new_words(tokenizer: Tokenizer) -> None:
@@ -316,16 +297,11 @@ def test_shards_keep_their_tokenizer_and_refuse_another(
         ["--tokenizer", str(either), "--corpus", f"a={text_file.parent}", "--out", str(shards)]
     )
     tokenizer, manifest = load_tokenizer(either), read_manifest(shards)
-    assert (manifest.tokenizer["kind"], manifest.tokenizer["files"]) == (
-        tokenizer.kind,
-        tokenizer.files,
-    )
-    assert (
-        manifest.tokenizer["sha256"]
-        == load_tokenizer(shards / "tokenizer").sha256
-        == tokenizer.sha256
-    )
+    assert manifest.tokenizer["kind"] == tokenizer.kind
+    assert manifest.tokenizer["files"] == tokenizer.files
+    assert manifest.tokenizer["sha256"] == tokenizer.sha256
     assert manifest.tokenizer["special_ids"] == tokenizer.special_ids
+    assert load_tokenizer(shards / "tokenizer").sha256 == tokenizer.sha256
     config = load(PretrainConfig, None, [f"tokenizer.kind={tokenizer.kind}", "train.max_steps=1"])
     assert check_tokenizer(config, shards / "tokenizer", manifest).sha256 == tokenizer.sha256
     other = {"sentencepiece": "openai", "openai": "sentencepiece"}[tokenizer.kind]
@@ -334,14 +310,15 @@ def test_shards_keep_their_tokenizer_and_refuse_another(
         with pytest.raises(ConfigError, match=override.split("=")[0]):
             check_tokenizer(config, shards / "tokenizer", manifest)
     name = tokenizer.files[-1]
-    changed = (shards / "tokenizer" / name).read_bytes().replace(b"transformers", b"original")
-    (shards / "tokenizer" / name).write_bytes(
-        changed if name == "pipeline.json" else _with_another_piece(changed)
-    )
+    data = (shards / "tokenizer" / name).read_bytes()
+    if name == "pipeline.json":
+        changed = data.replace(b"transformers", b"original")
+    else:
+        changed = _with_another_piece(data)
+    (shards / "tokenizer" / name).write_bytes(changed)
+    config = load(PretrainConfig, None, ["train.max_steps=1"])
     with pytest.raises(DataError, match="not the tokenizer these shards were made with"):
-        check_tokenizer(
-            load(PretrainConfig, None, ["train.max_steps=1"]), shards / "tokenizer", manifest
-        )
+        check_tokenizer(config, shards / "tokenizer", manifest)
     assert "sha256 differs" in "".join(verify(shards))
 
 

@@ -1,4 +1,4 @@
-"""Damaged and exchanged shards, as a training run meets them."""
+"""A training run with damaged and exchanged shards."""
 
 import dataclasses
 import json
@@ -21,18 +21,16 @@ def shards(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(tiny_shards, root, ignore=shutil.ignore_patterns("train", ".*"))
     stream = TokenStream(tiny_shards, manifest, "train", "books")
     written = []
-    for number, tokens in enumerate(
-        np.array_split(stream.read(np.zeros(1, np.int64), stream.tokens)[0], 3)
-    ):
+    whole = stream.read(np.zeros(1, np.int64), stream.tokens)[0]
+    for number, tokens in enumerate(np.array_split(whole, 3)):
         file = f"train/books/books-{number:06d}.tar"
         with ShardWriter(root, file, "books", manifest.tokenizer["vocab_size"]) as writer:
             for part in np.array_split(tokens, len(tokens) // 60_000 + 1):
                 writer.add(part, [(f"story-{number}", 0)])
             written.append(writer.close())
     entry = CorpusEntry(sum(shard.documents for shard in written), stream.tokens, written)
-    write_manifest(
-        root, dataclasses.replace(manifest, splits=manifest.splits | {"train": {"books": entry}})
-    )
+    splits = manifest.splits | {"train": {"books": entry}}
+    write_manifest(root, dataclasses.replace(manifest, splits=splits))
     return root
 
 
@@ -72,25 +70,16 @@ def test_a_damaged_shard_ends_the_start_or_is_left_out_and_a_resume_needs_the_sa
     done = train(bad, tmp_path, "train.max_steps=2", "data.quarantine=true")
     assert done.returncode == 0, done.stderr
     lost = read_manifest(shards).shards()[1].tokens
-    assert (
-        f"1 of 3 shards left out, {lost:,} of" in done.stdout
-        and "quarantine train/books/books-000001.tar" in done.stdout
-    )
+    assert f"1 of 3 shards left out, {lost:,} of" in done.stdout
+    assert "quarantine train/books/books-000001.tar" in done.stdout
     said = run("python", "-m", "data_prep.trace", tmp_path / "r", "--step", 2).stdout.splitlines()
     rows = [line.split("\t") for line in said if line[:1].isdigit()]
-    assert {row[0] for row in rows} == set("0123") and {row[4] for row in rows} <= {
-        "story-0",
-        "story-2",
-    }
+    assert {row[0] for row in rows} == set("0123")
+    assert {row[4] for row in rows} <= {"story-0", "story-2"}
 
-    path.write_bytes(data)  # mended: the order would be another one
+    path.write_bytes(data)  # whole again: the order would be another one
     done = train(bad, tmp_path, "train.max_steps=4", "data.quarantine=true")
-    assert (
-        done.returncode == 3
-        and "began with other shards of train/books" in done.stderr.splitlines()[-1]
-    )
-    steps = [
-        json.loads(line)["step"]
-        for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert max(steps) == 2
+    assert done.returncode == 3
+    assert "began with other shards of train/books" in done.stderr.splitlines()[-1]
+    logged = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in logged) == 2

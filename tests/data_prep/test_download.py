@@ -1,9 +1,10 @@
-"""Downloads: resumed, checked, unpacked inside their folder, from a real server on loopback that breaks."""
+"""Tests of data_prep/download.py, from a server on loopback that fails in many ways."""
 
 import hashlib
 import io
 import tarfile
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def zip_of(members: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch):
-    """A server with small archives in the publishers' layout, and the table's hashes set to theirs."""
+    """A server with small archives in the publishers' layout. The table gets their hashes."""
     monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
     folder = tmp_path / "mirror"
     folder.mkdir()
@@ -161,9 +162,8 @@ def test_links_are_left_out(mirror, tmp_path):
     }
     (mirror.folder / "RACE.tar.gz").write_bytes(tar_of(members))
     download.obtain(File(f"{mirror.url}/RACE.tar.gz", "RACE"), tmp_path / "data")
-    assert (
-        not (tmp_path / "evil").exists() and not (tmp_path / "data" / "RACE" / "out").is_symlink()
-    )
+    assert not (tmp_path / "evil").exists()
+    assert not (tmp_path / "data" / "RACE" / "out").is_symlink()
 
 
 @pytest.mark.parametrize(
@@ -177,36 +177,18 @@ def test_a_bad_archive_leaves_nothing_under_the_final_name(mirror, tmp_path, dat
 
 
 def test_the_table_is_whole():
-    assert {file.gives for file in SETS["glue"]} >= {
-        "CoLA",
-        "SST-2",
-        "STS-B",
-        "QQP",
-        "MNLI",
-        "QNLI",
-        "RTE",
-    }
-    for file in (file for files in SETS.values() for file in files):
+    names = {"CoLA", "SST-2", "STS-B", "QQP", "MNLI", "QNLI", "RTE"}
+    assert {file.gives for file in SETS["glue"]} >= names
+    for file in chain.from_iterable(SETS.values()):
         assert file.url.startswith("http") and len(file.sha256) in (0, 24)
         assert file.url.endswith((".zip", ".tar.gz")) or file.gives.count("/") == 1
     assert set(TASKS) - {"storycloze", "conll2003"} <= set(SETS)
 
 
 def test_what_must_be_asked_for_says_where(tmp_path):
-    done = run(
-        "python",
-        "-m",
-        "data_prep.download",
-        "books",
-        "storycloze",
-        "--out",
-        tmp_path,
-        timeout_seconds=60,
-    )
-    assert (
-        done.returncode == 0
-        and "books_large_p1.txt" in done.stdout
-        and "rochester.edu" in done.stdout
-    )
+    command = ("python", "-m", "data_prep.download", "books", "storycloze", "--out", tmp_path)
+    done = run(*command, timeout_seconds=60)
+    assert done.returncode == 0
+    assert "books_large_p1.txt" in done.stdout and "rochester.edu" in done.stdout
     with pytest.raises(ConfigError, match="lm1c: no such set; did you mean 'lm1b'"):
         main(["lm1c", "--out", str(tmp_path)])

@@ -1,17 +1,21 @@
-"""data_prep/sample.py: the same bytes for a seed, whole or anew, consistent stories, and fair labelled sets in the
-publishers' layouts."""
+"""Tests of data_prep/sample.py and stories/.
+
+The same bytes for a seed, complete or written anew, consistent stories, and labelled sets in the
+publishers' layouts.
+"""
 
 import csv
 import hashlib
 import json
 import re
 from collections import Counter, defaultdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from data_prep.stories.labelled import CLOZE
-from data_prep.stories.world import RELATIONS
+from data_prep.stories.words import RELATIONS
 from gpt1_ds.tasks import TASKS
 from tests.conftest import run, succeed
 
@@ -31,17 +35,8 @@ FOLDERS = {
 
 
 def write(folder: Path, megabytes: float = 0.1, seed: int = 42) -> str:
-    return succeed(
-        "python",
-        "-m",
-        "data_prep.sample",
-        "--out",
-        folder,
-        "--megabytes",
-        megabytes,
-        "--seed",
-        seed,
-    ).stdout
+    options = ("--out", folder, "--megabytes", megabytes, "--seed", seed)
+    return succeed("python", "-m", "data_prep.sample", *options).stdout
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -60,7 +55,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_seed_fixes_every_byte_on_every_python(small):
-    # Whoever changes the text changes this, and raises VERSION, or old samples would be taken for new ones.
+    # A change of the text needs another hash here and a higher VERSION, so that samples of the
+    # old text are not reused.
     assert json.loads((small / "sample.json").read_text())["version"] == 2
     every = hashlib.sha256(json.dumps(digest(small)).encode()).hexdigest()
     assert every == "005b74730a037897d72f1ea2986bccfa629c7faec42949d414ef55c91d074b5f"
@@ -93,10 +89,8 @@ def test_complete_output_is_reused_and_anything_less_is_written_anew(small, tmp_
 def test_the_size_is_the_one_asked_for(sample):
     size = sum(path.stat().st_size for path in (sample / "books/train").glob("*.txt"))
     assert 0.45e6 < size < 0.6e6
-    train, valid = (
-        {path.read_bytes() for path in (sample / f"books/{split}").iterdir()}
-        for split in ("train", "valid")
-    )
+    train = {path.read_bytes() for path in (sample / "books/train").iterdir()}
+    valid = {path.read_bytes() for path in (sample / "books/valid").iterdir()}
     assert valid and not train & valid
 
 
@@ -122,12 +116,9 @@ def facts_told(text: str) -> dict[tuple[str, str], list[str]]:
     """(person, relation) -> the values of every statement of a text, in order."""
     told = defaultdict(list)
     for relation, (statements, _) in RELATIONS.items():
-        for template in set(statements) - {"{p} was {v}."}:  # of which not every one tells of work
-            pattern = (
-                re.escape(template)
-                .replace(r"\{p\}", r"([A-Z][a-z]+)")
-                .replace(r"\{v\}", r"([\w ]+?)")
-            )
+        for template in set(statements) - {"{p} was {v}."}:  # which also fits other sentences
+            pattern = re.escape(template).replace(r"\{p\}", r"([A-Z][a-z]+)")
+            pattern = pattern.replace(r"\{v\}", r"([\w ]+?)")
             order = ("p", "v") if template.index("{p}") < template.index("{v}") else ("v", "p")
             for match in re.finditer(rf'(?:^|(?<=[."] )|(?<="))({pattern})', text, re.M):
                 found = dict(zip(order, match.groups()[1:], strict=True))
@@ -143,18 +134,12 @@ def test_a_book_never_contradicts_itself(small):
         told = facts_told(re.sub(r'"[^"]*Is it true\?"', "", text))
         assert denials > 20 and sum(map(len, told.values())) > 100
         for (person, relation), values in told.items():
-            moves = (
-                len(re.findall(rf"{person} left [\w ]+ and moved to", text))
-                if relation == "home"
-                else 0
-            )
+            moves = 0
+            if relation == "home":
+                moves = len(re.findall(rf"{person} left [\w ]+ and moved to", text))
             if person not in ("He", "She") and relation != "thing":  # things change hands
-                assert len({value.lower() for value in values}) <= 1 + moves, (
-                    path,
-                    person,
-                    relation,
-                    values,
-                )
+                different = {value.lower() for value in values}
+                assert len(different) <= 1 + moves, (path, person, relation, values)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -165,18 +150,20 @@ def test_every_set_is_read_by_its_task_and_holds_nothing_twice(small, name):
     if name not in ("race", "wnut17"):  # where a passage, or a sentence without names, may recur
         texts = [example.texts for example in [*train, *dev]]
         assert len(set(texts)) == len(texts)
-        assert max(len(text.split()) for pair in texts for text in pair) < 45
+        assert max(len(text.split()) for text in chain.from_iterable(texts)) < 45
     assert not {repr(example) for example in train} & {repr(example) for example in dev}
     if name != "wnut17":
-        shares = Counter(str(example.label) for example in dev)
-        assert max(shares.values()) / len(dev) < {"stsb": 0.25, "snli": 0.42, "race": 0.36}.get(
-            name, 0.58
-        )
+        counts = Counter(str(example.label) for example in dev)
+        most = {"stsb": 0.25, "snli": 0.42, "race": 0.36}.get(name, 0.58)
+        assert max(counts.values()) / len(dev) < most
 
 
 @pytest.mark.parametrize("name", ["rte", "snli", "qnli", "mrpc", "qqp"])
 def test_the_second_text_alone_does_not_tell_the_label(small, name):
-    """Naive Bayes on the words of the second text: no better than chance, or nobody need read the first."""
+    """Naive Bayes on the words of the second text is no better than chance.
+
+    Otherwise a model could do without the first text.
+    """
     task = TASKS[name]
     train, dev = (task.read(small / "tasks" / FOLDERS[name], split) for split in ("train", "dev"))
 
@@ -212,14 +199,12 @@ def test_numbers_and_order_do_not_tell_the_label(small):
     "folder", ["CoLA", "SST-2", "RTE", "QNLI", "SNLI", "STS-B", "MRPC", "QQP", "WNUT17", "DPR"]
 )
 def test_layouts_are_the_publishers_own(small, shared_data, folder):
-    """Same names, same first line where there is a header, same columns and no other label words."""
+    """The same names, the same header, the same columns and no other label words."""
     for path in (small / "tasks" / folder).iterdir():
         real = shared_data / "tasks" / folder / path.name
         if not real.exists():
-            assert path.name in (
-                "msr_paraphrase_test.txt",
-                "test.c.txt",
-            )  # published, but not in our copy
+            # Published, but not in our copy.
+            assert path.name in ("msr_paraphrase_test.txt", "test.c.txt")
             continue
         ours, theirs = path.read_text().split("\n"), real.read_text().split("\n")
         if folder in ("SST-2", "RTE", "QNLI", "SNLI", "MRPC", "QQP"):
@@ -229,18 +214,16 @@ def test_layouts_are_the_publishers_own(small, shared_data, folder):
             folder
         )
         if label is not None:
-            assert {row.split("\t")[label] for row in ours if row} == {
-                row.split("\t")[label] for row in theirs if row
-            }
+            labels = {row.split("\t")[label] for row in ours if row}
+            assert labels == {row.split("\t")[label] for row in theirs if row}
         if folder == "STS-B":
             assert {row.count("\t") for row in ours if row} == {6}
             assert all(re.fullmatch(r"[0-5]\.\d{3}", row.split("\t")[4]) for row in ours if row)
         if folder == "WNUT17":
             tags = {row.split("\t")[1] for row in ours if row}
             assert tags <= {row.split("\t")[1] for row in theirs if row.count("\t") == 1}
-            assert {
-                f"{side}-{kind}" for side in "BI" for kind in ("person", "location", "product")
-            } < tags
+            kinds = ("person", "location", "product")
+            assert {f"B-{kind}" for kind in kinds} | {f"I-{kind}" for kind in kinds} < tags
         if folder == "DPR":
             for block in path.read_text().strip().split("\n\n"):
                 sentence, pronoun, candidates, answer = block.split("\n")
@@ -253,10 +236,8 @@ def test_race_and_story_cloze_are_the_publishers_own(small, shared_data):
         page = json.loads(path.read_text())
         assert page.keys() == real.keys() and page["id"] == f"middle{path.name}"
         for options, answer in zip(page["options"], page["answers"], strict=True):
-            assert (
-                len(set(options)) == 4
-                and options["ABCD".index(answer)].lower() in page["article"].lower()
-            )
+            assert len(set(options)) == 4
+            assert options["ABCD".index(answer)].lower() in page["article"].lower()
     for path in (small / "tasks/StoryCloze").iterdir():
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))

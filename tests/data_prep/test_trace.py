@@ -1,4 +1,7 @@
-"""Reading back: documents out of shards, and which of them were in a step. Also the statistics of `verify_shards`."""
+"""Tests of data_prep/inspect_shards.py and trace.py: documents read back, and which were in a step.
+
+Also of the statistics of `verify_shards`.
+"""
 
 import json
 from pathlib import Path
@@ -9,9 +12,9 @@ import pytest
 import yaml
 
 from data_prep import inspect_shards, trace, verify_shards
-from data_prep.inspect_shards import documents, parts
+from data_prep.inspect_shards import document_spans, documents
 from gpt1_ds.base.errors import ConfigError, DataError
-from gpt1_ds.data.batches import Batches, BatchSizes
+from gpt1_ds.data.batches import Batches, BatchSizes, Share
 from gpt1_ds.data.manifest import CorpusEntry, Manifest, read_manifest, write_manifest
 from gpt1_ds.data.opening import open_streams
 from gpt1_ds.data.order import Cursor, WindowOrder
@@ -22,31 +25,28 @@ from gpt1_ds.settings.loading import to_dict
 from gpt1_ds.settings.sections import DataConfig, PretrainConfig
 from tests.conftest import succeed
 
-TEXTS = {
-    f"{name}.txt": " ".join(f"{name} sees the {n} ships" for n in range(900))
-    for name in ("one", "two", "three")
-}
+
+def tale(name: str) -> str:
+    return " ".join(f"{name} sees the {n} ships" for n in range(900))
+
+
+TEXTS = {f"{name}.txt": tale(name) for name in ("one", "two", "three")}
 SAMPLE = 1000
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Three documents under a real tokenizer, in samples of 1,000 tokens: each spans several, one spans two shards."""
+    """Three documents under a real tokenizer, in samples of 1,000 tokens.
+
+    Each document spans several samples, and one spans two shards.
+    """
     root = tmp_path_factory.mktemp("trace")
     (root / "texts").mkdir()
     for name, text in TEXTS.items():
         (root / "texts" / name).write_text(text)
-    succeed(
-        "python",
-        "-m",
-        "data_prep.train_tokenizer",
-        "--corpus",
-        f"tales={root / 'texts'}",
-        "--vocab-size",
-        320,
-        "--out",
-        root / "shards" / "tokenizer",
-    )
+    corpus = ("--corpus", f"tales={root / 'texts'}", "--vocab-size", 320)
+    out = ("--out", root / "shards" / "tokenizer")
+    succeed("python", "-m", "data_prep.train_tokenizer", *corpus, *out)
     tokenizer = load_tokenizer(root / "shards" / "tokenizer")
     stream, starts = [], {}
     for name, text in TEXTS.items():
@@ -54,13 +54,10 @@ def shards(tmp_path_factory) -> Path:
         stream += [*tokenizer.encode(text), tokenizer.special_ids["eot"]]
     samples = []
     for begin in range(0, len(stream), SAMPLE):
-        inside = [
-            (name, start - begin)
-            for name, start in starts.items()
-            if begin < start < begin + SAMPLE
-        ]
+        end = begin + SAMPLE
+        inside = [(name, at - begin) for name, at in starts.items() if begin < at < end]
         before = max((start, name) for name, start in starts.items() if start <= begin)
-        samples.append((stream[begin : begin + SAMPLE], [(before[1], before[0] - begin), *inside]))
+        samples.append((stream[begin:end], [(before[1], before[0] - begin), *inside]))
     half = len(samples) // 2 + 1
     written = []
     for number, group in enumerate((samples[:half], samples[half:])):
@@ -115,14 +112,12 @@ def test_a_damaged_record_is_one_line(shards, tmp_path):
     shard = manifest.shards()[0]
     data = (shards / shard.file).read_bytes()
     place = data.index(b'{"corpus"')
-    for bad in (
-        data[:place] + b"?" + data[place + 1 :],
-        data[: place - 512] + bytes(512) + data[place:],
-        data[:place],
-    ):
+    no_json = data[:place] + b"?" + data[place + 1 :]
+    no_header = data[: place - 512] + bytes(512) + data[place:]
+    for bad in (no_json, no_header, data[:place]):
         (tmp_path / "x.tar").write_bytes(bad)
         with pytest.raises(DataError, match=r"x.tar: sample 0 cannot be read .*verify_shards"):
-            parts(tmp_path / "x.tar", manifest, shard, 0)
+            document_spans(tmp_path / "x.tar", shard, 0, manifest.dtype.itemsize)
 
 
 @pytest.fixture
@@ -139,12 +134,8 @@ def test_a_trace_names_the_tokens_that_the_step_was_trained_on(shards, run, caps
     manifest = read_manifest(shards)
     streams = open_streams(config.data, manifest, "train")
     order = WindowOrder({"tales": streams["tales"].tokens}, 700, 11, {})
-    (((trained,), _),) = (
-        pair
-        for pair, _ in zip(
-            Batches(streams, order, Cursor(0, 6 * step - 6), 6, 6, 0, 1), "1", strict=False
-        )
-    )
+    batches = Batches(streams, order, Cursor(0, 6 * step - 6), 6, 6, Share(0, 1))
+    (trained,) = next(iter(batches)).micro_batches
     trace.main([str(folder), "--step", str(step)])
     head, *rows = lines(capsys)
     assert head == ["window", "corpus", "first", "last", "document", "shard", "sample"]
@@ -161,29 +152,21 @@ def test_a_trace_names_the_tokens_that_the_step_was_trained_on(shards, run, caps
 
 
 def test_a_trace_knows_of_growing_batches_and_of_batches_skipped(shards, run, capsys):
-    """Steps of 2, 2, 4, 4, 6, .. windows; after step 4 the run went back to step 3, past the windows up to 40."""
+    """Steps of 2, 2, 4, 4, 6, .. windows. After step 4 the run went back to step 3.
+
+    It skipped the windows up to 40.
+    """
     folder, config = run
-    order = WindowOrder(
-        {"tales": read_manifest(shards).splits["train"]["tales"].tokens}, 700, 11, {}
-    )
+    tokens = {"tales": read_manifest(shards).splits["train"]["tales"].tokens}
+    order = WindowOrder(tokens, 700, 11, {})
     sizes = BatchSizes(6, 2, 4)
-    event = {
-        "to_step": 3,
-        "from_step": 4,
-        "last": dict(zip(("epoch", "index"), divmod(40, order.epoch_windows), strict=True)),
-    }
-    (folder / "skipped.jsonl").write_text(json.dumps(event) + "\n")
-    firsts = [
-        trace.first_window(folder / "skipped.jsonl", step, sizes, order)
-        for step in (1, 2, 3, 4, 5, 6)
-    ]
-    assert firsts == [
-        0,
-        *np.cumsum([sizes.at(0), sizes.at(1)]),
-        40,
-        40 + sizes.at(3),
-        46 + sizes.at(3),
-    ]
+    epoch, index = divmod(40, order.epoch_windows)
+    event = {"to_step": 3, "from_step": 4, "last": {"epoch": epoch, "index": index}}
+    skipped = folder / "skipped.jsonl"
+    skipped.write_text(json.dumps(event) + "\n")
+    firsts = [trace.first_window(skipped, step, sizes, order) for step in range(1, 7)]
+    before = [0, *np.cumsum([sizes.at(0), sizes.at(1)])]
+    assert firsts == [*before, 40, 40 + sizes.at(3), 46 + sizes.at(3)]
     config.train.batch_start, config.train.batch_warmup_steps = 2, 4
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     trace.main([str(folder), "--step", "1"])
@@ -210,10 +193,9 @@ def test_stats_are_the_manifests_and_a_picture(shards, tmp_path, capsys):
     assert row.split()[:4] == ["tales", "train", "3", f"{tokens:,}"]
     assert "2 empty" in out and "1 duplicate" in out and str(tmp_path / "lengths.png") in out
     assert matplotlib.image.imread(tmp_path / "lengths.png").shape[0] > 100
-    lengths = [
-        sum(part.tokens for *_, part in pieces)
-        for _, pieces in documents(shards, read_manifest(shards), "train", "tales")
-    ]
+    lengths = []
+    for spans in documents(shards, read_manifest(shards), "train", "tales"):
+        lengths.append(sum(span.tokens for span in spans))
     assert len(lengths) == 3 and sum(lengths) == tokens
     with pytest.raises(DataError, match="--picture .*choose another file"):
         verify_shards.main([str(shards), "--stats", "--picture", str(tmp_path / "no" / "x.png")])

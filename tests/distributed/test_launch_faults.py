@@ -1,4 +1,4 @@
-"""Ranks started wrongly: each start ends in one clear line, and never trains as several runs of one rank."""
+"""Ranks started wrongly: each start ends with one clear error, and never trains separate runs."""
 
 import os
 import socket
@@ -18,7 +18,8 @@ from tests.test_train import SMALL
 
 @pytest.fixture
 def start(tiny_shards, tmp_path):
-    """Start one rank with these variables; all of them have ended, or are killed, when the test has."""
+    """Start one rank with these variables; all of them have ended, or are killed, when the test
+    has."""
     started = []
 
     def start(**environ) -> subprocess.Popen:
@@ -71,15 +72,16 @@ def ends(process: subprocess.Popen, exit_code: int, *words: str) -> str:
 
 
 HURRIED = """
-from gpt1_ds import distributed
-from gpt1_ds.errors import guard
-distributed.PATIENCE_SECONDS, distributed.MEETING_SECONDS = 4.0, 3.0
-guard(lambda words: print("met", distributed.start(float(words[0])).rank))
+from gpt1_ds.distributed import rendezvous
+from gpt1_ds.base.errors import guard
+rendezvous.NOTICE_SECONDS, rendezvous.ANSWER_SECONDS = 4.0, 3.0
+guard(lambda words: print("met", rendezvous.join_process_group(float(words[0])).rank))
 """
 
 
 def hurried(rank: int, address: str, port: int, timeout_seconds: int = 100) -> subprocess.Popen:
-    """A rank that only meets the others, and is less patient than others with an address that leads nowhere."""
+    """A rank that only meets the others, and is less patient than others with an address that leads
+    nowhere."""
     environ = os.environ | place(rank, port, MASTER_ADDR=address)
     return subprocess.Popen(
         [sys.executable, "-c", HURRIED, str(timeout_seconds)],
@@ -121,9 +123,9 @@ def test_a_host_that_has_no_address(start):
 
 
 def test_an_address_of_no_rank_0_is_told_from_a_late_peer():
-    """One of documentation's own network; a machine that does not answer, its queue of connections full; another
-    program that does, and says nothing."""
-    assert rendezvous.MEETING_SECONDS + 2 * rendezvous.PROBE_SECONDS < 60
+    """One of documentation's own network; a machine that does not answer, its queue of connections
+    full; another program that does, and says nothing."""
+    assert rendezvous.ANSWER_SECONDS + 2 * rendezvous.PROBE_SECONDS < 60
     with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, ExitStack() as queue:
         address = silent.getsockname()
         for _ in range(3):

@@ -16,7 +16,7 @@ from tests.support.ranks import die_with_parent
 
 WAITER = """
 import sys, time
-from gpt1_ds import preemption
+from gpt1_ds.distributed import preemption
 preemption.GRACE_SECONDS = 0.5
 flag = preemption.StopFlag()
 print("ready", flush=True)

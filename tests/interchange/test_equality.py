@@ -1,6 +1,7 @@
-"""The model's numbers are those of `transformers`' OpenAIGPTLMHeadModel with the same weights.
+"""The model gives the same numbers as `transformers`' OpenAIGPTLMHeadModel.
 
-Tolerances: float32 1e-5 relative to the largest value of each tensor; bfloat16 both models rounded alike.
+Tolerances: float32 1e-5 relative to the largest value of each tensor; bfloat16 both models rounded
+alike.
 """
 
 import pytest
@@ -99,7 +100,8 @@ def test_logits_loss_and_every_gradient_equal_in_float32(models, batch, length):
 
 
 def test_bfloat16_differs_by_no_more_than_its_own_rounding(models):
-    """Each is as far from the float32 numbers as the other: within twice the reference's own distance."""
+    """Each is as far from the float32 numbers as the other: within twice the reference's own
+    distance."""
     ours, theirs = models
     ids_BT = torch.randint(0, 1000, (4, 256))
     exact = theirs(ids_BT).logits[:, -1]

@@ -1,4 +1,4 @@
-"""Transformers' and OpenAI's formats in, tokenizers in transformers' format out, and what is refused on the way."""
+"""Import from transformers and OpenAI, export of tokenizers, and refused inputs."""
 
 import json
 import os
@@ -24,8 +24,9 @@ from gpt1_ds.base.errors import DataError
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.data.openai_bpe import OPENAI_FILES
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
+from gpt1_ds.interchange.safetensors_files import INDEX
 from gpt1_ds.interchange.tokenizer_json import tokenizer_config_json, tokenizer_json
-from gpt1_ds.interchange.weights import INDEX, to_theirs
+from gpt1_ds.interchange.weights import to_theirs
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.trained import load_gpt
 
@@ -80,7 +81,8 @@ def openai_bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(openai_bpe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-1 of transformers' own making, with its own tokenizer, as save_pretrained leaves them."""
+    """A GPT-1 of transformers' own making, with its own tokenizer, as save_pretrained leaves
+    them."""
     folder = tmp_path_factory.mktemp("reference")
     rows = len(json.loads((openai_bpe / OPENAI_FILES[0]).read_text()))
     torch.manual_seed(1)
@@ -109,7 +111,8 @@ def check_ids(ours: Tokenizer, folder: Path, texts: list[str]) -> None:
 
 
 def real_lines(shared_data: Path) -> list[str]:
-    """Every line of the held-out books and of a labelled set, and some with our control pieces as text."""
+    """Every line of the held-out books and of a labelled set, and some with our control pieces as
+    text."""
     files = [
         *sorted((shared_data / "books" / "valid").glob("*.txt")),
         shared_data / "tasks" / "SST-2" / "dev.tsv",
@@ -158,7 +161,8 @@ def test_hugging_face_to_ours_to_hugging_face_is_bitwise(reference, tmp_path):
 
 
 def openai_arrays(folder: Path, weights: dict[str, torch.Tensor], n_layer: int) -> list[np.ndarray]:
-    """The arrays of a transformers model in the order and shapes in which OpenAI's code makes its variables."""
+    """The arrays of a transformers model in the order and shapes in which OpenAI's code makes its
+    variables."""
     arrays = [weights["positions_embed.weight"], weights["tokens_embed.weight"]]
     for layer in range(n_layer):
         for name in ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2"):
@@ -192,7 +196,7 @@ def test_openais_arrays_are_the_same_model(reference, released, tmp_path):
     run_export("--from-hf", reference, tmp_path / "hf")
     (ours, state), (theirs, _) = (load_weights(tmp_path / name) for name in ("openai", "hf"))
     same(ours, theirs)
-    assert load_tokenizer(tmp_path / "openai" / "tokenizer").sha256 == state["tokenizer_sha256"]
+    assert load_tokenizer(tmp_path / "openai" / "tokenizer").sha256 == state.tokenizer_sha256
     gpt = load_gpt(tmp_path / "openai")[0]
     ids = torch.arange(40)[None] % 32
     with torch.no_grad():

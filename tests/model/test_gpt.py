@@ -1,4 +1,4 @@
-"""The model is the paper's: shape, count, initialisation, causality, and the numbers of a plain rewrite."""
+"""The model is the one of the paper: shape, initial weights, causality, plain formulas."""
 
 import math
 
@@ -35,23 +35,22 @@ def test_initialisation_table():
 
 
 def plain_gpt(state: dict, config: GPTConfig, ids: torch.Tensor) -> torch.Tensor:
-    """Logits by the formulas of the paper, one step a line, sharing nothing with the model's code but its weights."""
+    """Logits by the formulas of the paper, one step a line.
+
+    It shares nothing with the model's code but the weights.
+    """
     x = state["wte"][ids] + state["wpe"][: ids.shape[1]]
     B, T, C = x.shape
     width = C // config.n_head
     for layer in range(config.n_layer):
-        block = {
-            name.removeprefix(f"blocks.{layer}."): p
-            for name, p in state.items()
-            if name.startswith(f"blocks.{layer}.")
-        }
+        prefix = f"blocks.{layer}."
+        names = [name for name in state if name.startswith(prefix)]
+        block = {name.removeprefix(prefix): state[name] for name in names}
         qkv = x @ block["attn.c_attn.weight"].T + block["attn.c_attn.bias"]
         heads = []
         for head in range(config.n_head):
-            q, k, v = (
-                qkv[..., part * C + head * width : part * C + (head + 1) * width]
-                for part in range(3)
-            )
+            firsts = [part * C + head * width for part in range(3)]
+            q, k, v = (qkv[..., first : first + width] for first in firsts)
             scores = q @ k.transpose(1, 2) / math.sqrt(width)
             scores = scores - 1e9 * torch.ones(T, T).triu(1)
             heads.append(scores.softmax(-1) @ v)
@@ -59,11 +58,8 @@ def plain_gpt(state: dict, config: GPTConfig, ids: torch.Tensor) -> torch.Tensor
         x = plain_norm(x + a, block["ln_1.weight"], block["ln_1.bias"])
         h = x @ block["mlp.c_fc.weight"].T + block["mlp.c_fc.bias"]
         h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-        x = plain_norm(
-            x + h @ block["mlp.c_proj.weight"].T + block["mlp.c_proj.bias"],
-            block["ln_2.weight"],
-            block["ln_2.bias"],
-        )
+        m = h @ block["mlp.c_proj.weight"].T + block["mlp.c_proj.bias"]
+        x = plain_norm(x + m, block["ln_2.weight"], block["ln_2.bias"])
     return (x @ state["wte"].T)[..., : config.vocab_size]
 
 
@@ -79,22 +75,17 @@ def test_loss_and_gradients_equal_a_plain_rewrite(length):
     model = GPT(TINY).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(
-                torch.randn_like(parameter) * 0.1
-            )  # trained-like: no zero bias, no unit gain
+            # As if trained: no zero bias, no unit gain.
+            parameter.add_(torch.randn_like(parameter) * 0.1)
     ids = torch.randint(0, 300, (3, length + 1))
     _, nll = model(ids[:, :-1], ids[:, 1:])
     logits = plain_gpt(dict(model.named_parameters()), TINY, ids[:, :-1])
-    plain = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
-        3, length
-    )
-    torch.testing.assert_close(nll, plain, rtol=1e-5, atol=1e-5)
+    plain = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(nll.flatten(), plain, rtol=1e-5, atol=1e-5)
     parameters = list(model.parameters())
-    for ours, theirs in zip(
-        torch.autograd.grad(nll.mean(), parameters),
-        torch.autograd.grad(plain.mean(), parameters),
-        strict=True,
-    ):
+    grads = torch.autograd.grad(nll.mean(), parameters)
+    plain_grads = torch.autograd.grad(plain.mean(), parameters)
+    for ours, theirs in zip(grads, plain_grads, strict=True):
         torch.testing.assert_close(ours[:300], theirs[:300], rtol=1e-4, atol=1e-6)
 
 
@@ -105,9 +96,8 @@ def test_no_state_sees_the_future():
     changed = ids.clone()
     changed[0, 12] = (changed[0, 12] + 1) % 300
     before, after = model(ids)[0], model(changed)[0]
-    assert torch.equal(before[:, :12], after[:, :12]) and not torch.equal(
-        before[:, 12:], after[:, 12:]
-    )
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.equal(before[:, 12:], after[:, 12:])
 
 
 def test_cached_logits_equal_uncached_ones():
@@ -154,9 +144,8 @@ def test_dropout_of_a_sequence_does_not_depend_on_its_batch():
     model, ids = GPT(TINY), torch.randint(0, 300, (4, 20))
     keys = torch.randint(-(2**31), 2**31, (4, 2), dtype=torch.int32)
     whole = model(ids, dropout_keys_B2=keys)[0]
-    torch.testing.assert_close(
-        model(ids[2:], dropout_keys_B2=keys[2:])[0], whole[2:], rtol=1e-5, atol=1e-5
-    )
+    part = model(ids[2:], dropout_keys_B2=keys[2:])[0]
+    torch.testing.assert_close(part, whole[2:], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_acts_in_training_only():

@@ -1,4 +1,4 @@
-"""The fast paths against plain torch."""
+"""The kernels against plain torch."""
 
 import numpy as np
 import pytest
@@ -48,24 +48,25 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_dropout_is_independent_across_elements_sequences_sites_and_seeds():
-    """Correlations of masks: between elements at small and at structured lags, windows next to each other in the
-    order, sites of the model, and seeds. 300 comparisons stay below 5.5 standard deviations (chance: 1e-5 together)."""
+    """Masks have no correlation between elements at small and at structured lags, between windows
+    next to each other in the order, between sites of the model, and between seeds.
+
+    300 comparisons stay below 5.5 standard deviations (by chance one is above: 1e-5).
+    """
     places, sites, elements = 40, 37, 1 << 16
     x = torch.ones(places, elements)
     by_site = site_keys(keys(*range(places)), sites)
-    dropped = torch.stack(
-        [dropout(x, 0.1, by_site[site]) == 0 for site in range(sites)]
-    )  # (sites, places, elements)
+    # (sites, places, elements)
+    dropped = torch.stack([dropout(x, 0.1, by_site[site]) == 0 for site in range(sites)])
     assert abs(dropped.float().mean() - 0.1) < 5 * (0.09 / dropped.numel()) ** 0.5
-    scores = [
-        correlation(dropped[0, :, lag:], dropped[0, :, :-lag])
-        for lag in (1, 2, 3, 4, 8, 64, 128, 512, 768, 4096)
-    ]
+    lags = (1, 2, 3, 4, 8, 64, 128, 512, 768, 4096)
+    scores = [correlation(dropped[0, :, lag:], dropped[0, :, :-lag]) for lag in lags]
     scores += [correlation(dropped[:, 0], dropped[:, place]) for place in range(1, places)]
-    scores += [correlation(dropped[a], dropped[b]) for a in (0, 5) for b in range(sites) if a != b]
+    for a in (0, 5):
+        scores += [correlation(dropped[a], dropped[b]) for b in range(sites) if a != b]
     other_seed = torch.from_numpy(mix(8, np.arange(places)).view(np.int32).reshape(-1, 2))
     scores += [correlation(dropped[0], dropout(x, 0.1, site_keys(other_seed, sites)[0]) == 0)]
-    # A shifted copy would hide from element-wise comparison: all shifts at once, by Fourier transform.
+    # Element-wise comparison would not find a shifted copy: all shifts, by Fourier transform.
     spectrum = torch.fft.rfft(dropped[:8, :4].float().flatten(0, 1) - 0.1)
     for a, b in [(0, 1), (0, 5), (1, 9), (3, 30), (8, 16)]:
         shifts = torch.fft.irfft(spectrum[a] * spectrum[b].conj()) / 0.09 / elements**0.5
@@ -74,7 +75,7 @@ def test_dropout_is_independent_across_elements_sequences_sites_and_seeds():
 
 
 def test_dropout_counts_of_short_blocks_are_binomial():
-    """Dropped elements in blocks of 64 have the binomial's variance: neither clumped nor evened out."""
+    """Dropped elements in blocks of 64 have the variance of a binomial, not more and not less."""
     dropped = dropout(torch.ones(64, 1 << 16), 0.1, keys(*range(64))) == 0
     counts = dropped.view(-1, 64).sum(1).double()
     assert abs(counts.var() / (64 * 0.09) - 1) < 0.02
@@ -129,16 +130,14 @@ def test_head_cross_entropy_equals_torchs(rows):
 
 
 def test_head_cross_entropy_in_bfloat16_keeps_its_softmax():
-    """The kept softmax and the one computed again (float32) give gradients equal to bfloat16's rounding."""
+    """Its gradients are those of float32, to the rounding of bfloat16."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(1, 700, 32), torch.randn(384, 32) * 0.3
     targets = torch.randint(0, 300, (1, 700))
     grads = []
     for dtype in (torch.float32, torch.bfloat16):
-        h, w = (
-            hidden.bfloat16().to(dtype).requires_grad_(),
-            weight.bfloat16().to(dtype).requires_grad_(),
-        )
+        h = hidden.bfloat16().to(dtype).requires_grad_()
+        w = weight.bfloat16().to(dtype).requires_grad_()
         head_cross_entropy(h, w, targets, 300).mean().backward()
         grads.append((h.grad.float(), w.grad.float()))
     for exact, rounded in zip(*grads, strict=True):
@@ -148,29 +147,22 @@ def test_head_cross_entropy_in_bfloat16_keeps_its_softmax():
 @pytest.mark.parametrize("shape", [(1, 24), (3, 1, 24), (2, 5, 24)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_linear_without_gradient_equals_torchs(shape, dtype):
-    x, weight, bias = (
-        torch.randn(shape, dtype=dtype),
-        torch.randn(40, 24, dtype=dtype),
-        torch.randn(40, dtype=dtype),
-    )
+    x, weight = torch.randn(shape, dtype=dtype), torch.randn(40, 24, dtype=dtype)
+    bias = torch.randn(40, dtype=dtype)
     with torch.inference_mode():
         for b in (bias, None):
-            torch.testing.assert_close(
-                linear(x, weight, b), F.linear(x, weight, b), rtol=1e-5, atol=1e-5
-            )
-    assert torch.equal(
-        linear(x, weight, bias), F.linear(x, weight, bias)
-    )  # with gradient: the same call
+            plain = F.linear(x, weight, b)
+            torch.testing.assert_close(linear(x, weight, b), plain, rtol=1e-5, atol=1e-5)
+    # With gradient it is the same call.
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
 
 
 @pytest.mark.parametrize("room", [6, 64])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
 def test_append_equals_cat_and_then_writes_in_place(room, context):
     with context():
-        parts = [
-            torch.randn(2, length, 12).view(2, length, 3, 4).transpose(1, 2)
-            for length in (2, 1, 3, 1)
-        ]
+        features = [torch.randn(2, length, 12) for length in (2, 1, 3, 1)]
+        parts = [part.view(2, -1, 3, 4).transpose(1, 2) for part in features]
         whole, places = parts[0], []
         for end, part in enumerate(parts[1:], 2):
             whole = append(whole, part, room)

@@ -1,4 +1,4 @@
-"""Validation loss against one plain pass over the stream; sliding windows against a loop and lm-evaluation-harness."""
+"""Validation loss against a plain pass; sliding windows against a loop and another library."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,8 @@ from tests.settings.test_deepspeed_json import FOLDER
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_validation_loss_counts_every_target_once(ranks, tiny_shards, world_size):
     path = str(FOLDER / "zero0_fp32.json")
-    for ours, plain in ranks(world_size).run(
-        "tests.support.cases_engine:all_windows_loss", path, str(tiny_shards)
-    ):
+    case = "tests.support.cases_engine:all_windows_loss"
+    for ours, plain in ranks(world_size).run(case, path, str(tiny_shards)):
         assert ours == pytest.approx(plain, rel=1e-6)
 
 
@@ -47,9 +46,8 @@ def test_sliding_windows_equal_a_loop_and_those_of_lm_evaluation_harness(model, 
         for context, targets in windows_of(rest, first, 16, 16 - stride + 1):
             context = context[: len(context) - (len(targets) - 1)]
             harness += nll_of(model, context, targets)
-        for position in range(
-            len(rest)
-        ):  # a token sees all tokens from the start of the window that scores it
+        # A token sees all tokens from the start of the window that scores it.
+        for position in range(len(rest)):
             steps = max(0, -(-(position + 1 - 16) // stride))
             end = min(16 + steps * stride, len(rest))
             loop += nll_of(model, [first, *rest][max(0, end - 16) : position + 1], [rest[position]])
@@ -59,10 +57,8 @@ def test_sliding_windows_equal_a_loop_and_those_of_lm_evaluation_harness(model, 
 
 
 def test_the_sum_does_not_depend_on_the_batch(model):
-    sums = [
-        token_nll(model, DOCUMENTS, 7, "", batch).sum(dtype=np.float64)
-        for batch in (1, 50, 100_000)
-    ]
+    batches = (1, 50, 100_000)
+    sums = [token_nll(model, DOCUMENTS, 7, "", size).sum(dtype=np.float64) for size in batches]
     assert sums == pytest.approx([sums[0]] * 3, rel=1e-7)
 
 
@@ -72,7 +68,6 @@ def test_the_standard_error_is_that_of_independent_runs():
     means_R = nll_T.reshape(10, 64).mean(1, dtype=np.float64)
     assert total / 640 == pytest.approx(nll_T.mean(dtype=np.float64))
     assert error / 640 == pytest.approx(means_R.std(ddof=1) / 10**0.5)
-    assert sum_and_error(nll_T, [np.zeros(65)] * 10, 512) == pytest.approx(
-        (total, error)
-    )  # or documents, if shorter
+    # A shorter document is one run.
+    assert sum_and_error(nll_T, [np.zeros(65)] * 10, 512) == pytest.approx((total, error))
     assert np.isnan(sum_and_error(nll_T[:64], [np.zeros(65)], 64)[1])

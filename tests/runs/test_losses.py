@@ -1,4 +1,4 @@
-"""NaN and loss spikes on two real ranks: skipped, rolled back, written down, given up after a budget."""
+"""NaN and loss spikes on two real ranks: skipped, rolled back, recorded, too many of them."""
 
 import json
 import math
@@ -21,12 +21,9 @@ GARBAGE = [80, 88]  # the windows of the step from 10 to 11
 
 def ds_json(tmp_path: Path, layout: str) -> str:
     stage, precision = layout.split("-")
+    bf16 = {"enabled": precision == "bf16"}
     path = tmp_path / "ds.json"
-    path.write_text(
-        json.dumps(
-            {"zero_optimization": {"stage": int(stage)}, "bf16": {"enabled": precision == "bf16"}}
-        )
-    )
+    path.write_text(json.dumps({"zero_optimization": {"stage": int(stage)}, "bf16": bf16}))
     return str(path)
 
 
@@ -38,7 +35,7 @@ def train_lines(metrics: list[dict]) -> list[dict]:
 def test_nan_on_one_rank_is_skipped_by_all_counted_and_survived(
     ranks, tiny_shards, tmp_path, layout
 ):
-    """Twice in a row of the three that would end it, then once more: 3 skipped in all, weights finite."""
+    """Twice in a row, where three would end the run, then once more: 3 skipped, weights finite."""
     arguments = (
         ds_json(tmp_path, layout),
         str(tiny_shards),
@@ -57,8 +54,11 @@ def test_nan_on_one_rank_is_skipped_by_all_counted_and_survived(
 
 
 def test_float16_comes_down_to_its_loss_scale_or_ends_as_any_run(ranks, tiny_shards, tmp_path):
-    """Steps skipped for a scale that is too high are no divergence; NaN for ever ends the run by train.max_skipped,
-    not by DeepSpeed's own exception at the lowest scale."""
+    """Steps skipped for a scale that is too high are no divergence.
+
+    NaN in every step ends the run by train.max_skipped, not by DeepSpeed's own exception at the
+    lowest scale.
+    """
     fp16 = {"enabled": True, "initial_scale_power": 19, "hysteresis": 1}
     (tmp_path / "ds.json").write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": 2}}))
     arguments = (
@@ -73,9 +73,8 @@ def test_float16_comes_down_to_its_loss_scale_or_ends_as_any_run(ranks, tiny_sha
     )[0]
     lines = train_lines(metrics)
     skipped = [line["skipped_steps"] for line in lines]
-    assert 0 < skipped[-1] < 8 and [line["loss_scale"] for line in lines] == [
-        2.0 ** (19 - count) for count in skipped
-    ]
+    assert 0 < skipped[-1] < 8
+    assert [line["loss_scale"] for line in lines] == [2.0 ** (19 - count) for count in skipped]
     assert all(math.isfinite(line["loss"]) for line in lines)
     words[1] = "train.max_steps=40"
     with pytest.raises(
@@ -136,7 +135,8 @@ def test_a_spike_goes_back_to_the_checkpoint_and_past_the_batches(
 def test_a_kill_before_or_after_the_next_checkpoint_changes_nothing(ranks, tiny_shards, tmp_path):
     arguments = str(FOLDER / "cpu.json"), str(tiny_shards), str(tmp_path)
     runs = []
-    # The 13th step begun is the second after the rollback, the 17th is two after its first checkpoint.
+    # The 13th step is the second after the rollback; the 17th is the second after the checkpoint
+    # that follows it.
     for name, call in (("before", 13), ("after", 17), ("whole", 0)):
         words = (*arguments, name, SPIKE, GARBAGE)
         ranks(2).close()  # new processes: what earlier tests left in these may round otherwise
@@ -177,13 +177,13 @@ def test_the_budget_and_the_first_steps(ranks, tiny_shards, tmp_path):
 
 
 def test_what_a_spike_is():
-    """Far above the median of the recent lines; a NaN step, a slow rise or a first high line is none."""
+    """Far above the median of the recent lines; not a NaN step, a slow rise, a high first line."""
     losses = LossHistory(TrainConfig(spike_nats=1.0), {})
 
     def line(value: float, skipped: bool = False) -> float:
         losses.add(torch.tensor(value), 1, skipped)
         loss = losses.check(1, Cursor())
-        losses.line(loss)
+        losses.start_line(loss)
         return loss
 
     for value in (9.0, 3.0, 4.5, 3.0, 3.1, 3.9, 3.0):
@@ -193,28 +193,17 @@ def test_what_a_spike_is():
     assert again.to_dict() == losses.to_dict() and losses.in_a_row == 1
     with pytest.raises(Spike, match="4.3000 at step 1, recent median 3.1000"):
         line(4.3)
-    with pytest.raises(DivergedError, match="not finite|is nan"):
-        LossHistory(losses.train, {}).add(torch.tensor(math.nan), 5, False) or LossHistory(
-            losses.train, {"steps": [math.nan]}
-        ).check(5, Cursor())
+    LossHistory(losses.train, {}).add(torch.tensor(math.nan), 5, False)
+    with pytest.raises(DivergedError, match="is nan"):
+        LossHistory(losses.train, {"steps": [math.nan]}).check(5, Cursor())
 
 
-def test_the_ledger_has_each_event_once_and_survives_a_read_only_folder(tmp_path, capsys):
-    events = [
-        {
-            "to_step": 4,
-            "from_step": n,
-            "first": {"epoch": 0, "index": 8},
-            "last": {"epoch": 0, "index": 9},
-            "loss": 7.5,
-        }
-        for n in (6, 6, 7)
-    ]
-    for event in events:
-        record_skipped(tmp_path, event)
-    assert [
-        json.loads(line)["from_step"]
-        for line in (tmp_path / "skipped.jsonl").read_text().splitlines()
-    ] == [6, 7]
-    record_skipped(tmp_path / "missing", events[0])
+def test_each_skipped_event_is_recorded_once_and_a_missing_folder_is_survived(tmp_path, capsys):
+    first, last = {"epoch": 0, "index": 8}, {"epoch": 0, "index": 9}
+    event = {"to_step": 4, "from_step": 6, "first": first, "last": last, "loss": 7.5}
+    for from_step in (6, 6, 7):
+        record_skipped(tmp_path, {**event, "from_step": from_step})
+    lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["from_step"] for line in lines] == [6, 7]
+    record_skipped(tmp_path / "missing", event)
     assert "training goes on without this line" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a user watches: a real TensorBoard server over a run that was trained and resumed, and a real browser."""
+"""A real TensorBoard in a real browser, for a resumed run."""
 
 import json
 import re
@@ -41,7 +41,7 @@ STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 120, 20, 50
 
 @pytest.fixture(scope="module")
 def resumed_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with one that was killed past its first checkpoint, started again and trained to its end."""
+    """A folder of runs with one that was killed past its first checkpoint and started again."""
     runs = tmp_path_factory.mktemp("board") / "runs"
     words = [
         "gpt1_ds/train.py",
@@ -172,13 +172,13 @@ def test_a_browser_shows_the_loss(board, tmp_path):
         "--dump-dom",
         f"{board}/?tagFilter=loss%7Cperplexity#timeseries",  # of several groups it opens only two
     ]
-    # The page's clock is virtual and can run out before the server has answered every card: then look once more.
+    # The page's clock is virtual. It can run out before the server has answered every card.
     for _ in range(5):
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        # Only the cards of the page name a tag whole; "TensorBoard" alone would also be on an empty one.
+        # Only a card shows a whole tag; "TensorBoard" alone is also on an empty page.
         if "train/loss" in done.stdout and "valid/perplexity/books" in done.stdout:
             return
     pytest.fail(done.stdout[-3000:])

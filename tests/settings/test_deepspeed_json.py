@@ -1,4 +1,4 @@
-"""JSON + run + world size -> the resolved dict, and its refusals."""
+"""The resolved DeepSpeed configuration from JSON, run and world size, and refused inputs."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from gpt1_ds.base.errors import ConfigError
-from gpt1_ds.engine.internals import require_async_io
+from gpt1_ds.engine.start import require_async_io
 from gpt1_ds.settings.deepspeed_json import precision, resolve, zero_stage
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
@@ -41,15 +41,8 @@ def test_every_shipped_config_is_expected():
 def test_shipped_configs_resolve(name):
     ds = resolve(FOLDER / f"{name}.json", load(PretrainConfig, None, []), 8)
     assert (zero_stage(ds), precision(ds)) == EXPECTED[name]
-    assert (
-        ds["train_batch_size"],
-        ds["train_micro_batch_size_per_gpu"],
-        ds["gradient_accumulation_steps"],
-    ) == (
-        64,
-        8,
-        1,
-    )
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [ds[key] for key in keys] == [64, 8, 1]
     assert ds["gradient_clipping"] == 1.0 and "auto" not in json.dumps(ds)
 
 
@@ -133,7 +126,7 @@ def test_what_this_machine_has_not_is_refused_before_anything_starts(tmp_path, m
         resolve(FOLDER / "zero3_bf16.json", compiled, 2)
 
 
-def test_sections_of_which_the_run_knows_nothing_pass_through(tmp_path):
+def test_sections_that_the_run_does_not_know_pass_through(tmp_path):
     zero = {
         "stage": 3,
         "zero_hpz_partition_size": 8,

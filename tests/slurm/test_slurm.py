@@ -1,133 +1,34 @@
-"""The batch scripts: clean under shellcheck, and run through `sbatch` by a real two-node Slurm on this machine.
+"""The batch scripts, run through `sbatch` by a real two-node Slurm on this machine.
 
-The scripts run in a folder that looks like the project's, so that their own default paths are what is tested.
+They run in a folder that looks like the project's, so that their own default paths are tested.
 """
 
 import json
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from gpt1_ds.checkpoints.folder import find_checkpoint
-from gpt1_ds.checkpoints.loading import load_weights
 from tests.conftest import ROOT, need, succeed
 from tests.support import slurm_cluster
 from tests.support.slurm_cluster import SlurmCluster
-
-SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
-STEPS, SAVED = 60, 10
-SMALL = (
-    "--deepspeed_config",
-    "ds_configs/cpu.json",
-    "model.preset=gpt1-tiny",
-    "model.n_embd=32",
-    "model.n_ctx=32",
-    f"train.max_steps={STEPS}",
-    "train.global_batch=4",
-    "eval.every=30",
-    "eval.batches=1",
-    "log.every=1",
-    f"checkpoint.every={SAVED}",
-    "optim.lr=1e-3",
-    "schedule.warmup_steps=4",
+from tests.support.slurm_jobs import (
+    CPUS,
+    END_SECONDS,
+    SAVED,
+    SMALL,
+    STEPS,
+    Job,
+    assert_same_run,
+    rank_processes,
+    status,
+    usr1_pending,
 )
-CPUS = ("--gpus-per-node=0", "--cpus-per-task=1", "--mincpus=2")
-END_SECONDS = 150.0  # a hang bound
-
-
-@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
-def test_scripts_are_shellcheck_clean(script):
-    if not shutil.which("shellcheck"):
-        need("slurm", "shellcheck not found: apt-get install shellcheck")
-    words = ["shellcheck", "--external-sources", script.relative_to(ROOT)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_short(script):
-    lines = script.read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 60 and max(map(len, lines)) <= 120
-
-
-@pytest.mark.parametrize("name", ["prepare_data", "pretrain", "finetune", "suite"])
-def test_the_defaults_are_two_nodes_of_eight(name):
-    text = (ROOT / "slurm" / f"{name}.sh").read_text(encoding="utf-8")
-    ranks = "ntasks-per-node" if name == "prepare_data" else "gpus-per-node"  # one rank a GPU
-    assert f"#SBATCH --nodes=2\n#SBATCH --{ranks}=8\n" in text
-
-
-class Job:
-    """One submitted batch script; `name` is its job name, and that of its run."""
-
-    def __init__(
-        self,
-        cluster: SlurmCluster,
-        project: Path,
-        script: str,
-        *words: str,
-        name: str,
-        options=(),
-        **env,
-    ):
-        self.cluster, self.project, self.name = cluster, project, name
-        words = (*CPUS, f"--job-name={name}", *options, f"slurm/{script}.sh", *words)
-        self.id = cluster.sbatch(*words, cwd=project, **env)
-        self.run = project / "runs" / name
-
-    @property
-    def log(self) -> str:
-        path = self.project / f"{self.name}-{self.id}.log"
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-    def steps(self) -> list[int]:
-        return [record["step"] for record in records(self.run) if record["split"] == "train"]
-
-    def field(self, name: str) -> str:
-        return self.cluster.job(self.id).get(name, "")
-
-    def until(
-        self, condition: Callable[[], object], what: str, timeout_seconds: float = END_SECONDS
-    ) -> None:
-        try:
-            self.cluster.until(condition, what, timeout_seconds)
-        except TimeoutError as error:
-            pytest.fail(
-                f"{error}\n{self.cluster.command('scontrol', 'show', 'job', self.id)}\n{self.log}"
-            )
-
-    def until_step(self, step: int) -> None:
-        self.until(lambda: (self.steps() or [-1])[-1] >= step, f"{self.name} to train {step} steps")
-
-    def until_requeued(self) -> None:
-        self.until(
-            lambda: self.field("Restarts") not in ("", "0"), f"{self.name} to be requeued", 60
-        )
-
-    def ended(self, state: str = "COMPLETED", code: str = "0:0") -> str:
-        """Its log, once it is over in that state and with that exit code."""
-        self.until(
-            lambda: self.field("JobState") in slurm_cluster.FINAL_STATES, f"{self.name} to end"
-        )
-        found = (self.field("JobState"), self.field("ExitCode"))
-        assert found == (state, code), f"{found}\n{self.log}\n{self.cluster.logs()}"
-        return self.log
-
-
-def records(run: Path) -> list[dict]:
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
-
-
-def status(run: Path) -> dict:
-    return json.loads((run / "status.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +76,8 @@ def refusals(submit) -> dict[str, Job]:
 def side_by_side(cluster, submit, refusals) -> tuple[Job, Job]:
     """Two jobs on the same nodes: one left alone, and one that its time limit stops in the middle.
 
-    Slurm looks at the limits twice a minute: until its warning is there, the second's ranks sleep (SIGSTOP).
+    Slurm looks at the limits twice a minute: until its warning is there, the second's ranks sleep
+    (SIGSTOP).
     """
     two_ranks = ("--nodes=2", "--ntasks-per-node=2")
     limited = submit(
@@ -375,7 +277,8 @@ def test_a_node_killed_in_the_middle_is_made_up_for_by_the_one_left(cluster, sub
 
 def test_the_chain_and_the_suite(cluster, sample, chain, tmp_path):
     (tmp_path / "tasks").symlink_to(sample / "tasks")
-    tune = f"{' '.join(SMALL[:2])} train.max_steps=2 train.global_batch=4 task.max_examples=8 eval.batches=1"
+    limits = "train.max_steps=2 train.global_batch=4 task.max_examples=8 eval.batches=1"
+    tune = f"{' '.join(SMALL[:2])} {limits}"
     small = " ".join(SMALL).replace(f"={STEPS}", "=20")
     data, pretraining, suite = chain(
         f"books={sample}/books/train",
@@ -454,47 +357,3 @@ def chain(cluster, tmp_path):
         return [int(word) for word in done.stdout.split()]
 
     return chain
-
-
-def rank_processes(name: str) -> list[int]:
-    """Process ids of the ranks of run `name`, by rank, wherever their node is."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            environ = dict(
-                pair.split(b"=", 1)
-                for pair in (entry / "environ").read_bytes().split(b"\0")
-                if b"=" in pair
-            )
-        except (OSError, ValueError):
-            continue
-        if (
-            f"run.name={name}".encode() in words
-            and words[1].endswith(b"train.py")
-            and b"SLURM_PROCID" in environ
-        ):
-            found[int(environ[b"SLURM_PROCID"])] = int(entry.name)
-    return [found[rank] for rank in sorted(found)]
-
-
-def usr1_pending(name: str) -> int:
-    """How many ranks have a SIGUSR1 waiting for them."""
-    bit, count = 1 << (signal.SIGUSR1 - 1), 0
-    for pid in rank_processes(name):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        count += any(int(line.split()[1], 16) & bit for line in lines if line.startswith("ShdPnd"))
-    return count
-
-
-def assert_same_run(run: Path, other: Path) -> None:
-    """The same weights, bit for bit, and the same losses on the way."""
-    ours, theirs = (load_weights(folder)[0] for folder in (run, other))
-    assert ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name], theirs[name]) for name in ours
-    )
-    ours, theirs = (
-        [(r["split"], r["step"], r["loss"]) for r in records(folder) if "loss" in r]
-        for folder in (run, other)
-    )
-    assert ours == theirs

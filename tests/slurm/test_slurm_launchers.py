@@ -1,4 +1,5 @@
-"""The same training under the other launchers: `mpirun`, and `deepspeed` with a hostfile, one instance a node."""
+"""The same training under the other launchers: `mpirun`, and `deepspeed` with a hostfile, one
+instance a node."""
 
 import json
 import subprocess

@@ -1,1 +1,1 @@
-"""What several tests share: pools of ranks, a Slurm cluster, servers, built shards."""
+"""Helpers for several tests: pools of ranks, a Slurm cluster, servers, shards."""

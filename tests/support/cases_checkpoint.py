@@ -1,4 +1,4 @@
-"""What the ranks of the pool do for test_resize.py and test_checkpoint_faults.py."""
+"""Functions that ranks of the pool run for tests of checkpoints."""
 
 import io
 import os
@@ -9,19 +9,22 @@ import socket
 import threading
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gpt1_ds import train
 from gpt1_ds.base.errors import StopRequested
-from gpt1_ds.checkpoints import loading, saving
+from gpt1_ds.checkpoints import saving
 from gpt1_ds.checkpoints.by_parameter import place_weights
 from gpt1_ds.checkpoints.deepspeed_files import SavedParameters, allow_known_classes
-from gpt1_ds.checkpoints.folder import faults_of, read_manifest_file
+from gpt1_ds.checkpoints.folder import checkpoint_folders, find_faults, read_checkpoint_manifest
 from gpt1_ds.checkpoints.loading import load_weights, resume
 from gpt1_ds.checkpoints.saving import SaveError, Saves, save_checkpoint
+from gpt1_ds.checkpoints.state import FileSeal
 from gpt1_ds.checkpoints.writing import HashedFile
+from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives
 from gpt1_ds.runs import directory
 from tests.support.cases_engine import Trainer
@@ -30,35 +33,32 @@ NO_DROPOUT = ["model.embd_pdrop=0", "model.attn_pdrop=0", "model.resid_pdrop=0"]
 
 
 def read(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Every parameter's weight, moments and step, as the files in `folder` hold them."""
+    """Every parameter's weight, moments and step, from the files in `folder`."""
     allow_known_classes()
-    shards = SavedParameters(folder, read_manifest_file(folder))
-    return {name: {"weight": weight, **shards.state(name)} for name, weight in shards.weights()}
+    saved = SavedParameters(folder, read_checkpoint_manifest(folder))
+    return {name: {"weight": weight, **saved.state(name)} for name, weight in saved.weights()}
 
 
 def same(ours: dict, theirs: dict) -> bool:
-    """Bitwise, names and keys included."""
-    return ours.keys() == theirs.keys() and all(
-        ours[name].keys() == theirs[name].keys()
-        and all(
-            torch.equal(torch.as_tensor(v), torch.as_tensor(theirs[name][key]))
-            for key, v in ours[name].items()
-        )
-        for name in ours
-    )
+    """Whether names, keys and all bits of the tensors are equal."""
+    if ours.keys() != theirs.keys():
+        return False
+    for name, state in ours.items():
+        if state.keys() != theirs[name].keys():
+            return False
+        for key, value in state.items():
+            if not torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[name][key])):
+                return False
+    return True
 
 
 def save_layout(
     ds_path: str, shards: str, folder: str, steps: int, more: int, *overrides: str
 ) -> list[float]:
-    """Train and save; the losses of `more` steps that go on undisturbed."""
+    """Train and save; returns the losses of the next `more` steps."""
     trainer = Trainer(ds_path, shards, [*NO_DROPOUT, *overrides])
     trainer.run(0, steps)
-    state = {
-        "step": steps,
-        "cursor": {"epoch": 0, "index": 8 * steps},
-        "model": vars(trainer.shape),
-    }
+    state = replace(trainer.state(steps), cursor=Cursor(0, 8 * steps))
     save_checkpoint(trainer.engine, Path(folder), steps, state, 2)
     losses = trainer.run(steps, steps + more)
     trainer.close()
@@ -68,12 +68,15 @@ def save_layout(
 def resume_layout(
     ds_path: str, shards: str, folder: str, out: str, more: int, *overrides: str
 ) -> tuple[bool, list[float], dict, str]:
-    """Resume another layout's checkpoint: whether a save at once holds the same bits, the losses of `more` steps, the
-    counters, and what rank 0 said."""
+    """Resume the checkpoint of another layout.
+
+    Returns whether an immediate save has the same bits, the losses of `more` steps, the state and
+    the counters, and the output of rank 0.
+    """
     trainer = Trainer(ds_path, shards, [*NO_DROPOUT, *overrides], seed=9)
     with redirect_stdout(io.StringIO()) as said:
         state = resume(trainer.engine, Path(folder))
-    step = state["step"]
+    step = state.step
     save_checkpoint(trainer.engine, Path(out), step, state, 2)
     exact = True
     if collectives.is_main():
@@ -86,22 +89,30 @@ def resume_layout(
         for name in ("global_steps", "global_samples", "skipped_steps")
     }
     trainer.close()
-    return exact, losses, {**state, **counters}, collectives.gather_json(said.getvalue())[0]
+    return (
+        exact,
+        losses,
+        {**state.to_json(), **counters},
+        collectives.gather_json(said.getvalue())[0],
+    )
 
 
 def committed(folder: str) -> list[str]:
-    """Checkpoints that verify, newest first."""
+    """The valid checkpoints, newest first."""
     root = Path(folder) / "checkpoints"
-    return [path.name for path in loading.steps(root) if not faults_of(path, 1, 1)]
+    return [path.name for path in checkpoint_folders(root) if not find_faults(path)]
 
 
 def save(trainer: Trainer, folder: str, step: int, **options) -> dict | None:
-    state = {"step": step, "model": vars(trainer.shape)}
-    return save_checkpoint(trainer.engine, Path(folder), step, state, 2, **options)
+    return save_checkpoint(trainer.engine, Path(folder), step, trainer.state(step), 2, **options)
 
 
 def slow_peer(ds_path: str, shards: str, folder: str) -> tuple[float, dict[str, float]]:
-    """Rank 1 takes 3 s to write its shard: when it had, and when each sign of a commit was first seen by rank 0."""
+    """Rank 1 takes 3 s to write its files.
+
+    Returns the time when it had written them, and the times when rank 0 first saw each sign of a
+    commit.
+    """
     trainer = Trainer(ds_path, shards, [])
     trainer.run(0, 1)
     write, seen, over = trainer.engine.checkpoint_engine.save, {}, threading.Event()
@@ -137,25 +148,28 @@ def slow_peer(ds_path: str, shards: str, folder: str) -> tuple[float, dict[str, 
 
 
 def behind(ds_path: str, shards: str, folder: str) -> tuple:
-    """Save step 1 while steps 2 and 3 go on, rank 1 half a second late with its last file: what was committed before
-    it had written, what was told, whether the right tensors were, and losses: with it, without, and resumed from it."""
+    """Save step 1 during steps 2 and 3; rank 1 writes its last file half a second late.
+
+    Returns the checkpoints that were committed before that, the log record of the commit, whether
+    the right tensors were saved, and the losses: with the save, without it, and resumed from it.
+    """
     plain = Trainer(ds_path, shards, NO_DROPOUT)
     undisturbed = plain.run(0, 1)
-    save_checkpoint(plain.engine, Path(folder) / "plain", 1, {"step": 1}, 1)
+    save_checkpoint(plain.engine, Path(folder) / "plain", 1, plain.state(1), 1)
     undisturbed += plain.run(1, 3)
     plain.close()
-    trainer, told, may_end = Trainer(ds_path, shards, NO_DROPOUT), [], threading.Event()
-    saves = Saves(Path(folder), 2, None, lambda step, **saved: told.append((step, saved)))
+    trainer, commits, may_end = Trainer(ds_path, shards, NO_DROPOUT), [], threading.Event()
+    saves = Saves(Path(folder), 2, None, lambda step, **facts: commits.append((step, facts)))
     seal, slow = HashedFile.seal, collectives.rank() == 1
 
-    def late(file) -> dict:
+    def late(file) -> FileSeal:
         assert may_end.wait(60)
         time.sleep(0.5)
         return seal(file)
 
     losses = trainer.run(0, 1)
     HashedFile.seal = late if slow else seal
-    saves.save(trainer.engine, 1, {"step": 1}, must=False)
+    saves.save(trainer.engine, 1, trainer.state(1), must=False)
     for step in (1, 2):
         losses += trainer.run(step, step + 1)
         saves.poll()
@@ -174,19 +188,19 @@ def behind(ds_path: str, shards: str, folder: str) -> tuple:
     last = "checkpoints/step-00000001"
     exact = same(read(Path(folder) / last), read(Path(folder) / "plain" / last))
     again = Trainer(ds_path, shards, NO_DROPOUT, seed=9)
-    resumed = again.run(resume(again.engine, Path(folder))["step"], 3)
+    resumed = again.run(resume(again.engine, Path(folder)).step, 3)
     again.close()
-    return early, told, exact, losses, undisturbed, resumed
+    return early, commits, exact, losses, undisturbed, resumed
 
 
 def no_room(ds_path: str, shards: str, folder: str) -> tuple[list[bool], list[str]]:
-    """Whether each of two saves is on its way once begun, the second where memory is short; what is committed."""
+    """Two saves, the second without free memory: whether each is pending, and the commits."""
     trainer, room, pending = Trainer(ds_path, shards, []), saving.memory_left, []
-    saves = Saves(Path(folder), 2, None, lambda step, **saved: None)
+    saves = Saves(Path(folder), 2, None, lambda step, **facts: None)
     for step, left in ((1, room), (2, lambda: 1000.0)):
         trainer.run(step - 1, step)
         saving.memory_left = left
-        saves.save(trainer.engine, step, {"step": step}, must=False)
+        saves.save(trainer.engine, step, trainer.state(step), must=False)
         pending.append(saves.pending is not None)
     saving.memory_left = room
     trainer.close()
@@ -194,7 +208,7 @@ def no_room(ds_path: str, shards: str, folder: str) -> tuple[list[bool], list[st
 
 
 def attempt(action) -> str:
-    """The one line of the error that `action` raises on this rank."""
+    """The error line that `action` raises on this rank."""
     try:
         action()
     except SaveError as error:
@@ -202,8 +216,8 @@ def attempt(action) -> str:
     return ""
 
 
-def limited_save(ds_path: str, shards: str, folder: str, culprit: int) -> tuple:
-    """Steps 1 and 2, a save, step 3 and a save of which `culprit` may write no file beyond 2 kB, step 4 and a save."""
+def limited_save(ds_path: str, shards: str, folder: str, limited: int) -> tuple:
+    """Save after steps 2, 3 and 4. At step 3, rank `limited` cannot write files above 2 kB."""
     plain = Trainer(ds_path, shards, NO_DROPOUT)
     undisturbed = plain.run(0, 4)
     plain.close()
@@ -212,7 +226,7 @@ def limited_save(ds_path: str, shards: str, folder: str, culprit: int) -> tuple:
     save(trainer, folder, 2)
     losses += trainer.run(2, 3)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if collectives.rank() == culprit:
+    if collectives.rank() == limited:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     started = time.monotonic()
     skipped = save(trainer, folder, 3, must=False)
@@ -227,7 +241,7 @@ def limited_save(ds_path: str, shards: str, folder: str, culprit: int) -> tuple:
 
 
 def full_disk(ds_path: str, shards: str, disk: str) -> tuple[str, str, list[str]]:
-    """Faults of a save that cannot fit, and of one whose disk fills up under it."""
+    """The errors of two saves: one does not fit on the disk, one fills the disk."""
     trainer = Trainer(ds_path, shards, [])
     trainer.run(0, 1)
     save(trainer, disk, 1)
@@ -261,9 +275,9 @@ def steps_apart(ds_path: str, shards: str, folder: str) -> None:
 
 
 def resume_and_save(ds_path: str, shards: str, folder: str) -> list[int]:
-    """The step resumed, and the one that is valid after the next step was saved."""
+    """The step of the resume, and the newest valid step after one more step and save."""
     trainer = Trainer(ds_path, shards, [], seed=5)
-    step = resume(trainer.engine, Path(folder))["step"]
+    step = resume(trainer.engine, Path(folder)).step
     trainer.run(step, step + 1)
     save(trainer, folder, step + 1)
     trainer.close()
@@ -275,12 +289,15 @@ def save_many(
 ) -> None:
     trainer = Trainer(ds_path, shards, [])
     for step in range(1, steps + 1):
-        save_checkpoint(trainer.engine, Path(folder), step, {"step": step}, keep, keep_every)
+        save_checkpoint(trainer.engine, Path(folder), step, trainer.state(step), keep, keep_every)
     trainer.close()
 
 
 def signalled_save(ds_path: str, shards: str, folder: str, number: str, whom: list[int]) -> tuple:
-    """Pre-train with a checkpoint every second step; ranks `whom` get two signals while the first is being written."""
+    """Pre-train with a checkpoint every second step.
+
+    The ranks `whom` get two signals while the first checkpoint is written.
+    """
     over = threading.Event()
     code = signal.Signals[number]
     watched = Path(folder) / "stopped" / "checkpoints" / "step-00000002.tmp"
@@ -319,7 +336,7 @@ def signalled_save(ds_path: str, shards: str, folder: str, number: str, whom: li
         for n, handler in handlers.items():
             signal.signal(n, handler)
     valid = committed(f"{folder}/stopped")
-    directory._locks.clear()  # as the end of the process would
+    directory._locks.clear()  # the end of a process does the same
     collectives.barrier()
     train.main([*words, "run.name=stopped"])
     results = []
@@ -330,7 +347,10 @@ def signalled_save(ds_path: str, shards: str, folder: str, number: str, whom: li
 
 
 def start_from(ds_path: str, shards: str, source: str, folder: str, spoiled: int = 0) -> None:
-    """A new engine with the weights of `source`, saved at once; `spoiled` weights change after they were read."""
+    """Save a new engine that starts with the weights of `source`.
+
+    If `spoiled`, rank 1 changes a weight after reading it.
+    """
     trainer = Trainer(ds_path, shards, [], seed=9)
     weights = load_weights(source)[0].items()
     if spoiled and not collectives.is_main():
@@ -343,7 +363,7 @@ def start_from(ds_path: str, shards: str, source: str, folder: str, spoiled: int
 
 
 def listening() -> list[str]:
-    """Addresses on which this rank's own sockets wait for connections, by /proc."""
+    """The addresses where sockets of this rank listen, from /proc."""
     links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     found = []

@@ -1,4 +1,4 @@
-"""What the ranks of the pool do for test_export.py."""
+"""Functions that ranks of the pool run for test_export.py."""
 
 from pathlib import Path
 
@@ -9,13 +9,12 @@ from tests.support.cases_engine import Trainer
 
 
 def save_run(ds_path: str, shards: str, folder: str, overrides: list[str]) -> None:
-    """Train two steps and commit them as a run does: with its tokenizer, so that it can be exported."""
+    """Train two steps and commit a checkpoint with the tokenizer, so that it can be exported."""
     trainer, tokenizer = (
         Trainer(ds_path, shards, overrides),
         load_tokenizer(Path(shards) / "tokenizer"),
     )
     trainer.run(0, 2)
-    state = {"step": 2, "model": vars(trainer.shape), "tokenizer_sha256": tokenizer.sha256}
-    save_checkpoint(trainer.engine, Path(folder), 2, state, keep=1)
+    save_checkpoint(trainer.engine, Path(folder), 2, trainer.state(2), keep=1)
     collectives.on_main(lambda: tokenizer.copy_to(Path(folder) / "tokenizer"))
     trainer.close()

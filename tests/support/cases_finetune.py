@@ -1,4 +1,4 @@
-"""What the ranks of test_finetune.py run beside the entry point itself."""
+"""Functions that ranks of the pool run for the fine-tuning tests."""
 
 import json
 import os
@@ -12,7 +12,10 @@ from gpt1_ds.distributed import collectives
 
 
 def stop_after(step: int, metrics_file: str, argv: list[str], number: int = signal.SIGUSR1) -> None:
-    """Fine-tune; once `step` is logged, the last rank alone gets a signal: the one that a cluster sends, or another."""
+    """Fine-tune; once `step` is logged, send signal `number` only to the last rank.
+
+    The default is the signal that a cluster sends.
+    """
     finished = threading.Event()
 
     def watch() -> None:

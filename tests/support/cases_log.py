@@ -1,4 +1,4 @@
-"""What the ranks of the pool do for test_metrics.py."""
+"""Functions that ranks of the pool run for test_log.py and test_timing.py."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import torch
 from gpt1_ds import train
 from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives
-from gpt1_ds.engine.internals import layer_norms
-from gpt1_ds.engine.timing import COLLECTIVES, StepTimer, profiled
+from gpt1_ds.engine.internals import COLLECTIVES
+from gpt1_ds.engine.readings import layer_norms
+from gpt1_ds.engine.timing import StepTimer, profiled
 from gpt1_ds.model.sampling import sample_text
 from gpt1_ds.runs.log import RunLog
 from tests.support.cases_engine import Trainer
@@ -17,7 +18,11 @@ from tests.support.cases_engine import Trainer
 def watched(
     ds_path: str, shards: str, tokenizer: str
 ) -> tuple[dict[str, float], float, list[str], bool, bool]:
-    """Norms before a step and the engine's own; two samples of text, and whether they left all as it was."""
+    """The gradient norms of a step, and the effects of sampling two texts.
+
+    Returns the norms of the layers, the engine's own norm of all gradients, the two texts, whether
+    the global generator stayed as it was, and whether the module is in training mode.
+    """
     trainer = Trainer(ds_path, shards, ["train.grad_clip=1000", "train.micro_batch=4"])
     trainer.run(0, 1)
     engine, ids_BT = trainer.engine, torch.arange(4 * 33).view(4, 33)
@@ -34,7 +39,7 @@ def watched(
 
 
 def monitored(ds_path: str, shards: str, folder: str) -> None:
-    """A record of each of three steps, for the engine's monitor too; and of one more, its folder gone."""
+    """Log three steps, also to the engine's monitor, and one more after its folder is deleted."""
     trainer = Trainer(ds_path, shards, [])
     log = RunLog(Path(folder), 0, engine=trainer.engine)
     for step in range(4):
@@ -46,16 +51,18 @@ def monitored(ds_path: str, shards: str, folder: str) -> None:
 
 
 def timed(ds_path: str, shards: str, folder: str) -> tuple[dict[str, float], bool]:
-    """Seconds of the parts of two steps, the second under the profiler; whether the collectives are unwrapped again."""
+    """The seconds of the parts of two steps; the second step runs in the profiler.
+
+    Also returns whether DeepSpeed has its original collectives again.
+    """
     from deepspeed.comm import comm
 
     trainer, timer = Trainer(ds_path, shards, ["train.micro_batch=4"]), StepTimer()
     ids_BT = torch.arange(4 * 33).view(4, 33)
+    keys_B2 = torch.ones(4, 2, dtype=torch.int32)
     with timer.communication():
         for step in (1, 2):
             with profiled(Path(folder), step, 2):
-                train.train_step(
-                    trainer.engine, [ids_BT], torch.ones(4, 2, dtype=torch.int32), timer
-                )
+                train.train_step(trainer.engine, [ids_BT], keys_B2, timer)
     trainer.close()
     return timer.read(2), not set(COLLECTIVES) & set(vars(comm.cdb))

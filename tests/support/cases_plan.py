@@ -1,4 +1,7 @@
-"""In a process of its own: the memory and the time that one real training step takes, as JSON on stdout."""
+"""Measures memory and time of a real training step, in its own process. Prints JSON.
+
+python -m tests.support.cases_plan LAYERS WIDTH ZERO_STAGE CONTEXT STEPS
+"""
 
 import json
 import sys
@@ -16,16 +19,15 @@ from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
 
 VOCAB_SIZE, MICRO_BATCH = 8000, 4
-STEPS = 3
 
 
 def peak_bytes() -> int:
-    """Highest resident size of this program (ru_maxrss would begin at that of the process that started it)."""
+    """Peak resident memory of this program. (ru_maxrss would include that of its parent.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def main(layers: int, width: int, stage: int) -> None:
+def main(layers: int, width: int, stage: int, n_ctx: int, steps: int) -> None:
     torch.set_num_threads(1)
     overrides = [f"train.global_batch={MICRO_BATCH}", f"train.micro_batch={MICRO_BATCH}"]
     config = load(PretrainConfig, None, overrides)
@@ -33,14 +35,15 @@ def main(layers: int, width: int, stage: int) -> None:
     rendezvous.join_process_group(60.0)
     ds = resolve(path, config, 1)
     import_deepspeed()
-    ids_BT = torch.randint(0, VOCAB_SIZE, (MICRO_BATCH, 257))
+    ids_BT = torch.randint(0, VOCAB_SIZE, (MICRO_BATCH, n_ctx + 1))
     before = peak_bytes()
-    trainer = initialize(GPT(GPTConfig(VOCAB_SIZE, layers, 8, width, 256)), config, ds)
+    engine = initialize(GPT(GPTConfig(VOCAB_SIZE, layers, 8, width, n_ctx)), config, ds)
     seconds = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         start = time.perf_counter()
-        trainer.backward(trainer(ids_BT[:, :-1], ids_BT[:, 1:])[1].mean())
-        trainer.step()
+        loss = engine(ids_BT[:, :-1], ids_BT[:, 1:])[1].mean()
+        engine.backward(loss)
+        engine.step()
         seconds.append(time.perf_counter() - start)
     print(json.dumps({"bytes": peak_bytes() - before, "seconds": min(seconds)}))
 

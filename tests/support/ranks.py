@@ -1,9 +1,11 @@
 """A pool of real ranks for tests: one process a rank, joined by gloo, that serves function calls.
 
-    results = ranks(2).run("tests.support.cases_engine:train_three_steps", "zero2_bf16", timeout_seconds=120)
+    results = ranks(2).run("tests.support.cases_engine:train_three_steps", "zero2_bf16",
+    timeout_seconds=120)
 
-Importing torch and DeepSpeed costs seconds a process, so a pool lives as long as the test session. One that lost
-a rank or fell out of step is killed (its own processes only) and started anew by the next call.
+Each process needs seconds to import torch and DeepSpeed, so a pool lives as long as the test
+session. If a rank of a pool died or the ranks are out of step, the pool is killed (only its own
+processes), and the next call starts a new one.
 """
 
 import ctypes
@@ -27,7 +29,8 @@ from gpt1_ds.distributed import rendezvous
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_SECONDS = 120.0
 COLLECTIVE_TIMEOUT_SECONDS = 60.0
-# Once one rank has failed, its peers may wait for it in a collective for ever; they get this long to answer.
+# After one rank has failed, the others may wait for it in a collective for ever. They get this
+# many seconds to answer.
 PEER_GRACE_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
 
@@ -40,12 +43,15 @@ RANK_ENV = {
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the process that started it ends, however it ends."""
+    """Ask the kernel to kill this process when its parent ends for any reason."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class RankError(Exception):
-    """A rank died, did not answer in time, or raised something that cannot be pickled; the text has its traceback."""
+    """A rank died, did not answer in time, or raised an error that cannot be pickled.
+
+    The text has its traceback.
+    """
 
 
 class RankPool:
@@ -60,10 +66,10 @@ class RankPool:
     def run(
         self, target: str, *args: Any, timeout_seconds: float = 120.0, **kwargs: Any
     ) -> list[Any]:
-        """Call `module:function` with the same arguments on every rank; the results in rank order.
+        """Call `module:function` with the same arguments on every rank; results in rank order.
 
-        The first exception of a rank is raised here with that rank's traceback as a note; a dead or silent rank is
-        a `RankError` with the end of the ranks' output.
+        The first exception of a rank is raised here, with that rank's traceback as a note. A dead
+        or silent rank raises `RankError` with the end of the ranks' output.
         """
         if not self._processes:
             self._start()
@@ -73,7 +79,7 @@ class RankPool:
             isinstance(error, UserError) for _, error in failures
         )
         if failures and not agreed:
-            self.close()  # ranks that failed apart may be at different collectives
+            self.close()  # the ranks may be in different collectives now
         if failures:
             raise failures[0][1]
         return [answers[rank][1] for rank in range(self.world_size)]
@@ -131,7 +137,7 @@ class RankPool:
                 raise value
 
     def _call(self, request: Any, timeout_seconds: float) -> dict[int, tuple[bool, Any]]:
-        """Send `request` (None: nothing, await the start) and collect {rank: (ok, result or exception)}."""
+        """Send `request` (None: only wait for the start); returns {rank: (ok, result or error)}."""
         answers: dict[int, tuple[bool, Any]] = {}
         deadline = time.monotonic() + timeout_seconds
         try:
@@ -142,7 +148,7 @@ class RankPool:
                 open_pipes = [pipe for rank, pipe in enumerate(self._pipes) if rank not in answers]
                 ready = wait(open_pipes, timeout=max(0.0, deadline - time.monotonic()))
                 if not ready and not all(ok for ok, _ in answers.values()):
-                    return answers  # the peers of a failed rank are stuck: its own error says more
+                    return answers  # do not wait for the others: they are stuck
                 if not ready:
                     silent = [rank for rank in range(self.world_size) if rank not in answers]
                     raise RankError(
@@ -176,13 +182,11 @@ def _serve(pipe: Connection) -> None:
 
 
 def _join() -> None:
-    pass  # DROP  # imports torch, which the parent does not need
-
     rendezvous.join_process_group(COLLECTIVE_TIMEOUT_SECONDS)
 
 
 def _answer(target: str, args: tuple, kwargs: dict[str, Any]) -> bytes:
-    """The pickled pair (ok, result or exception) of calling `module:function`."""
+    """Call `module:function`; returns the pickled pair (ok, result or exception)."""
     module, _, function = target.partition(":")
     try:
         return pickle.dumps(
@@ -193,9 +197,8 @@ def _answer(target: str, args: tuple, kwargs: dict[str, Any]) -> bytes:
         try:
             error.add_note(note)
             answer = pickle.dumps((False, error))
-            pickle.loads(
-                answer
-            )  # an exception with a constructor of its own may pickle and yet not unpickle
+            # An exception with its own constructor may pickle but fail to unpickle.
+            pickle.loads(answer)
             return answer
         except Exception:
             return pickle.dumps((False, RankError(note)))

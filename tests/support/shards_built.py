@@ -1,4 +1,4 @@
-"""Shard directories for tests: random tokens in samples and shards of given sizes, confirmed anew after a change."""
+"""Makes shard directories for tests: random tokens in samples and shards of given sizes."""
 
 import hashlib
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Built:
         return self.root / self.shard(number, corpus).file
 
     def confirm(self, data: bytes, number: int = 0) -> None:
-        """Put `data` in a shard's place, with a manifest that says so: what is wrong inside stays wrong."""
+        """Put `data` in a shard's place, with a manifest that confirms it, whatever is inside."""
         shard = self.shard(number)
         self.path(number).write_bytes(data)
         shard.bytes, shard.sha256 = len(data), hashlib.sha256(data).hexdigest()
@@ -41,23 +41,24 @@ class Built:
 def build(
     root: Path, sizes: list[list[int]] | dict[str, list[list[int]]], vocab_size: int = VOCAB_SIZE
 ) -> Built:
-    """For every shard of corpus `a` (or of each corpus), the sizes of its samples; two documents in each sample."""
+    """Shards of corpus `a`, or of each corpus: the sizes of the samples of each shard.
+
+    Each sample has two documents.
+    """
     rng = np.random.default_rng(7)
     streams, entries = {}, {}
     for corpus, shard_sizes in (sizes if isinstance(sizes, dict) else {"a": sizes}).items():
         stream, shards = [np.empty(0, np.int64)], []
         for number, sample_sizes in enumerate(shard_sizes):
-            with ShardWriter(
-                root, f"train/{corpus}/{corpus}-{number:06d}.tar", corpus, vocab_size
-            ) as writer:
+            file = f"train/{corpus}/{corpus}-{number:06d}.tar"
+            with ShardWriter(root, file, corpus, vocab_size) as writer:
                 for size in sample_sizes:
                     stream.append(rng.integers(0, vocab_size, size))
                     writer.add(stream[-1], [("première", 0), (f"{number}/x.txt", size // 2)])
                 shards.append(writer.close())
         streams[corpus] = np.concatenate(stream)
-        entries[corpus] = CorpusEntry(
-            sum(s.documents for s in shards), sum(s.tokens for s in shards), shards
-        )
+        documents = sum(shard.documents for shard in shards)
+        entries[corpus] = CorpusEntry(documents, len(streams[corpus]), shards)
     (root / "tokenizer").mkdir()
     (root / "tokenizer" / "tokenizer.model").write_bytes(MODEL)
     tokenizer = {

@@ -1,8 +1,9 @@
-"""A real Slurm on this machine for tests: munge, one controller, and nodes with host names of their own.
+"""A real Slurm cluster on this machine for tests: munge, one controller, and named nodes.
 
-Each node is a `slurmd` in its own process, mount and UTS namespace, so that it has its own name and dies as a whole.
-Everything lives in one temporary folder and on the loopback interface; no service, cgroup or configuration of the
-machine is touched. Needs root, `unshare`, and the distribution's slurmctld, slurmd, slurm-client and munge.
+Each node is a `slurmd` in its own process, mount and UTS namespace. So it has its own host name,
+and a kill ends all its processes. All files are in one temporary folder, and all ports are on the
+loopback interface. No service, cgroup or configuration of the machine changes. It needs root,
+`unshare`, and the packages slurmctld, slurmd, slurm-client and munge of the distribution.
 """
 
 import os
@@ -30,9 +31,9 @@ FINAL_STATES = {
     "OUT_OF_MEMORY",
 }
 
-# One address for all nodes, told apart by port: with an address each, srun waits for ever on the wrong one.
-# config_overrides lets a node claim CPUs that the machine does not have; cred_expire (seconds) is how long a requeued
-# job is held back.
+# All nodes have one address and different ports. With several addresses, srun would wait for ever
+# at the wrong one. config_overrides lets a node claim CPUs that the machine does not have.
+# cred_expire is the delay in seconds of a requeued job.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -72,12 +73,13 @@ MessageTimeout=10
 MinJobAge=3600
 SlurmctldDebug=debug2
 """
-# A job in "urgent" takes the nodes of one in "main", which gets SIGTERM, then these seconds, and is queued again.
+# A job in "urgent" takes the nodes of one in "main", which gets SIGTERM, then these seconds, and is
+# queued again.
 PARTITIONS = """\
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
-# Slurm wants a device file for each GPU and never opens it.
+# Slurm requires a device file for each GPU but never opens it.
 GPUS = """\
 AutoDetect=off
 Name=gpu File=/dev/null
@@ -86,7 +88,7 @@ Name=gpu File=/dev/zero
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here, as a sentence for the user, or None."""
+    """The reason why no cluster can start here, as a sentence for the user; None if it can."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=SYSTEM_PATH)]
     if absent:
         return f"{', '.join(absent)} not found: apt-get install slurmctld slurmd slurm-client munge"
@@ -99,7 +101,7 @@ def missing() -> str | None:
 
 
 class SlurmCluster:
-    """Context manager: `nodes` idle nodes named node1, node2, ..; `sbatch` and `wait` inside."""
+    """Context manager for a cluster of `nodes` idle nodes named node1, node2, .."""
 
     def __init__(self, nodes: int = 2, cpus_a_node: int = 16):
         self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
@@ -112,7 +114,8 @@ class SlurmCluster:
     def __enter__(self) -> "SlurmCluster":
         try:
             self._configure()
-            # As root munged insists on a private key and on parents of its socket that others cannot write.
+            # As root, munged requires a private key, and a socket folder that other users cannot
+            # write to.
             munge = self.folder / "munge"
             options = {
                 "socket": "socket",
@@ -138,17 +141,18 @@ class SlurmCluster:
 
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._processes):
-            process.kill()  # a node's namespace dies with it, and with that every job on the node
+            process.kill()  # this also ends the node's namespace and every job on the node
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_node(self, node: str) -> None:
-        # Bash stays as the namespace's first process: it reaps what a killed step leaves behind.
-        script = f"hostname {node}; mount --bind {self.folder}/hosts /etc/hosts; slurmd -D -N {node} & wait $!"
+        # Bash is the first process of the namespace: it reaps the children of a killed step.
+        hosts = f"mount --bind {self.folder}/hosts /etc/hosts"
+        script = f"hostname {node}; {hosts}; slurmd -D -N {node} & wait $!"
         self._node_processes[node] = self._spawn(*_namespaces(), "bash", "-c", script)
 
     def kill_node(self, node: str) -> None:
-        """End every process of the node at once, as a power cut would."""
+        """Kill all processes of the node at once, like a power failure."""
         self._node_processes[node].kill()
         self._node_processes[node].wait()
 
@@ -165,7 +169,7 @@ class SlurmCluster:
         return done.stdout
 
     def sbatch(self, *words: object, cwd: Path, **env: str) -> int:
-        """Submit from `cwd`; the job's id."""
+        """Submit a script from the folder `cwd`; returns the job id."""
         done = subprocess.run(
             ["sbatch", "--parsable", *map(str, words)],
             cwd=cwd,
@@ -178,7 +182,10 @@ class SlurmCluster:
         return int(done.stdout.split(";")[0])
 
     def wait(self, job: int, timeout_seconds: float) -> dict[str, str]:
-        """The fields of `scontrol show job` once the job is over; `TimeoutError` if it is not in time."""
+        """Wait for the end of a job; returns its fields of `scontrol show job`.
+
+        Raises `TimeoutError` if it does not end in time.
+        """
         self.until(
             lambda: self.job(job).get("JobState") in FINAL_STATES,
             f"job {job} to end",
@@ -214,7 +221,8 @@ class SlurmCluster:
         ]
         for node, port in zip(self.nodes, ports[1:], strict=True):
             lines.append(
-                f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus_a_node} "
+                f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} "
+                f"CPUs={self.cpus_a_node} "
                 "RealMemory=4000 Gres=gpu:2 State=UNKNOWN\n"
             )
         lines.append(PARTITIONS)

@@ -1,4 +1,4 @@
-"""The pool of ranks itself: results by rank, exceptions with their traceback, recovery from dead and stuck ranks."""
+"""Tests of the pool of ranks: results, exceptions with traceback, dead and stuck ranks."""
 
 import os
 import signal

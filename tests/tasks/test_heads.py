@@ -1,4 +1,4 @@
-"""Task heads on a small decoder: which state they read, what padding cannot change, and the joint objective."""
+"""Task heads on a small decoder: the state they read, padding, and the joint objective."""
 
 import pytest
 import torch
@@ -166,7 +166,8 @@ def test_lm_loss_is_over_real_tokens_only():
 def test_the_objective_does_not_depend_on_how_a_batch_is_divided(
     kind: str, world_size: int, micro_batch: int
 ):
-    """Five examples of unlike lengths, dropout on; with 4 ranks x 4 some ranks have none and run the blank example."""
+    """Five examples of unlike lengths, dropout on; with 4 ranks x 4 some ranks have none and run
+    the blank example."""
     generator = torch.Generator().manual_seed(0)
     examples, n_sequences = [], {"similarity": 2, "multiple_choice": 3}.get(kind, 1)
     for length in (3, 9, 5, 14, 4):
@@ -212,7 +213,7 @@ def test_the_objective_does_not_depend_on_how_a_batch_is_divided(
 
 
 def test_dropout_is_a_function_of_seed_step_example_and_sequence():
-    """No two alike, and each the same wherever its example stands."""
+    """All keys differ, and the key of an example does not depend on its position."""
     keys = torch.stack(
         [dropout_keys(seed, step, [3, 0, 7], 2) for seed in (1, 2) for step in (0, 1)]
     )
@@ -235,7 +236,8 @@ def test_dropout_is_a_function_of_seed_step_example_and_sequence():
 
 
 def test_both_notations_of_the_objective():
-    """The paper's L2 + lambda L1 is lm_coef=lambda; L1 + lambda L2 is lm_coef=1, task_coef=lambda."""
+    """The paper's L2 + lambda L1 is lm_coef=lambda; L1 + lambda L2 is lm_coef=1,
+    task_coef=lambda."""
     task_loss, lm_loss, counts = (
         torch.tensor(6.0),
         torch.tensor(40.0),

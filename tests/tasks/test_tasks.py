@@ -1,4 +1,4 @@
-"""Readers on the publishers' files and on broken ones; sequences, truncation and batches of every task kind."""
+"""Readers on publishers' files and on broken ones; sequences and truncation of every kind."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,10 @@ import pytest
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
-from gpt1_ds.reports.figures import confusion_figure
 from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks import IGNORE, TASKS, Encoded, Example, build
+from gpt1_ds.tasks import IGNORE, TASKS, Example, build_task
 from gpt1_ds.tasks.base import fit, pair
-from gpt1_ds.tasks.batches import (
-    collate,
-    epoch_batches,
-    micro_batches,
-    n_lm_targets,
-    n_targets,
-    subset,
-)
-from gpt1_ds.tasks.scores import confusion_matrix, majority_score, scores_by_part, task_metrics
+from gpt1_ds.tasks.scores import scores_by_part
 
 FOLDERS = {
     "cola": "CoLA",
@@ -35,7 +26,7 @@ FOLDERS = {
     "storycloze": "StoryCloze",
     "wnut17": "WNUT17",
 }
-# Examples of the real files, as their README counts them; MRPC's dev part is cut from its 4,076; RACE counts passages.
+# Examples of the real files, as their README counts them.
 REAL_COUNTS = {
     "cola": (8551, 527),
     "sst2": (67349, 872),
@@ -328,7 +319,7 @@ def test_control_ids_frame_the_texts(tokenizer: Tokenizer):
 
 @pytest.mark.parametrize("all_subtokens", [False, True])
 def test_words_are_labelled_by_their_first_sub_token(tokenizer: Tokenizer, all_subtokens: bool):
-    task = build(TaskConfig(name="wnut17", label_all_subtokens=all_subtokens))
+    task = build_task(TaskConfig(name="wnut17", label_all_subtokens=all_subtokens))
     words, tags = ("Xylophonia", "in", "\u200b", "Rome"), ("B-person", "O", "O", "B-location")
     encoded = task.encode([Example(words, tags)], tokenizer, 128)[0]
     pieces = tokenizer.encode_batch(list(words))
@@ -406,135 +397,4 @@ def test_stsb_score_is_the_expectation_of_its_classes():
 
 def test_unknown_task_lists_the_choices():
     with pytest.raises(ConfigError, match="task.name is 'sst3'; did you mean 'sst2'"):
-        build(TaskConfig(name="sst3"))
-
-
-@pytest.mark.parametrize("n_examples,global_batch", [(1, 4), (4, 4), (103, 8), (1000, 32)])
-def test_an_epoch_holds_every_example_once(n_examples: int, global_batch: int):
-    lengths = np.random.default_rng(0).integers(5, 60, n_examples).tolist()
-    batches = epoch_batches(lengths, global_batch, seed=3, epoch=1)
-    assert sorted(index for batch in batches for index in batch) == list(range(n_examples))
-    assert [len(batch) for batch in batches[:-1]] == [global_batch] * (len(batches) - 1)
-    assert batches == epoch_batches(lengths, global_batch, seed=3, epoch=1)
-    if n_examples > global_batch:
-        assert batches != epoch_batches(lengths, global_batch, seed=3, epoch=2)
-        assert batches != epoch_batches(lengths, global_batch, seed=4, epoch=1)
-
-
-def test_batches_hold_like_lengths():
-    lengths = np.random.default_rng(0).integers(5, 60, 2000).tolist()
-    padded = sum(
-        max(lengths[i] for i in batch) * len(batch)
-        for batch in epoch_batches(lengths, 32, seed=0, epoch=0)
-    )
-    assert padded < 1.1 * sum(lengths)
-
-
-@pytest.mark.parametrize(
-    "n,micro_batch,n_micro,world_size",
-    [(32, 4, 4, 2), (32, 16, 1, 2), (5, 4, 2, 2), (1, 2, 4, 4), (17, 8, None, 2), (3, 8, None, 4)],
-)
-def test_ranks_share_a_batch_without_loss_or_repetition(
-    n: int, micro_batch: int, n_micro: int | None, world_size: int
-):
-    lengths = np.random.default_rng(n).integers(5, 60, n).tolist()
-    shares = [
-        micro_batches(lengths, micro_batch, n_micro, rank, world_size) for rank in range(world_size)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    assert all(len(micro) <= micro_batch for share in shares for micro in share)
-    assert sorted(index for share in shares for micro in share for index in micro) == list(range(n))
-
-
-def test_collate_pads_and_shifts():
-    examples = [Encoded([[1, 7, 8, 2]], [0.0, 1.0]), Encoded([[1, 9, 2]], [1.0, 0.0])]
-    batch = collate(examples, SPECIAL, like=examples[0])
-    assert batch.ids_BST.tolist() == [[[1, 7, 8, 2]], [[1, 9, 2, 0]]]
-    assert batch.lm_targets_BST.tolist() == [[[7, 8, 2, IGNORE]], [[9, 2, IGNORE, IGNORE]]]
-    assert batch.end_BS.tolist() == [[3], [2]] and batch.targets.tolist() == [
-        [0.0, 1.0],
-        [1.0, 0.0],
-    ]
-
-
-@pytest.mark.parametrize(
-    "like", [Encoded([[1, 7, 2]] * 2, [0.0, 1.0]), Encoded([[1, 7, 2]], [IGNORE, 3, IGNORE])]
-)
-def test_a_share_without_examples_counts_nowhere(like: Encoded):
-    blank = collate([], SPECIAL, like)
-    assert blank.ids_BST.shape == (1, len(like.sequences), 1)
-    assert (blank.lm_targets_BST == IGNORE).all()
-    assert (
-        blank.targets == (IGNORE if n_targets(like) == 1 and like.target[0] == IGNORE else 0.0)
-    ).all()
-
-
-def test_targets_are_counted():
-    assert n_targets(Encoded([[1, 2]], [0.5, 0.5])) == 1
-    assert n_targets(Encoded([[1, 7, 8, 2]], [IGNORE, 3, 0, IGNORE])) == 2
-    assert n_lm_targets(Encoded([[1, 7, 2], [1, 7, 8, 2]], [1.0, 0.0])) == 5
-
-
-def test_subset_is_a_seeded_draw_that_grows_with_its_size():
-    assert subset(5, None, seed=0) == subset(5, 9, seed=0) == [0, 1, 2, 3, 4]
-    assert subset(1000, 50, seed=0) == subset(1000, 50, seed=0) != subset(1000, 50, seed=1)
-    assert set(subset(1000, 50, seed=0)) < set(subset(1000, 200, seed=0))
-
-
-def test_metrics_of_known_answers():
-    gold, predicted = [1, 1, 0, 0, 1], [1, 0, 0, 1, 1]
-    assert task_metrics(("accuracy", "f1"), gold, predicted) == pytest.approx(
-        {"accuracy": 0.6, "f1": 2 / 3}
-    )
-    assert task_metrics(("matthews",), gold, predicted)["matthews"] == pytest.approx(
-        (2 * 1 - 1 * 1) / 6
-    )
-    assert task_metrics(("matthews", "f1"), [0, 0], [0, 0]) == {"matthews": 0.0, "f1": 0.0}
-    assert task_metrics(("pearson", "spearman"), [1.0, 2.0, 3.0], [2.0, 4.0, 9.0])[
-        "spearman"
-    ] == pytest.approx(1)
-    assert task_metrics(("pearson",), [1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {"pearson": 0.0}
-    tags = [["B-person", "I-person", "O", "B-group"]]
-    assert task_metrics(("entity_f1",), tags, [["B-person", "O", "O", "B-group"]]) == {
-        "entity_f1": 0.5
-    }
-
-
-def test_majority_answers_without_the_text():
-    assert majority_score("accuracy", [0, 1, 1], [1, 1, 0, 1]) == 0.75
-    assert majority_score("matthews", [0, 1, 1], [1, 1, 0, 1]) == 0.0
-    assert majority_score("pearson", [1.0, 3.0], [0.0, 5.0]) == 0.0
-    assert majority_score("entity_f1", [("O", "O", "B-person")], [("O", "B-person")]) == 0.0
-
-
-def test_a_correlation_of_one_value_is_0_with_a_warning(capsys: pytest.CaptureFixture):
-    assert task_metrics(("matthews", "pearson"), [1, 0, 1], [1, 1, 1]) == {
-        "matthews": 0.0,
-        "pearson": 0.0,
-    }
-    assert task_metrics(("matthews",), [1, 1], [1, 0]) == {"matthews": 0.0}
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3 and "matthews is undefined where all predictions are alike" in said[0]
-    assert "matthews is undefined where all labels are alike" in said[2]
-
-
-def test_f1_of_more_than_two_classes_is_their_mean():
-    assert task_metrics(("f1",), [0, 1, 2, 2], [0, 1, 2, 2]) == {"f1": 1.0}
-    assert task_metrics(("f1",), [0, 1, 2, 2], [0, 1, 0, 2])["f1"] == pytest.approx(
-        (2 / 3 + 1 + 2 / 3) / 3
-    )
-    with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
-        task_metrics(("acuracy",), [0], [0])
-
-
-def test_confusion_counts_labels_by_predictions():
-    assert confusion_matrix(("a", "b", "c"), [0, 0, 1, 2], [0, 1, 1, 0]) == [
-        [1, 1, 0],
-        [0, 1, 0],
-        [1, 0, 0],
-    ]
-    assert confusion_matrix(("O", "B-x"), [("O", "B-x")], [["O", "O"]]) == [[1, 0], [1, 0]]
-    assert confusion_matrix(("0", "1"), [0.5], [0.5]) is None
-    axes = confusion_figure(("a", "b"), [[3, 1], [0, 0]]).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["3", "1", "0", "0"]
-    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
+        build_task(TaskConfig(name="sst3"))

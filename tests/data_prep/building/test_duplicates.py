@@ -1,4 +1,4 @@
-"""Tests of data_prep/duplicates.py through whole builds: what is dropped, in whose favour, in bounded memory."""
+"""Tests of data_prep/building/duplicates.py by whole builds: what is dropped and what stays."""
 
 import random
 import subprocess
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from data_prep import build_shards
-from data_prep.building import duplicates
+from data_prep.building import duplicates, encoding
 from data_prep.verify_shards import verify
 from gpt1_ds.data.manifest import read_manifest
 from tests.conftest import ROOT
+from tests.support import cases_shards
 from tests.support.cases_shards import (
-    WORDS,
     assert_same_files,
     documents,
     make_corpora,
@@ -24,7 +24,7 @@ RNG = random.Random(7)
 
 
 def paragraph(words: int = 60) -> str:
-    return " ".join(RNG.choice(WORDS) for _ in range(words)) + "."
+    return cases_shards.paragraph(RNG, words)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,8 @@ def build(tokenizer: Path, out: Path, *options: object) -> dict[str, dict[str, i
     """What was dropped, by corpus."""
     build_shards.main(["--tokenizer", str(tokenizer), "--out", str(out), *map(str, options)])
     assert verify(out) == []
-    return {
-        name: record["dropped"]
-        for name, record in read_manifest(out).preparation["corpora"].items()
-    }
+    corpora = read_manifest(out).preparation["corpora"]
+    return {name: record["dropped"] for name, record in corpora.items()}
 
 
 def write(folder: Path, **books: list[str]) -> Path:
@@ -70,12 +68,8 @@ def test_long_paragraphs_are_dropped_where_they_come_again(tokenizer: Path, tmp_
     assert found == {f"{name}.txt": " ".join(parts).lower() for name, parts in kept.items()}
     text = read_manifest(tmp_path / "out").preparation["corpora"]["y"]["text"]["train"]
     assert abs(text["text_bytes"] - len(" ".join(kept["d"]))) <= 1
-    assert (
-        build(tokenizer, tmp_path / "all", *corpora, "--duplicate-paragraphs", 0)["y"][
-            "duplicate_paragraphs"
-        ]
-        == 0
-    )
+    dropped = build(tokenizer, tmp_path / "all", *corpora, "--duplicate-paragraphs", 0)
+    assert dropped["y"]["duplicate_paragraphs"] == 0
 
 
 def test_held_out_copy_stays_and_the_training_copy_goes(tokenizer: Path, tmp_path: Path) -> None:
@@ -115,28 +109,27 @@ def test_number_of_buckets_and_parts_changes_nothing(
     (tmp_path / "in").mkdir()
     lines = "\n".join(RNG.choices([paragraph(5) for _ in range(300)] + paragraphs[:50], k=500))
     (tmp_path / "in" / "news.en-1").write_text(lines)
-    options = (
-        "--corpus",
-        f"b={write(tmp_path / 'b', **books)}",
-        "--corpus",
-        f"n={tmp_path / 'in'}",
-    )
+    books_folder = write(tmp_path / "b", **books)
+    options = ("--corpus", f"b={books_folder}", "--corpus", f"n={tmp_path / 'in'}")
     options += ("--shard-tokens", 70_000, "--near-duplicates", 0.5)
     dropped = build(tokenizer, tmp_path / "one", *options)
     assert min(dropped["b"]["duplicate_paragraphs"], dropped["n"]["duplicate"]) > 100
     monkeypatch.setattr(duplicates, "BUCKET_RECORDS", 200)
-    monkeypatch.setattr("data_prep.encoding.PART_TOKENS", 40_000)
-    monkeypatch.setattr("data_prep.encoding.PART_DOCUMENTS", 100)
-    monkeypatch.setattr("data_prep.encoding._BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr(encoding, "PART_TOKENS", 40_000)
+    monkeypatch.setattr(encoding, "PART_DOCUMENTS", 100)
+    monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 3000)
     build(tokenizer, tmp_path / "many", *options)
     assert_same_files(tmp_path / "one", tmp_path / "many")
 
 
 def peak_megabytes(arguments: list[str]) -> float:
-    """Highest resident memory of a build in a process of its own."""
+    """Highest resident memory of a build in a process of its own.
+
+    It is VmHWM of /proc, since ru_maxrss would include the memory of the process that started it.
+    """
     code = (
-        "import resource, sys; from data_prep import build_shards; build_shards.main(sys.argv[1:]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "import sys; from data_prep import build_shards; build_shards.main(sys.argv[1:]);"
+        "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
@@ -156,21 +149,14 @@ def test_one_huge_document_takes_less_than_1_gb(
     tokenizer: Path, tmp_path: Path, megabytes: int, name: str
 ) -> None:
     """A line of 100 MB; with `make soak` a book of 1 GB, of many lines."""
-    words = [
-        paragraph(2000).replace(".", "") + (" " if name == "news.en-1" else "\n") for _ in range(50)
-    ]
+    space = " " if name == "news.en-1" else "\n"
+    words = [paragraph(2000).replace(".", "") + space for _ in range(50)]
     size = 0
     with open(tmp_path / name, "w") as file:
         while size < megabytes * 1e6:
             size += file.write(RNG.choice(words))
-    options = [
-        "--tokenizer",
-        str(tokenizer),
-        "--corpus",
-        f"c={tmp_path / name}",
-        "--duplicate-paragraphs",
-        "0",
-    ]
+    options = ["--tokenizer", str(tokenizer), "--corpus", f"c={tmp_path / name}"]
+    options += ["--duplicate-paragraphs", "0"]
     assert peak_megabytes([*options, "--out", str(tmp_path / "out")]) < 1000
     entry = read_manifest(tmp_path / "out").splits["train"]["c"]
     assert entry.documents == 1 and entry.tokens > size / 8

@@ -1,4 +1,4 @@
-"""Tests of data_prep/cleaning.py: what each step does, and how `--clean` chooses them."""
+"""Tests of data_prep/reading/cleaning.py: what each step does, and how `--clean` chooses them."""
 
 from pathlib import Path
 
@@ -50,12 +50,9 @@ def test_ftfy_mends(text: str) -> None:
 
 def test_shortcut_around_ftfy_changes_no_real_paragraph(shared_data: Path) -> None:
     book = shared_data / "books" / "valid" / "Burroughs_Edgar_Rice__The_Monster_Men.txt"
-    paragraphs = book.read_text().split("\n\n")
-    assert clean("\n\n".join(paragraphs), *DEFAULT_STEPS) == "\n".join(
-        line
-        for line in (" ".join(ftfy.fix_text(paragraph).split()) for paragraph in paragraphs)
-        if line
-    )
+    text = book.read_text()
+    lines = [" ".join(ftfy.fix_text(paragraph).split()) for paragraph in text.split("\n\n")]
+    assert clean(text, *DEFAULT_STEPS) == "\n".join(line for line in lines if line)
 
 
 def test_nfkc_and_lower_case() -> None:
@@ -67,7 +64,7 @@ def test_nfkc_and_lower_case() -> None:
 
 @pytest.mark.parametrize(
     "tokenised, plain",
-    [  # 1B Word's ways, then BooksCorpus'
+    [  # as in 1B Word, then as in BooksCorpus
         (
             "But now , it 's looking like Reps who won 't talk .",
             "But now, it's looking like Reps who won't talk.",
@@ -79,26 +76,22 @@ def test_nfkc_and_lower_case() -> None:
 )
 def test_tokenised_text_is_detokenised(tokenised: str, plain: str) -> None:
     assert clean(tokenised, "detokenize", "ftfy", wrapped=False) == plain
-    assert (
-        clean(f"{tokenised}\n{tokenised}", "detokenize", "ftfy", wrapped=False)
-        == f"{plain}\n{plain}"
-    )
+    twice = clean(f"{tokenised}\n{tokenised}", "detokenize", "ftfy", wrapped=False)
+    assert twice == f"{plain}\n{plain}"
 
 
 @pytest.mark.parametrize(
     "text",
     [
         FRAME,
-        "Legal.\n*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n\n\nThe story.\n\n\n"
-        "End of The Project Gutenberg Etext of A Book\nmore",
+        "Legal.\n*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n\n\n"
+        "The story.\n\n\nEnd of The Project Gutenberg Etext of A Book\nmore",
     ],
 )
 def test_gutenberg_frame_is_removed(text: str) -> None:
     assert clean(text, *DEFAULT_STEPS) == "The story."
-    assert (
-        "Gutenberg" in clean(text, "unwrap")
-        and clean(text, "gutenberg", wrapped=False) != "The story."
-    )
+    assert "Gutenberg" in clean(text, "unwrap")
+    assert clean(text, "gutenberg", wrapped=False) != "The story."
     cleaner = Cleaner(DEFAULT_STEPS, wrapped=True)
     middle = text.index("story")
     parts = [
@@ -122,10 +115,6 @@ def test_options_choose_steps() -> None:
     with pytest.raises(ConfigError, match="--clean c=lower: no --corpus c=PATH"):
         parse_steps(["c=lower"], ["a"])
     record = Cleaning(parse_steps(["b=ftfy,detokenize", "a=none"], ["a", "b"])).record()
-    assert record["steps"] == {"a": [], "b": ["detokenize", "ftfy"]} and set(
-        record["versions"]
-    ) == {
-        "ftfy",
-        "sacremoses",
-    }
+    assert record["steps"] == {"a": [], "b": ["detokenize", "ftfy"]}
+    assert set(record["versions"]) == {"ftfy", "sacremoses"}
     assert set(DEFAULT_STEPS) < set(STEPS)

@@ -1,270 +1,161 @@
-"""A user's own tables, described in YAML alone; publishers' files with their known faults; tag schemes."""
+"""Tests of data_prep/reading/formats.py: the documents of each format, and any encoding."""
 
-import re
+import json
+from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from gpt1_ds.base.errors import ConfigError, DataError
-from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks import TASKS, Example, build
-from gpt1_ds.tasks.token_classification import to_bio
-
-OWN = {
-    "classification csv": (
-        {"kind": "classification", "columns": ["text", "queue"], "labels": ["billing", "bug"]},
-        'queue,text\nbug,"It says ""no"", twice"\n',
-        Example(('It says "no", twice',), 1),
-    ),
-    "entailment jsonl": (
-        {"kind": "entailment", "columns": ["a", "b", "y"], "labels": ["0", "1"]},
-        '{"a": "x", "b": "z", "y": 1, "more": [1, 2]}\n',
-        Example(("x", "z"), 1),
-    ),
-    "similarity tsv": (
-        {"kind": "similarity", "columns": ["a", "b", "y"], "labels": ["no", "yes"]},
-        'a\tb\ty\n"x\tz\tyes\n',
-        Example(('"x', "z"), 1),
-    ),
-    "similarity_score tsv": (
-        {"kind": "similarity_score", "columns": ["a", "b", "y"], "labels": ["0", "1", "2"]},
-        "a\tb\ty\nx\tz\t1.5\n",
-        Example(("x", "z"), 1.5),
-    ),
-    "multiple_choice csv": (
-        {
-            "kind": "multiple_choice",
-            "columns": ["story", "one", "two", "right"],
-            "labels": ["1", "2"],
-        },
-        "story,one,two,right\nOnce.,Yes.,No.,2\n",
-        Example(("Once.", "", "Yes.", "No."), 1),
-    ),
-    "multiple_choice jsonl": (
-        {
-            "kind": "multiple_choice",
-            "columns": ["c", "q", "one", "two", "right"],
-            "labels": ["a", "b"],
-        },
-        '{"c": "Once.", "q": "Why?", "one": "Yes.", "two": "No.", "right": "a"}\n',
-        Example(("Once.", "Why?", "Yes.", "No."), 0),
-    ),
-    "token_classification jsonl": (
-        {"kind": "token_classification", "columns": ["words", "tags"], "labels": ["LOC"]},
-        '{"words": ["in", "New", "York"], "tags": ["O", "I-LOC", "I-LOC"]}\n',
-        Example(("in", "New", "York"), ("O", "B-LOC", "I-LOC")),
-    ),
-    "token_classification conll": (
-        {"kind": "token_classification", "columns": ["words", "tags"], "labels": ["LOC"]},
-        "in X O\nRome X I-LOC\n",
-        Example(("in", "Rome"), ("O", "B-LOC")),
-    ),
-}
+from data_prep.reading import formats
+from data_prep.reading.corpus import find_sources
+from data_prep.reading.formats import BLOCK_LINES
+from gpt1_ds.base.errors import DataError
+from tests.support.cases_corpus import PACK, documents_of, read, reader, texts
 
 
-def own(**keys: object) -> TaskConfig:
-    return TaskConfig(name="mine", **keys)
+def test_sentence_file_is_cut_into_aligned_blocks(tmp_path: Path) -> None:
+    lines = [f"sentence {i} ." for i in range(2 * BLOCK_LINES + 5)]
+    (tmp_path / "books_large_p1.txt").write_text("\n".join(lines) + "\n")
+    assert texts(tmp_path) == {
+        "books_large_p1.txt#0": "\n".join(lines[:BLOCK_LINES]),
+        "books_large_p1.txt#1": "\n".join(lines[BLOCK_LINES : 2 * BLOCK_LINES]),
+        "books_large_p1.txt#2": "\n".join(lines[2 * BLOCK_LINES :]),
+    }
 
 
-@pytest.mark.parametrize("case", OWN)
-def test_a_table_described_in_yaml(tmp_path: Path, case: str):
-    keys, text, example = OWN[case]
-    (tmp_path / f"dev.{case.split()[1]}").write_text("\ufeff" + text.replace("\n", "\r\n"))
-    assert build(own(**keys)).read(tmp_path, "dev") == [example]
+def test_one_billion_word_is_a_document_a_line(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "news.en-00001-of-00100").write_text("One .\n\nTwo .\n")
+    (tmp_path / "news.en.heldout-00000-of-00050").write_text("Three .\n")
+    assert [(d.id, d.text, d.heldout) for d in read(tmp_path)] == [
+        ("news.en.heldout-00000-of-00050#0", "Three .", True),
+        ("training/news.en-00001-of-00100#0", "One .", False),
+        ("training/news.en-00001-of-00100#2", "Two .", False),
+    ]
 
 
-@pytest.mark.parametrize(
-    "name,keys,words",
-    [
-        (
-            "classification",
-            {"kind": "classification", "columns": ["text"], "labels": ["a", "b"]},
-            "takes 1 columns",
-        ),
-        (
-            "classification",
-            {"kind": "classification", "columns": ["text", "y"], "labels": ["a", "a"]},
-            "each once",
-        ),
-        (
-            "scores",
-            {"kind": "similarity_score", "columns": list("aby"), "labels": ["1", "2"]},
-            "list 0, 1, ..",
-        ),
-        (
-            "answers",
-            {"kind": "multiple_choice", "columns": list("aby"), "labels": ["1", "2"]},
-            "takes 3 or 4 columns",
-        ),
-        (
-            "files",
-            {
-                "kind": "classification",
-                "columns": list("ay"),
-                "labels": ["1", "2"],
-                "files": {"val": "x"},
-            },
-            "'val'",
-        ),
-    ],
-)
-def test_a_description_that_does_not_fit_its_kind_is_a_usage_error(
-    name: str, keys: dict, words: str
-):
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        build(own(**keys))
+def test_jsonl_rows(tmp_path: Path) -> None:
+    rows = [{"text": "One\nbook.", "title": "x"}, {"text": "Two."}]
+    (tmp_path / "c.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
+    assert texts(tmp_path) == {"c.jsonl#0": "One book.", "c.jsonl#2": "Two."}
 
 
-@pytest.mark.parametrize(
-    "case,bad,words",
-    [
-        (
-            "classification csv",
-            'queue,text\nbug,"It runs away\nbug,x\n',
-            ("row 2", "close its quotes"),
-        ),
-        ("classification csv", "queue;text\nbug;x\n", ("row 1", "no column 'text'", "commas")),
-        (
-            "classification csv",
-            "queue,text\nBug,x\n",
-            ("row 2", "unknown label 'Bug'", "billing, bug"),
-        ),
-        ("similarity_score tsv", "a\tb\ty\nx\tz\t2.5\n", ("row 2", "from 0 to 2")),
-        (
-            "token_classification jsonl",
-            '{"words": ["in"], "tags": ["O", "O"]}\n',
-            ("row 1", "1 words but 2 tags"),
-        ),
-        (
-            "token_classification conll",
-            "in X O\nRome X B-PER\n",
-            ("row 2", "unknown label 'B-PER'"),
-        ),
-    ],
-)
-def test_a_fault_in_ones_own_file_is_one_line_with_file_and_row(
-    tmp_path: Path, case: str, bad: str, words: tuple
-):
-    path = tmp_path / f"train.{case.split()[1]}"
-    path.write_text(bad)
-    with pytest.raises(DataError) as error:
-        build(own(**OWN[case][0])).read(path, "train")
-    message = str(error.value)
-    assert "\n" not in message and all(word in message for word in (path.name, *words)), message
+@pytest.mark.parametrize("row", ["{", "[1]", '"text"', '{"content": "x"}', '{"text": 7}', "null"])
+def test_jsonl_row_without_text_is_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "good"}\n' + row)
+    with pytest.raises(DataError, match="c.jsonl: line 2 "):
+        read(tmp_path)
 
 
-def test_without_a_dev_file_a_tenth_is_held_out(tmp_path: Path):
-    rows = "".join(f"number {i}\tab\t{i % 2}\n" for i in range(500))
-    (tmp_path / "train.tsv").write_text("a\tb\ty\n" + rows)
-    task = build(own(kind="entailment", columns=["a", "b", "y"], labels=["0", "1"]))
-    train, dev = (task.read(tmp_path, split) for split in ("train", "dev"))
-    assert len(train) + len(dev) == 500 and 25 < len(dev) < 80 and not set(train) & set(dev)
+def test_jsonl_row_beyond_all_measure_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(formats, "ROW_BYTES", 1000)
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "x" * 2000}))
+    with pytest.raises(DataError, match="c.jsonl: line 1 is longer than"):
+        read(tmp_path)
 
 
-UNLABELLED = {
-    "cola": ("test.tsv", "index\tsentence\n0\tIt works.\n", ("It works.",)),
-    "stsb": ("test.tsv", "index\tgenre\tsentence1\tsentence2\n0\tx\ta\tb\n", ("a", "b")),
-    "mrpc": ("test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\ta\tb\n", ("a", "b")),
-    "qqp": ("test.tsv", "id\tquestion1\tquestion2\n0\ta\t\n", ("a", "")),
-    "scitail": ("scitail_1.0_test.txt", '{"sentence1": "a", "sentence2": "b"}\n', ("a", "b")),
-    "conll2003": ("eng.testb", "in\nRome\n", ("in", "Rome")),
-}
-
-
-@pytest.mark.parametrize(
-    "name,line",
-    [
-        ("sst2", "a film "),
-        ("rte", "a\t b"),
-        ("race", "c\tq\t1\t2\t3\t4"),
-        ("storycloze", "c\t\t1\t2"),
-        ("wnut17", "in  Rome"),
-    ],
-)
-def test_a_raw_line_is_an_unlabelled_example(name: str, line: str):
-    task = TASKS[name]
-    texts = (
-        tuple(line.split())
-        if name == "wnut17"
-        else tuple(text.strip() for text in line.split("\t"))
+def test_parquet_rows(tmp_path: Path) -> None:
+    rows = ["One\nbook.", None, "", "Two."] * 50
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": rows, "title": ["x"] * 200}),
+        tmp_path / "c.parquet",
+        row_group_size=30,
     )
-    assert task.from_line(line, "stdin line 7") == Example(texts)
-    if name != "wnut17":
-        with pytest.raises(
-            DataError,
-            match=rf"stdin line 7: {len(texts) + 1} fields between tabs; .* {len(texts)}$",
-        ):
-            task.from_line(line + "\tmore", "stdin line 7")
+    assert texts(tmp_path) == {
+        f"c.parquet#{i}": " ".join(t.split()) for i, t in enumerate(rows) if t
+    }
+    for column in ({"content": rows}, {"text": [1] * 3}):
+        pyarrow.parquet.write_table(pyarrow.table(column), tmp_path / "c.parquet")
+        with pytest.raises(DataError, match="c.parquet: its column 'text' is"):
+            read(tmp_path)
 
 
-@pytest.mark.parametrize("name", UNLABELLED)
-def test_a_test_file_has_no_labels_and_is_read_without(tmp_path: Path, name: str):
-    file, text, texts = UNLABELLED[name]
-    (tmp_path / file).write_text(text)
-    assert TASKS[name].read(tmp_path, "test") == [Example(texts)]
-    for split in ("train", "dev"):
-        with pytest.raises(DataError, match=rf"{file} row \d.*no label, as in a test file"):
-            TASKS[name].read(tmp_path / file, split)
+@pytest.mark.parametrize("suffix", PACK)
+def test_packed_files_are_read_as_the_plain_ones(tmp_path: Path, suffix: str) -> None:
+    files = {"a.txt": b"A\nbook.", "news.en-1": b"One .\nTwo .\n", "r.jsonl": b'{"text": "x"}'}
+    for name, data in files.items():
+        (tmp_path / (name + suffix)).write_bytes(PACK[suffix](data))
+    assert list(texts(tmp_path).values()) == ["A book.", "One .", "Two .", "x"]
 
 
-def test_the_rows_that_qqp_broke_are_left_out_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    rows = "1\t2\t3\ta\tb\t0\n4\t5\t6\tWhat\nis it?\tc\t1\n7\t8\t9\t\td\t0\n10\t11\t12\te\tf\t1\n"
-    (tmp_path / "train.tsv").write_text(
-        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n" + rows
+@pytest.mark.parametrize("name", ["a.txt", "news.en-1", "books_large_p1.txt", "c.jsonl"])
+@pytest.mark.parametrize("unit", ["Some words, ", "A line.\n", "A paragraph.\n\n", "É"])
+def test_long_document_comes_in_fragments_and_whole(
+    tmp_path: Path, monkeypatch, name: str, unit: str
+) -> None:
+    """Its words stay whole, but for a single word that is longer than half a fragment."""
+    text = unit * 3000 if name in ("a.txt", "c.jsonl") else unit.replace("\n", " ") * 3000
+    (tmp_path / name).write_text(
+        json.dumps({"text": text}, ensure_ascii=False) if name == "c.jsonl" else text
     )
-    assert TASKS["qqp"].read(tmp_path, "train") == [Example(("a", "b"), 0), Example(("e", "f"), 1)]
-    assert "train.tsv row 3 lacks a field; 3 such rows are left out" in capsys.readouterr().out
+    (whole,) = read(tmp_path)
+    for size in (997, 4096):
+        monkeypatch.setattr(formats, "FRAGMENT_BYTES", size)
+        (source,) = find_sources([f"c={tmp_path}"], [])
+        sizes = [len(fragment.text.encode()) for fragment in reader(source).fragments()]
+        assert len(sizes) > 1 and max(sizes) <= 2 * size
+        (document,) = documents_of(reader(source))
+        space = "" if unit == "É" else " "
+        assert (
+            space.join(document.text.split()) == space.join(whole.text.split()) and not document.bad
+        )
+        if unit == "A paragraph.\n\n" and name in ("a.txt", "c.jsonl"):
+            assert document.text == whole.text
 
 
-def test_publishers_folders_name_their_splits(tmp_path: Path):
-    for name in (
-        "multinli_1.0_train.jsonl",
-        "multinli_1.0_dev_matched.jsonl",
-        "multinli_1.0_dev_mismatched.txt",
+# What is not clean UTF-8.
+
+
+def counted(path: Path, bad_text: str = "mend") -> tuple[list[str], Counter[str], list[bool]]:
+    (source,) = find_sources([f"c={path}"], [])
+    source_reader = reader(source, bad_text)
+    documents = documents_of(source_reader)
+    return [d.text for d in documents], source_reader.counts, [d.bad for d in documents]
+
+
+def test_bad_bytes_are_mended_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "news.en-1"
+    path.write_bytes(b"\xef\xbb\xbfmark\ncaf\xe9 au lait\nnul\x00 byte\x00\n  \n\x00\n")
+    found, counts, bad = counted(path)
+    assert found == ["mark", "caf\ufffd au lait", "nul byte"] and bad == [False, True, True]
+    assert counts == {"read": 5, "empty": 2, "invalid_utf8": 1, "nul": 3}
+
+
+def test_latin_1_is_told_from_damaged_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("Caf\xe9, \x93na\xefve\x94.".encode("latin-1"))
+    (tmp_path / "broken.txt").write_bytes("Café, naïve.".encode()[:-4])
+    assert counted(tmp_path / "latin.txt")[:2] == (
+        ['Café, "naïve".'],
+        {"read": 1, "empty": 0, "latin1": 1},
+    )
+    assert counted(tmp_path / "broken.txt")[:2] == (
+        ["Café, na\ufffd"],
+        {"read": 1, "empty": 0, "invalid_utf8": 1},
+    )
+
+
+@pytest.mark.parametrize(
+    "encoding, mark",
+    [("utf-16", ""), ("utf-16-le", ""), ("utf-16-be", ""), ("utf-16-be", "\ufeff")],
+)
+def test_utf_16_is_converted(tmp_path: Path, encoding: str, mark: str) -> None:
+    (tmp_path / "news.en-1").write_bytes(
+        (mark + "One café .\r\nTwo 龍 🙂 .\n" * 3).encode(encoding)
+    )
+    found, counts, bad = counted(tmp_path / "news.en-1")
+    assert found == ["One café .", "Two 龍 🙂 ."] * 3 and counts["utf16"] == 1 and all(bad)
+
+
+def test_policy_may_refuse_bad_text(tmp_path: Path) -> None:
+    (tmp_path / "news.en-1").write_bytes(b"fine\ncaf\xe9\n")
+    with pytest.raises(
+        DataError, match="news.en-1: document news.en-1#1 is not clean UTF-8 text.*--bad-text"
     ):
-        (tmp_path / name).touch()
-    found = {
-        split: path.name
-        for split in TASKS["mnli"].files
-        if (path := TASKS["mnli"].path(tmp_path, split))
-    }
-    assert found == {
-        "train": "multinli_1.0_train.jsonl",
-        "dev": "multinli_1.0_dev_matched.jsonl",
-        "dev_mismatched": "multinli_1.0_dev_mismatched.txt",
-    }
+        counted(tmp_path / "news.en-1", "refuse")
 
 
-@pytest.mark.parametrize(
-    "tags,expected",
-    [
-        ("I-A I-A O I-A B-A I-B", "B-A I-A O B-A B-A B-B"),
-        ("B-A I-A O B-A B-A I-A", "B-A I-A O B-A B-A I-A"),
-        ("O O", "O O"),
-    ],
-)
-def test_iob1_becomes_bio_and_bio_stays(tags: str, expected: str):
-    assert to_bio(tags.split()) == tuple(expected.split())
-
-
-@pytest.mark.parametrize(
-    "task,file,text",
-    [
-        ("sst2", "train.tsv", "sentence\tlabel\n{}\t1\n"),
-        ("rte", "train.tsv", "index\tsentence1\tsentence2\tlabel\n0\t{}\tshort\tentailment\n"),
-    ],
-)
-def test_a_passage_of_100_000_words_is_cut_and_counted(
-    tmp_path: Path, tiny_shards: Path, task: str, file: str, text: str
-):
-    from gpt1_ds.data.tokenizer import load_tokenizer
-
-    (tmp_path / file).write_text(text.format("word " * 100_000))
-    tokenizer = load_tokenizer(tiny_shards / "tokenizer")
-    [encoded] = TASKS[task].encode(TASKS[task].read(tmp_path, "train"), tokenizer, 64)
-    assert encoded.length == 64 and encoded.cut >= 100_000 - 64
-    assert encoded.sequences[0][-1] == tokenizer.special_ids["e"]
-    short = tokenizer.encode("short")
-    assert task == "sst2" or encoded.sequences[0][-len(short) - 1 : -1] == short
+def test_bad_text_in_json_is_mended(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "caf\xe9"}\n{"text": "a \\ud83d b"}\n')
+    assert texts(tmp_path) == {"c.jsonl#0": "café", "c.jsonl#1": "a \ufffd b"}

@@ -1,4 +1,4 @@
-"""The report page: whole with or without each file of a run, escaped, and drawn by a real browser."""
+"""The report page: complete without some files of a run, escaped, shown in a real browser."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from gpt1_ds import report
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.reports.run_files import Run
+from gpt1_ds.reports.run_files import RunFiles
 from tests.conftest import need, succeed
 
 SAMPLE = 'He said <b>"&"</b>\n<script>alert(1)</script> @@BODY@@'
@@ -23,7 +23,8 @@ def lines(*records: dict) -> str:
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run of 20 steps, started twice, with a file of each kind; one loss is NaN and the last line is torn."""
+    """A run of 20 steps, started twice, with a file of each kind; one loss is NaN and the last line
+    is torn."""
     folder = tmp_path / "<run>"
     (folder / "samples").mkdir(parents=True)
     (folder / "checkpoints" / "step-00000020").mkdir(parents=True)
@@ -178,7 +179,7 @@ def test_files_that_are_missing_or_damaged_are_left_out(run, tmp_path, damage):
     ]:
         path.write_bytes(b"\xff{[") if damage == "garbled" else path.unlink()
     assert "training loss 3.0000" in text_of(page(run, out=tmp_path / "page.html"))
-    assert Run(run).place(9) == [9, 900.0, 9.0]
+    assert RunFiles(run).place(9) == [9, 900.0, 9.0]
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path):

@@ -1,0 +1,154 @@
+"""The encoded parts, read back: which documents stay, and in which split.
+
+Everything here is a function of the documents in their planned order, and of the options, never of
+the ranks. Only a few parts are in memory at a time.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.building.duplicates import Duplicates
+from data_prep.building.encoding import Unit
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Which documents of a corpus are validation: `given`, `published`, or by a small `hash`."""
+
+    name: str
+    below: int = 0
+    """For `hash`: the keys that are validation are smaller."""
+
+    def is_valid(self, validation: bool, documents_D: np.ndarray) -> np.ndarray:
+        """(D,) bool for documents of a unit; `validation`: the unit was given as validation."""
+        if self.name == "given":
+            return np.full(len(documents_D), validation)
+        if self.name == "published":
+            return documents_D["heldout"]
+        return documents_D["key"] < np.uint64(self.below)
+
+
+class DeduplicatedPart(NamedTuple):
+    """The documents of one part that stay."""
+
+    documents_K: np.ndarray
+    """Rows of `DOCUMENT`. Their counts are without the dropped paragraphs."""
+    rows_K: np.ndarray
+    """Where they stand in the part's table."""
+    paragraphs_P: np.ndarray
+    """Rows of `TEXT`: the paragraphs to drop from these documents."""
+    dropped: dict[str, int]
+    """Dropped documents and paragraphs, by reason."""
+
+
+@dataclass
+class KeptDocuments:
+    """The documents of one part that stay, in one split.
+
+    They are one stream of tokens, without the dropped paragraphs. The stream is made of stretches
+    of the part's tokens.
+    """
+
+    documents_K: np.ndarray
+    rows_K: np.ndarray
+    """Where they stand in the part's table."""
+    from_S: np.ndarray
+    """First token of each stretch in the part."""
+    to_S: np.ndarray
+    """One past its last token."""
+
+    def __post_init__(self) -> None:
+        self.ends_K = np.cumsum(self.documents_K["tokens"])
+        self.begins_K = self.ends_K - self.documents_K["tokens"]
+        self.ends_S = np.cumsum(self.to_S - self.from_S)
+
+
+class Parts:
+    """The encoded parts of all units, in reading order."""
+
+    def __init__(self, units: list[Unit], work: Path, near: float, drop_bad: bool):
+        self.units, self.work, self._drop_bad = units, work, drop_bad
+        self.records = [json.loads(unit.marker(work).read_text()) for unit in units]
+        self.names: list[str] = []
+        self.unit_of: list[Unit] = []
+        """By part."""
+        for unit, record in zip(units, self.records, strict=True):
+            self.names += record["parts"]
+            self.unit_of += [unit] * len(record["parts"])
+        self.duplicates = Duplicates(work, self.names, near)
+        self._tables = functools.lru_cache(maxsize=4)(self._load_tables)
+        self.kept = functools.lru_cache(maxsize=4)(self._kept)
+        self.ids = functools.lru_cache(maxsize=2)(self._ids)
+
+    def of(self, corpus: str, first: int = 0) -> list[int]:
+        """The parts of a corpus, from number `first` on."""
+        numbers = range(first, len(self.names))
+        return [part for part in numbers if self.unit_of[part].corpus == corpus]
+
+    def _load_tables(self, part: int) -> dict[str, np.ndarray]:
+        return dict(np.load(self.work / f"{self.names[part]}.npz"))
+
+    def _ids(self, part: int) -> list[str]:
+        return self._tables(part)["ids"].tobytes().decode().split("\0")
+
+    def deduplicated(self, part: int) -> DeduplicatedPart:
+        tables = self._tables(part)
+        documents_D = tables["documents"].copy()
+        copies = self.duplicates.of(part)
+        texts_S = tables["texts"][copies.texts]
+        wholes_S, paragraphs_P = texts_S[texts_S["whole"]], texts_S[~texts_S["whole"]]
+        for name in ("tokens", "bytes", "fallback"):
+            np.subtract.at(documents_D[name], paragraphs_P["document"], paragraphs_P[name])
+        bad_D = documents_D["bad"] & self._drop_bad
+        copied_D = documents_D["tokens"] <= 1  # only its <eot> is left
+        copied_D[wholes_S["document"]] = True
+        near_D = np.isin(np.arange(len(documents_D)), copies.near)
+        rows_K = np.flatnonzero(~(bad_D | copied_D | near_D))
+        paragraphs_P = paragraphs_P[np.isin(paragraphs_P["document"], rows_K)]
+        dropped = {
+            "bad_text": int(bad_D.sum()),
+            "duplicate": int((copied_D & ~bad_D).sum()),
+            "near_duplicate": int((near_D & ~copied_D & ~bad_D).sum()),
+            "duplicate_paragraphs": len(paragraphs_P),
+        }
+        return DeduplicatedPart(documents_D[rows_K], rows_K, paragraphs_P, dropped)
+
+    def _kept(self, part: int, split: str, rule: SplitRule) -> KeptDocuments:
+        documents_K, rows_K, paragraphs_P, _ = self.deduplicated(part)
+        valid_K = rule.is_valid(self.unit_of[part].validation, documents_K)
+        chosen_K = valid_K == (split == "valid")
+        documents_K, rows_K = documents_K[chosen_K], rows_K[chosen_K]
+        paragraphs_P = paragraphs_P[np.isin(paragraphs_P["document"], rows_K)]
+        begins_P = paragraphs_P["begin"]
+        ends_P = begins_P + paragraphs_P["tokens"]
+        ends_K = documents_K["begin"] + self._tables(part)["documents"]["tokens"][rows_K]
+        # Each document and the end of each dropped paragraph begins a stretch.
+        from_S = np.sort(np.concatenate([documents_K["begin"], ends_P]))
+        to_S = np.sort(np.concatenate([ends_K, begins_P]))
+        apart_S = from_S[1:] != to_S[:-1]  # neighbours are one stretch
+        is_first_S = np.insert(apart_S, 0, True)[: len(from_S)]
+        is_last_S = np.append(apart_S, True)[: len(to_S)]
+        return KeptDocuments(documents_K, rows_K, from_S[is_first_S], to_S[is_last_S])
+
+    def tokens(
+        self, part: int, kept: KeptDocuments, first: int, last: int, dtype: np.dtype
+    ) -> list[np.ndarray]:
+        """Tokens first .. last - 1 of the stream `kept`, stretch by stretch."""
+        found = []
+        stretch = int(np.searchsorted(kept.ends_S, first, "right"))
+        with open(self.work / f"{self.names[part]}.tokens", "rb") as file:
+            for s in range(stretch, len(kept.ends_S)):
+                # From the stream's to the part's count of tokens.
+                offset = int(kept.to_S[s] - kept.ends_S[s])
+                if kept.from_S[s] - offset >= last:
+                    break
+                begin = max(first + offset, int(kept.from_S[s]))
+                end = min(last + offset, int(kept.to_S[s]))
+                file.seek(begin * dtype.itemsize)
+                found.append(np.fromfile(file, dtype, end - begin))
+        return found

@@ -1,0 +1,135 @@
+"""The final numbers of a run, with their names, formatted for a report."""
+
+import math
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import NamedTuple
+
+from gpt1_ds.base.formatting import duration
+from gpt1_ds.model.gpt import GPTConfig
+from gpt1_ds.reports.run_files import RunFiles, with_number
+
+Facts = dict[str, str]
+LARGEST_NATS = 100
+"""A larger loss is shown as the perplexity of this loss."""
+
+
+class Last(NamedTuple):
+    """A number that is taken from the last training record."""
+
+    name: str
+    key: str
+    text: str
+
+
+class Summary(NamedTuple):
+    """A number that is computed from all training records."""
+
+    name: str
+    key: str
+    combine: Callable[[Iterable[float]], float]
+    unit: float
+    text: str
+
+
+LAST = (
+    Last("steps", "step", "{:,}"),
+    Last("tokens", "tokens", "{:,}"),
+    Last("epoch", "epoch", "{:.2f}"),
+    Last("training loss", "loss", "{:.4f}"),
+)
+SUMMARIES = (
+    Summary("tokens a second, median", "tokens_per_second", median, 1, "{:,.0f}"),
+    Summary("FLOPs utilization, median", "mfu", median, 1, "{:.1%}"),
+    Summary("host memory, most", "host_bytes", max, 1e9, "{:.2f} GB"),
+    Summary("GPU memory, most", "device_bytes", max, 1e9, "{:.2f} GB"),
+)
+
+
+def facts_of(run: RunFiles) -> Facts:
+    """All numbers of the run that its files contain."""
+    return {
+        **_state(run),
+        **_training(run),
+        **_validation(run),
+        **_summaries(run),
+        **_course(run),
+        **_task(run),
+        "seed": str(run.config.get("run", {}).get("seed", "unknown")),
+    }
+
+
+def _state(run: RunFiles) -> Facts:
+    code = run.status.get("exit_code")
+    state = run.status.get("state", "unknown")
+    facts = {"state": f"{state}, exit code {code}" if code else state}
+    model = run.state.get("model")
+    if model:
+        facts["parameters"] = f"{GPTConfig(**model).parameters:,}"
+    return facts
+
+
+def _training(run: RunFiles) -> Facts:
+    facts = {}
+    for name, key, text in LAST:
+        if with_number(run.train[-1:], key):
+            facts[name] = text.format(run.train[-1][key])
+    return facts
+
+
+def _validation(run: RunFiles) -> Facts:
+    facts = {}
+    for corpus in run.corpora:
+        losses = [record["loss"] for record in with_number(run.valid_of(corpus), "loss")]
+        if losses:
+            last, lowest = losses[-1], min(losses)
+            perplexity = math.exp(min(last, LARGEST_NATS))
+            better_before = f"; lowest {lowest:.4f}" if lowest < last else ""
+            shown = f"{last:.4f} (perplexity {perplexity:,.1f}{better_before})"
+            facts[f"validation loss, {corpus}"] = shown
+    return facts
+
+
+def _summaries(run: RunFiles) -> Facts:
+    facts = {}
+    for name, key, combine, unit, text in SUMMARIES:
+        logged = with_number(run.train, key)
+        if logged:
+            facts[name] = text.format(combine(record[key] for record in logged) / unit)
+    return facts
+
+
+def _course(run: RunFiles) -> Facts:
+    """The course of the run: time, starts, skipped steps and checkpoints."""
+    skipped_steps = run.train[-1].get("skipped_steps", 0) if run.train else 0
+    rolled_back = f"; {len(run.skipped)} rolled back" if run.skipped else ""
+    facts = {
+        "wall time": duration(run.seconds),
+        "starts": str(len(run.starts)),
+        "skipped steps": f"{skipped_steps}{rolled_back}",
+    }
+    if run.saves:
+        megabytes = median(save.get("bytes", 0) for save in run.saves) / 1e6
+        stall_seconds = median(save.get("seconds", 0) for save in run.saves)
+        facts["checkpoints"] = (
+            f"{len(run.saves)}; {megabytes:,.1f} MB, training stood {stall_seconds:.1f} s (medians)"
+        )
+    return facts
+
+
+def _task(run: RunFiles) -> Facts:
+    """The result of fine-tuning."""
+    result = run.result
+    if "score" not in result:
+        return {}
+    examples = [f"{count:,} {split}" for split, count in result["examples"].items()]
+    facts = {
+        "task": result["task"],
+        "examples": ", ".join(examples),
+        "majority": f"{result['majority']:.4f}",
+        "initial weights": str(result["init"]),
+    }
+    splits = {"dev": result["metrics"], **(result.get("splits") or {})}
+    for split, scores in splits.items():
+        facts |= {f"{split} {name}": f"{value:.4f}" for name, value in scores.items()}
+    return facts

@@ -1,0 +1,152 @@
+"""Reads the runs of a suite from their folders.
+
+A suite is a folder of runs named TASK-seed-SEED[-VARIANT]. Each run has a result.json, a
+metrics.jsonl and a config.yaml.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import yaml
+
+from gpt1_ds.base.errors import DataError
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.base.records import read_metrics
+
+VARIANTS = {
+    "none": "full",
+    "no_lm": "no auxiliary LM",
+    "scratch": "no pre-training",
+    "lstm": "LSTM",
+}
+"""The ablations of Table 5, and their column headers."""
+LAYERS_PREFIX = "layers-"
+RUN_NAME = re.compile(
+    rf"(?P<task>\w+)-seed-(?P<seed>\d+)"
+    rf"(?:-(?P<variant>{'|'.join(VARIANTS)}|{LAYERS_PREFIX}\d+))?"
+)
+
+
+class RunKind(NamedTuple):
+    """Task and variant; the runs of all seeds share them."""
+
+    task: str
+    variant: str
+
+    @property
+    def layers_transferred(self) -> int | None:
+        """The number N of the variant `layers-N`; None for other variants."""
+        if not self.variant.startswith(LAYERS_PREFIX):
+            return None
+        return int(self.variant.removeprefix(LAYERS_PREFIX))
+
+
+@dataclass
+class SeedRuns:
+    """The runs of one task and variant, one for each seed."""
+
+    results: list[Json] = field(default_factory=list)
+    curves: list[dict[float, float]] = field(default_factory=list)
+    """For each run, the score on dev by epoch."""
+    failed: int = 0
+    unfinished: int = 0
+    n_layer: int | None = None
+
+    @property
+    def seeds(self) -> str:
+        """The numbers of seeds as text, such as `2, 1 failed`."""
+        parts = [str(len(self.results))]
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        if self.unfinished:
+            parts.append(f"{self.unfinished} unfinished")
+        return ", ".join(parts)
+
+    def scores(self, split: str) -> list[float]:
+        """The scores of the runs that have one for `split`."""
+        if split == "dev":
+            return [result["score"] for result in self.results]
+        scores = []
+        for result in self.results:
+            metrics = result.get("splits", {}).get(split, {})
+            if metrics.get(result["metric"]) is not None:
+                scores.append(metrics[result["metric"]])
+        return scores
+
+    def scores_by_epoch(self) -> dict[float, list[float]]:
+        """The scores of all seeds at each epoch."""
+        found: dict[float, list[float]] = {}
+        for curve in self.curves:
+            for epoch, score in curve.items():
+                found.setdefault(epoch, []).append(score)
+        return dict(sorted(found.items()))
+
+    def median_score(self) -> float:
+        return median(self.scores("dev"))
+
+
+def run_name(task: str, seed: int, variant: str) -> str:
+    """The name of a run's folder; `slurm/suite.sh` uses the same names."""
+    name = f"{task}-seed-{seed}"
+    return name if variant == "none" else f"{name}-{variant}"
+
+
+def collect(out: Path, failed: Iterable[str]) -> dict[RunKind, SeedRuns]:
+    """The runs in `out`; `failed` has the names of the runs that ended with an error."""
+    failed = set(failed)
+    folders = {path for path in out.glob("*-seed-*") if path.is_dir()}
+    folders |= {out / name for name in failed}
+    table: dict[RunKind, SeedRuns] = {}
+    for folder in sorted(folders):
+        name = RUN_NAME.fullmatch(folder.name)
+        if not name:
+            continue
+        runs = table.setdefault(RunKind(name["task"], name["variant"] or "none"), SeedRuns())
+        if (folder / "result.json").exists():
+            _add(runs, folder)
+        elif folder.name in failed:
+            runs.failed += 1
+        else:
+            runs.unfinished += 1
+    return table
+
+
+def _add(runs: SeedRuns, folder: Path) -> None:
+    result = read_json(folder / "result.json")
+    runs.results.append(result)
+    runs.curves.append(_curve(folder, result["metric"]))
+    config = folder / "config.yaml"
+    if config.exists():
+        runs.n_layer = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["n_layer"]
+
+
+def read_json(path: Path) -> Json:
+    """The object in a file; empty if there is no file. Raises DataError for a damaged file."""
+    try:
+        if not path.exists():
+            return {}
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}; move it away") from error
+
+
+def _curve(folder: Path, metric: str) -> dict[float, float]:
+    """Score on dev by epoch.
+
+    Score records have only steps. The last training record has step and epoch, so it gives the
+    number of epochs for each step.
+    """
+    training = read_metrics(folder, "train")
+    if not training:
+        return {}
+    last = training[-1]
+    curve = {}
+    for record in read_metrics(folder, "task"):
+        epoch = round(record["step"] * last["epoch"] / last["step"], 3)
+        curve[epoch] = record[metric]
+    return curve

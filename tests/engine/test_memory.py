@@ -1,0 +1,67 @@
+"""The formula of the memory, term by term, with sums made by hand for a small shape."""
+
+import pytest
+
+from gpt1_ds.engine.memory import activation_bytes, state_bytes, zero_variant
+from gpt1_ds.model.gpt import GPTConfig
+
+SHAPE = GPTConfig(vocab_size=100, n_layer=3, n_head=2, n_embd=8, n_ctx=10)
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "ranks", "on_rank", "on_host"),
+    [
+        # Of 1,000 parameters: masters, moments and gradients of the step (12 + 8 bytes),
+        # gradients (2), weights (2), buckets.
+        ("0", "bf16", 4, 20_000 + 2000 + 2000, 0),
+        ("0", "fp32", 4, 12_000 + 4000 + 4000, 0),
+        ("1", "bf16", 1, 20_000 + 2000 + 2000, 0),
+        ("1", "bf16", 4, 5000 + 2000 + 2000 + 2000, 0),
+        ("1", "bf16", 2, 10_000 + 2000 + 2000 + 2000, 0),
+        ("2", "bf16", 4, 5000 + 500 + 2000 + 2000, 0),
+        ("2", "fp16", 4, 5000 + 500 + 2000 + 2000, 0),
+        ("3", "bf16", 4, 5000 + 500 + 500 + 4000, 0),
+        ("3", "fp32", 4, 3000 + 1000 + 1000 + 8000, 0),
+        ("1+offload", "bf16", 4, 2000, 5000 + 2000),
+        ("2+offload", "bf16", 4, 2000 + 2000, 5000 + 500),
+        ("3+offload", "bf16", 4, 4000, 5000 + 500 + 500),
+    ],
+)
+def test_states(zero, precision, ranks, on_rank, on_host):
+    assert state_bytes(1000, zero, precision, ranks) == (on_rank, on_host)
+
+
+def test_a_bucket_holds_a_gigabyte_at_most():
+    assert state_bytes(1e10, "1", "bf16", 10) == (20e9 + 20e9 + 20e9 + 1e9, 0)
+    assert state_bytes(1e10, "3", "bf16", 10) == (20e9 + 2e9 + 2e9 + 2e9, 0)
+
+
+def test_activations_with_a_flash_kernel():
+    """A token: 3 layers of 8 channels at 34 bytes, 8 + 128 values of the head, the embedding."""
+    per_token = 3 * 8 * 34 + 136 * 2 + 8 * 3
+    assert activation_bytes(SHAPE, 4, "bf16", False) == 40 * per_token + 3 * 40 * 128 * 4
+    # 1,000 tokens: the head's logits exist for 512 rows only.
+    assert activation_bytes(SHAPE, 100, "bf16", False) == 1000 * per_token + 3 * 512 * 128 * 4
+
+
+def test_activations_without_a_flash_kernel():
+    """Two heads keep weights of 4 bytes and masks of 2 for half of 10 + 128 keys."""
+    per_token = 3 * (8 * (16 * 4 + 2 * 2) + 2 * 6 * 138 / 2) + 136 * 4 + 8 * 6
+    assert (
+        activation_bytes(SHAPE, 4, "fp32", False, flash=False) == 40 * per_token + 3 * 16 * 128 * 4
+    )
+
+
+def test_activation_checkpointing_keeps_the_blocks_inputs_and_one_block():
+    per_token = 3 * 8 * 2 + 8 * 34 + 136 * 2 + 8 * 3
+    assert activation_bytes(SHAPE, 4, "bf16", True) == 40 * per_token + 3 * 40 * 128 * 4
+
+
+def test_stage_and_offload_of_a_deepspeed_json():
+    def of(**zero) -> str:
+        return zero_variant({"zero_optimization": zero})
+
+    assert zero_variant({}) == "0" and of() == "0" and of(stage=2) == "2"
+    assert of(stage=2, offload_optimizer={"device": "cpu"}) == "2+offload"
+    assert of(stage=3, offload_param={"device": "nvme"}) == "3+offload"
+    assert of(stage=3, offload_param={"device": "none"}, offload_optimizer={}) == "3"

@@ -1,0 +1,130 @@
+"""Runs small pre-trainings with the deepspeed launcher on two ranks, and sends them signals."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from gpt1_ds.distributed.environment import free_port
+from tests.conftest import ROOT
+from tests.support.ranks import die_with_parent
+
+STEPS = 40
+SMALL = (
+    "model.preset=gpt1-tiny",
+    "model.n_embd=32",
+    "model.n_ctx=32",
+    f"train.max_steps={STEPS}",
+    "train.global_batch=4",
+    "eval.every=20",
+    "eval.batches=1",
+    "checkpoint.every=8",
+    "log.every=1",
+    "optim.lr=1e-3",
+    "schedule.warmup_steps=4",
+    "run.name=run",
+)
+
+
+def command(shards: Path, runs: Path, *overrides: str) -> list[str]:
+    return [
+        "deepspeed",
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "gpt1_ds/train.py",
+        "--deepspeed_config",
+        "ds_configs/cpu.json",
+        *SMALL,
+        f"data.shards={shards}",
+        f"run.dir={runs}",
+        *overrides,
+    ]
+
+
+def status(runs: Path) -> dict:
+    return json.loads((runs / "run" / "status.json").read_text())
+
+
+def outcome(runs: Path) -> tuple[str, int | None]:
+    return status(runs)["state"], status(runs)["exit_code"]
+
+
+def lines(runs: Path) -> list[dict]:
+    path = runs / "run" / "metrics.jsonl"
+    return list(map(json.loads, path.read_text().split("\n")[:-1] if path.exists() else []))
+
+
+def losses(runs: Path) -> list[float]:
+    return [line["loss"] for line in lines(runs) if "loss" in line]
+
+
+def steps_logged(runs: Path, split: str = "train") -> list[int]:
+    return [line["step"] for line in lines(runs) if line["split"] == split]
+
+
+def committed(runs: Path) -> int:
+    root = runs / "run" / "checkpoints"
+    return max((int(path.name[5:]) for path in root.glob("step-????????")), default=0)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The process ids of the launcher's ranks, by rank."""
+    found: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            parent = parent_of(int(entry.name))
+            grandparent = parent_of(parent)
+        except (OSError, ValueError):
+            continue
+        rank = next((word for word in words if word.startswith("--local_rank=")), None)
+        if rank and launcher in (parent, grandparent):
+            found[int(rank.partition("=")[2])] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def disturb(
+    shards: Path, runs: Path, at_step: int, number: int, whom, *overrides: str, **env: str
+) -> tuple[int, float]:
+    """Start the run, send signal `number` to `whom(launcher, ranks)`, and wait for its end.
+
+    The signal is sent once the run has logged `at_step` and committed the checkpoint before it.
+    Returns the launcher's exit code, and the seconds until all processes were gone.
+    """
+    log, starts = open(runs / "log", "w+"), len(steps_logged(runs, "start"))
+    process = subprocess.Popen(
+        command(shards, runs, *overrides),
+        cwd=ROOT,
+        env=os.environ | env,
+        stdout=log,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        preexec_fn=die_with_parent,
+    )
+    deadline, due = time.monotonic() + 120, at_step // 8 * 8
+
+    def waiting() -> bool:
+        started = len(steps_logged(runs, "start")) > starts
+        logged = max(steps_logged(runs), default=-1) >= at_step
+        return not (started and logged and max(steps_logged(runs, "checkpoint"), default=0) >= due)
+
+    while waiting():
+        assert process.poll() is None and time.monotonic() < deadline, log.seek(0) or log.read()
+        time.sleep(0.02)
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    for pid in whom(process.pid, ranks):
+        os.kill(pid, number)
+    sent = time.monotonic()
+    process.wait(timeout=150)
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() < sent + 150:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), "a rank outlived the run"
+    return process.returncode, time.monotonic() - sent

@@ -19,7 +19,7 @@ from gpt1_ds.checkpoints.folder import find_checkpoint, read_state
 from gpt1_ds.tasks import TASKS
 from tests.conftest import ROOT, succeed
 from tests.support.fine_tuning import NO_DROPOUT, TINY, arguments, logged, task_of, weights
-from tests.tasks.test_tasks import FOLDERS
+from tests.support.task_folders import FOLDERS
 
 RESULT_KEYS = {
     "task",

@@ -18,20 +18,7 @@ from data_prep.stories.labelled import CLOZE
 from data_prep.stories.words import RELATIONS
 from gpt1_ds.tasks import TASKS
 from tests.conftest import run, succeed
-
-FOLDERS = {
-    "cola": "CoLA",
-    "sst2": "SST-2",
-    "rte": "RTE",
-    "qnli": "QNLI",
-    "snli": "SNLI",
-    "stsb": "STS-B",
-    "mrpc": "MRPC",
-    "qqp": "QQP",
-    "race": "RACE",
-    "storycloze": "StoryCloze",
-    "wnut17": "WNUT17",
-}
+from tests.support.task_folders import FOLDERS
 
 
 def write(folder: Path, megabytes: float = 0.1, seed: int = 42) -> str:

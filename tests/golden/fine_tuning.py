@@ -20,8 +20,8 @@ from gpt1_ds.tasks.batches import (
     subset,
 )
 from tests.golden.prepared import sample, tokenizer_folder
-from tests.golden.splits import FOLDERS
 from tests.golden.store import Group, array, json_digest
+from tests.support.task_folders import FOLDERS
 
 FINE_TUNING = Group("fine_tuning")
 

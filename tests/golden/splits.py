@@ -7,23 +7,9 @@ from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks import TASKS, Example, build_task
 from tests.golden.prepared import sample
 from tests.golden.store import Group, json_digest, scratch
+from tests.support.task_folders import FOLDERS
 
 SPLITS = Group("splits")
-
-FOLDERS = {
-    "cola": "CoLA",
-    "sst2": "SST-2",
-    "rte": "RTE",
-    "qnli": "QNLI",
-    "snli": "SNLI",
-    "stsb": "STS-B",
-    "mrpc": "MRPC",
-    "qqp": "QQP",
-    "race": "RACE",
-    "storycloze": "StoryCloze",
-    "wnut17": "WNUT17",
-}
-"""Tasks of the sample, and their folders there."""
 
 
 def examples_digest(examples: list[Example]) -> str:

@@ -12,7 +12,8 @@ import pytest
 from gpt1_ds import report
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.reports.run_files import RunFiles
-from tests.conftest import need, succeed
+from tests.conftest import succeed
+from tests.support.chromium import find_chromium
 
 SAMPLE = 'He said <b>"&"</b>\n<script>alert(1)</script> @@BODY@@'
 
@@ -200,13 +201,7 @@ def test_the_command_writes_into_the_run(run):
 
 def dom(address: str, profile: Path) -> str:
     """The page after its script has run in headless Chromium; no error may reach the console."""
-    chromium = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if not chromium:
-        need("chromium", "no chromium on PATH: apt-get install chromium")
+    chromium = find_chromium()
     done = subprocess.run(
         [
             chromium,

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, need, succeed
+from tests.conftest import ROOT, succeed
+from tests.support.chromium import find_chromium
 from tests.support.ranks import die_with_parent
 
 TAGS = {
@@ -149,13 +149,7 @@ def test_metrics_jsonl_and_the_board_agree(board, resumed_run):
 
 
 def test_a_browser_shows_the_loss(board, tmp_path):
-    chromium = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if not chromium:
-        need("chromium", "no chromium on PATH: apt-get install chromium")
+    chromium = find_chromium()
     words = [
         chromium,
         "--headless",

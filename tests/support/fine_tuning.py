@@ -7,7 +7,7 @@ import torch
 
 from gpt1_ds.checkpoints.loading import load_weights
 from tests.conftest import ROOT
-from tests.tasks.test_tasks import FOLDERS
+from tests.support.task_folders import FOLDERS
 
 TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.n_ctx=64"]
 NO_DROPOUT = ["model.embd_pdrop=0", "model.attn_pdrop=0", "model.resid_pdrop=0", "task.clf_pdrop=0"]

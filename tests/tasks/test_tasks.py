@@ -12,20 +12,8 @@ from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks import IGNORE, TASKS, Example, build_task
 from gpt1_ds.tasks.base import fit, pair
 from gpt1_ds.tasks.scores import scores_by_part
+from tests.support.task_folders import FOLDERS
 
-FOLDERS = {
-    "cola": "CoLA",
-    "sst2": "SST-2",
-    "rte": "RTE",
-    "qnli": "QNLI",
-    "snli": "SNLI",
-    "stsb": "STS-B",
-    "mrpc": "MRPC",
-    "qqp": "QQP",
-    "race": "RACE",
-    "storycloze": "StoryCloze",
-    "wnut17": "WNUT17",
-}
 # Examples of the real files, as their README counts them.
 REAL_COUNTS = {
     "cola": (8551, 527),

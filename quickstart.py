@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from gpt1_ds.distributed import environment
+from gpt1_ds.engine.timing import has_bfloat16_instructions
 
 HOME = Path("quickstart")
 PROMPT = "One morning"
@@ -42,7 +43,11 @@ This script makes the files named `done`.
 def steps() -> list[Step]:
     # One process for each GPU, at most two. Without a GPU, two CPU processes.
     processes = min(2, torch.cuda.device_count()) or 2
-    mechanics = "ds_configs/zero2_bf16.json" if torch.cuda.is_available() else "ds_configs/cpu.json"
+    precision = "bf16" if has_bfloat16_instructions() else "fp32"
+    if torch.cuda.is_available():
+        mechanics = "ds_configs/zero2_bf16.json"
+    else:
+        mechanics = "ds_configs/cpu.json" if precision == "bf16" else "ds_configs/cpu_fp32.json"
     deepspeed = f"deepspeed --quiet --num_accelerators {processes} --master_port {PORT}"
     books = f"stories={HOME}/sample/books"
     return [
@@ -65,7 +70,7 @@ def steps() -> list[Step]:
             "shards/manifest.json",
         ),
         (
-            f"pre-train under DeepSpeed: {processes} processes, ZeRO-2, bf16",
+            f"pre-train under DeepSpeed: {processes} processes, ZeRO-2, {precision}",
             f"{deepspeed} gpt1_ds/train.py --deepspeed_config {mechanics} --config "
             "gpt1_ds/configs/quickstart.yaml",
             "runs/pretrain/done",

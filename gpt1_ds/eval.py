@@ -20,8 +20,8 @@ different tokenizers on the same text.
 | .. with --lines     | each line, after an <eot> | each           | of the files, as they are     |
 
 Words are separated by white space. A file without --lines is scored as by lm-evaluation-harness.
-Behind ± is the standard error: that of the mean over runs of the model's context in tokens, or over
-documents where they are shorter.
+Behind ± is the standard error: that of the mean over runs of the model's context in tokens, or
+over documents where they are shorter.
 """
 
 import argparse

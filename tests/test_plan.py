@@ -7,7 +7,7 @@ import torch
 
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.engine.memory import activation_bytes, state_bytes, zero_variant
-from gpt1_ds.engine.timing import Throughput
+from gpt1_ds.engine.timing import has_bfloat16_instructions
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.kernels import CACHED_ROWS
 from gpt1_ds.plan import ZERO_VARIANTS, Cluster, best, estimate, main
@@ -55,8 +55,7 @@ def test_processes_take_the_memory_and_time_planned():
     without bfloat16 instructions takes minutes for such steps: there it is one step of fewer
     tokens.
     """
-    has_bfloat16 = Throughput(1.0, "bf16").peak_flops > 10e9
-    n_ctx, steps = (256, 3) if has_bfloat16 else (64, 1)
+    n_ctx, steps = (256, 3) if has_bfloat16_instructions() else (64, 1)
     small = GPTConfig(VOCAB_SIZE, 4, 8, 256, n_ctx)
     large = GPTConfig(VOCAB_SIZE, 8, 8, 512, n_ctx)
     measured, planned = [], []

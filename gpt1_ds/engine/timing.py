@@ -58,6 +58,8 @@ class Throughput:
 MEASURED_SIZES = (256, 256, *[1024] * 5)
 """Sides of the matrices in the products that measure a device's peak."""
 LONGEST_PRODUCT_SECONDS = 0.1
+EMULATED_FLOPS = 10e9
+"""No core reaches it without bfloat16 instructions (1e9 was measured), and every one with them."""
 
 Moment = float | torch.cuda.Event
 """Seconds of the host's clock, or an event in the stream of the GPU."""
@@ -198,6 +200,14 @@ def _peak_flops(precision: str) -> float:
             if model in name:
                 return peak if precision != "fp32" else peak / 2
     return _measured_flops(precision)
+
+
+def has_bfloat16_instructions() -> bool:
+    """Whether this rank's device multiplies bfloat16 matrices itself.
+
+    A CPU that does not emulates it, far more slowly than float32: take `ds_configs/cpu_fp32.json`.
+    """
+    return torch.cuda.is_available() or _measured_flops("bf16") > EMULATED_FLOPS
 
 
 def _measured_flops(precision: str) -> float:

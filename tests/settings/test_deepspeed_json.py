@@ -17,6 +17,7 @@ from gpt1_ds.settings.sections import PretrainConfig
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 EXPECTED = {
     "cpu": (2, "bf16"),
+    "cpu_fp32": (2, "fp32"),
     "zero0_fp32": (0, "fp32"),
     "zero1_bf16": (1, "bf16"),
     "zero2_bf16": (2, "bf16"),

@@ -16,7 +16,6 @@ same command continues: it does not repeat tokenised units and finished shards. 
 
 import argparse
 import contextlib
-import fcntl
 import json
 import shutil
 import sys
@@ -35,7 +34,7 @@ from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_ste
 from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
 from data_prep.reading.formats import BLOCK_LINES
 from gpt1_ds.base.errors import ConfigError, DataError, command
-from gpt1_ds.base.files import file_sha256, write_atomically
+from gpt1_ds.base.files import file_sha256, lock_file, write_atomically
 from gpt1_ds.data.manifest import (
     MANIFEST,
     SAMPLE_TOKENS,
@@ -258,18 +257,10 @@ def _writing(out: Path) -> Iterator[None]:
 def _lock(out: Path) -> IO[str]:
     """The open lock file. DataError if another process holds the lock."""
     out.mkdir(parents=True, exist_ok=True)
-    file = open(out / LOCK, "a")  # the kernel drops the lock of a killed process
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    file = lock_file(out / LOCK, "start one build at a time")
+    if file is None:
         raise DataError(
             f"--out {out}: another build is writing there; wait for it, or choose another folder"
-        ) from None
-    except OSError as error:
-        # Some cluster file systems are mounted without locks; building there is the user's choice.
-        print(
-            f"warning: {out} cannot be locked ({error.strerror}); start one build at a time",
-            file=sys.stderr,
         )
     return file
 

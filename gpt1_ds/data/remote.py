@@ -6,7 +6,6 @@ names. A lock for each shard prevents that two processes download the same shard
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gpt1_ds.base.errors import ConfigError, DataError, UserError
-from gpt1_ds.base.files import file_sha256
+from gpt1_ds.base.files import file_sha256, lock_file
 from gpt1_ds.data.manifest import Shard
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "abfs")
@@ -191,20 +190,11 @@ class ShardCache:
     def _lock(self, name: str) -> Iterator[None]:
         """Hold the lock of a shard. After REQUEST_SECONDS go on without it: its holder is stuck.
 
-        Without a lock a shard may be downloaded twice, which does no harm. The lock is an flock,
-        because the kernel releases it when the process ends. The filelock package is not used: on a
-        file system without flock, a killed process would leave its lock file behind.
+        Without a lock a shard may be downloaded twice, which does no harm.
         """
-        with open(self._folder / "locks" / name, "a") as file:
-            deadline = time.monotonic() + REQUEST_SECONDS
-            while time.monotonic() < deadline:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.05)
-                except OSError:  # no flock here
-                    break
+        path = self._folder / "locks" / name
+        file = lock_file(path, "ranks may download a shard twice", REQUEST_SECONDS)
+        with file or contextlib.nullcontext():
             yield
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.inspect_shards import document_spans
 from gpt1_ds.base.errors import ConfigError, command
-from gpt1_ds.base.records import SKIPPED_FILE, read_records
+from gpt1_ds.base.records import SKIPPED_FILE, read_skipped
 from gpt1_ds.data.batches import BatchSizes
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
@@ -80,7 +80,7 @@ def first_window(skipped: Path, step: int, sizes: BatchSizes, order: WindowOrder
 
     They were trained, or were skipped by the last rollback before the step.
     """
-    before = [event for event in read_records(skipped) if event["to_step"] < step]
+    before = [event for event in read_skipped(skipped) if event["to_step"] < step]
     if not before:
         return sizes.before(step - 1)
     cursor, to_step = before[-1]["last"], before[-1]["to_step"]

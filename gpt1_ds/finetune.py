@@ -37,7 +37,7 @@ from gpt1_ds.checkpoints.saving import save_checkpoint
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives, rendezvous
-from gpt1_ds.distributed.console import note, say
+from gpt1_ds.distributed.console import keep_going_without_output, note, say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.timing import StepTimer, profiled
@@ -65,6 +65,7 @@ from gpt1_ds.tasks.scores import confusion_matrix, scores_by_part, task_metrics
 
 
 def main(argv: list[str]) -> None:
+    keep_going_without_output()
     settings = read_settings(FinetuneConfig, argv, __doc__, None)
     config = settings.config
     task = tasks.build_task(config.task)

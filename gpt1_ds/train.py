@@ -33,7 +33,7 @@ from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed import collectives, rendezvous
-from gpt1_ds.distributed.console import note
+from gpt1_ds.distributed.console import keep_going_without_output, note
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.internals import set_batch
 from gpt1_ds.engine.memory import activation_bytes, state_bytes, zero_variant
@@ -92,6 +92,7 @@ class Pretraining(Run[PretrainConfig]):
 
 
 def main(argv: list[str]) -> None:
+    keep_going_without_output()
     settings = read_settings(PretrainConfig, argv, __doc__, DEFAULT_CONFIG)
     config = settings.config
     root = local_shards(config.data)

@@ -1,11 +1,14 @@
 """Reads and writes the JSON-lines files of a run: `metrics.jsonl` and `skipped.jsonl`.
 
-A run appends to these files while others read them, and a kill may leave half a line at the end. So
-a reader skips each line that is not a complete JSON object.
+A run appends to these files while others read them, and a kill may leave half a line at the end. A
+power cut or an editor may damage any other line. So a reader passes over each line that is not a
+complete record, and says once how many it lost.
 """
 
 import json
-from collections.abc import Iterable
+import math
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gpt1_ds.base.files import write_atomically
@@ -15,21 +18,49 @@ METRICS_FILE = "metrics.jsonl"
 """One object for each logged step, validation, score, checkpoint and start of the run."""
 SKIPPED_FILE = "skipped.jsonl"
 """One object for each loss spike that was rolled back."""
+MOST_STEPS = 10**12
+_told: set[Path] = set()
+"""Files whose damage this process has told."""
 
 
-def read_records(path: Path) -> list[Json]:
-    """The objects in the file at `path`, in file order; an empty list if there is no file."""
+def read_records(path: Path, valid: Callable[[Json], bool] = lambda record: True) -> list[Json]:
+    """The `valid` objects in the file at `path`, in file order; an empty list if there is no file.
+
+    A warning says how many complete lines are lost. A file that cannot be read counts as empty.
+    """
     if not path.is_file():
         return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        _tell_once(path, f"{error.strerror}; its records are not used")
+        return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
+    damaged = 0
+    for number, line in enumerate(lines, 1):
+        record = _parsed(line)
+        if record is not None and valid(record):
             records.append(record)
+        elif line.strip() and number < len(lines):
+            damaged += 1
+    if damaged:
+        _tell_once(path, f"{damaged} of {len(lines) - 1} lines are damaged; they are not used")
     return records
+
+
+def _parsed(line: bytes) -> Json | None:
+    try:
+        # After a power cut, zeros may stand before a record that was appended later.
+        record = json.loads(line.strip(b"\0").decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _tell_once(path: Path, text: str) -> None:
+    if path not in _told:
+        _told.add(path)
+        print(f"warning: {path}: {text}", file=sys.stderr)
 
 
 def read_metrics(run: Path, split: str | None = None) -> list[Json]:
@@ -37,10 +68,59 @@ def read_metrics(run: Path, split: str | None = None) -> list[Json]:
 
     Each has `step` and `split` ("train", "valid", "task", "checkpoint" or "start").
     """
-    records = [r for r in read_records(run / METRICS_FILE) if {"step", "split"} <= r.keys()]
+    records = read_records(run / METRICS_FILE, _is_metric)
     if split is None:
         return records
     return [record for record in records if record["split"] == split]
+
+
+def _is_metric(record: Json) -> bool:
+    """Whether `split` and `corpus` are names, and everything else is a number or null."""
+    names = [record.get("split"), record.get("corpus", "")]
+    numbers = [value for key, value in record.items() if key not in ("split", "corpus")]
+    return (
+        all(isinstance(name, str) for name in names)
+        and all(value is None or _is_number(value) for value in numbers)
+        and _is_count(record.get("step"))
+        and math.isfinite(record.get("elapsed_seconds", 0.0) or 0.0)
+    )
+
+
+def read_skipped(path: Path) -> list[Json]:
+    """The rollbacks in the skipped.jsonl at `path`, in file order, each with `to_step` and `last`,
+    a cursor."""
+    return read_records(path, _is_rollback)
+
+
+def _is_rollback(record: Json) -> bool:
+    last = record.get("last")
+    counts = [record.get("to_step")]
+    counts += [last.get("epoch"), last.get("index")] if isinstance(last, dict) else [None]
+    return all(map(_is_count, counts))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or isinstance(value, int) and abs(value) <= sys.maxsize
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_STEPS
+
+
+def read_object(path: Path) -> Json:
+    """The JSON object in a side file such as status.json; empty if there is no such file.
+
+    A file that holds none counts as empty, and a warning says so.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        record = _parsed(path.read_bytes())
+    except OSError:
+        record = None
+    if record is None:
+        _tell_once(path, "damaged; it is not used")
+    return record or {}
 
 
 def json_line(record: Json) -> str:

@@ -72,7 +72,7 @@ def _checkpoints_of_rank_0(run_dir: Path) -> list[str]:
     """
     root = run_dir / "checkpoints"
     names = [folder.name for folder in checkpoint_folders(root)]
-    logged = bool(read_metrics(run_dir, "checkpoint"))
+    logged = collectives.is_main() and bool(read_metrics(run_dir, "checkpoint"))
     names, logged = collectives.gather_json([names, logged])[0]
     if logged and not names:
         raise DataError(

@@ -5,6 +5,7 @@ No other module knows the keys of these files.
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from typing import NamedTuple
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.order import Cursor
+from gpt1_ds.distributed import collectives
+from gpt1_ds.model.gpt import GPTConfig
 
 NEEDED = ("step", "model", "tokenizer_sha256")
 
@@ -61,11 +64,11 @@ class CheckpointState:
                 raise DataError(f"{source}: the key {name!r} is missing; take another checkpoint")
         known = {name: value[name] for name in STATE_KEYS if name in value}
         unknown = {name: value[name] for name in value if name not in STATE_KEYS}
-        try:
-            known["cursor"] = Cursor(**value.get("cursor", {}))
-        except TypeError as error:
-            fault = f"{source}: the key 'cursor': {error}; take another checkpoint"
-            raise DataError(fault) from error
+        known["model"] = _known_part(value, "model", GPTConfig, source)
+        cursor = _known_part(value, "cursor", Cursor, source)
+        if "cursor" in value and cursor.keys() != {"epoch", "index"}:
+            raise DataError(f"{source}: the key 'cursor' is damaged; take another checkpoint")
+        known["cursor"] = Cursor(**cursor)
         return cls(**known, unknown=unknown)
 
     def to_json(self) -> Json:
@@ -78,6 +81,19 @@ class CheckpointState:
             if item is not None or name == written_as_null:
                 content[name] = item
         return content | self.unknown
+
+
+def _known_part(value: Json, section: str, known: type, source: Path) -> Json:
+    """The section without the keys of a newer version, which rank 0 tells."""
+    part = value.get(section) or {}
+    if not isinstance(part, dict):
+        raise DataError(f"{source}: the key {section!r} is {part!r}; take another checkpoint")
+    names = [item.name for item in fields(known)]
+    unknown = [f"{section}.{name}" for name in part if name not in names]
+    if unknown and collectives.is_main():
+        text = f"{', '.join(unknown)} not known to this version, and not used"
+        print(f"warning: {source}: {text}", file=sys.stderr)
+    return {name: item for name, item in part.items() if name in names}
 
 
 STATE_KEYS = tuple(item.name for item in fields(CheckpointState) if item.name != "unknown")

@@ -1,6 +1,7 @@
 """Turns signals and a dead launcher into one stop flag that all ranks agree on.
 
-SIGTERM, SIGINT and SIGUSR1 ask for a stop. The training loop then commits a checkpoint at the next
+SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask for a stop. (SIGHUP is what a closed terminal sends; under
+nohup it is ignored, and stays so.) The training loop then commits a checkpoint at the next
 step boundary and exits with 75. It ends a validation or a wait for data early. Each rank also
 watches its launcher. If the launcher ends, the rank ends at most `GRACE_SECONDS` later.
 """
@@ -17,7 +18,7 @@ import torch
 from gpt1_ds.base.errors import PeerError
 from gpt1_ds.distributed import collectives
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "srun")
 LEADING_WORDS = 4
 """The name of a launcher is among this many first words of its command line."""
@@ -31,6 +32,8 @@ class StopFlag:
     def __init__(self) -> None:
         self.reason: str | None = None
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             signal.signal(number, lambda received, _: self.request(signal.Signals(received).name))
         self._launchers = _launchers()
         threading.Thread(target=self._watch, daemon=True, name="launcher-watch").start()

@@ -141,12 +141,13 @@ def _curve(folder: Path, metric: str) -> dict[float, float]:
     Score records have only steps. The last training record has step and epoch, so it gives the
     number of epochs for each step.
     """
-    training = read_metrics(folder, "train")
+    training = [r for r in read_metrics(folder, "train") if r["step"] and "epoch" in r]
     if not training:
         return {}
     last = training[-1]
     curve = {}
     for record in read_metrics(folder, "task"):
         epoch = round(record["step"] * last["epoch"] / last["step"], 3)
-        curve[epoch] = record[metric]
+        if record.get(metric) is not None:
+            curve[epoch] = record[metric]
     return curve

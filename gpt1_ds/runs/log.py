@@ -1,11 +1,13 @@
 """What a run shows of itself: metrics.jsonl, TensorBoard, samples, status.json.
 
-Rank 0 writes. A full or read-only disk costs the log, never the training.
+Rank 0 writes. A full or read-only disk, or a damaged file of an earlier start, costs the log, never
+the training. Each file that is lost is told once.
 """
 
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,13 @@ from torch.utils.tensorboard import SummaryWriter
 from gpt1_ds.base.errors import StopRequested, UserError
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Engine, Json
-from gpt1_ds.base.records import METRICS_FILE, json_line, read_metrics, write_records
+from gpt1_ds.base.records import (
+    METRICS_FILE,
+    json_line,
+    read_metrics,
+    read_object,
+    write_records,
+)
 from gpt1_ds.distributed import collectives
 
 if TYPE_CHECKING:
@@ -27,6 +35,9 @@ if TYPE_CHECKING:
 
 STATUS_SECONDS = 2.0
 """status.json is replaced at most so often while training goes on."""
+STATUS_FILE = "status.json"
+BOARD = "events.out.tfevents"
+EVENT_FILE = re.compile(r"(?P<head>events\.out\.tfevents\.)(?P<second>\d{1,18})(?P<rest>\..*)")
 FAILURES = "GPT1_FAILURES"
 """Variable with the file in which a batch script counts the starts since the last checkpoint."""
 
@@ -50,6 +61,8 @@ class RunLog:
         self.run_dir = run_dir
         self.engine = engine
         self.start_is_due = True
+        self.lost: set[str] = set()
+        """What a warning has told to be lost."""
         self._open(resume_step)
 
     def rewind(self, step: int) -> None:
@@ -80,14 +93,34 @@ class RunLog:
                 self._write_start(jsonl)
             self._show_settings(self.files.board)
         except OSError as error:
-            _warn(run_dir, error)
+            self._warn(METRICS_FILE, error)
+
+    @contextmanager
+    def _may_fail(self, name: str) -> Iterator[None]:
+        """A block that writes the file or folder `name` of the run, or tells that it is lost."""
+        try:
+            yield
+        except OSError as error:
+            self._warn(name, error)
+
+    def _warn(self, name: str, error: OSError) -> None:
+        if name in self.lost:
+            return
+        self.lost.add(name)
+        reason = error.strerror or error
+        path = self.run_dir / name
+        print(f"warning: {path}: {reason}; training goes on without this log", file=sys.stderr)
 
     def _show_settings(self, board: SummaryWriter) -> None:
         """config.yaml and deepspeed.json as text in TensorBoard."""
         for name in ("config.yaml", "deepspeed.json"):
             path = self.run_dir / name
             if path.exists():
-                text = path.read_text(encoding="utf-8").rstrip().replace("\n", "\n    ")
+                text = (
+                    path.read_text(encoding="utf-8", errors="replace")
+                    .rstrip()
+                    .replace("\n", "\n    ")
+                )
                 board.add_text(name, f"    {text}", self.resume_step)
 
     def _write_start(self, jsonl: TextIO) -> None:
@@ -114,19 +147,20 @@ class RunLog:
         suffix = f"/{corpus}" if corpus else ""
         shown = {name: value for name, value in values.items() if value is not None}
         points = {f"{split}/{name}{suffix}": value for name, value in shown.items()}
-        try:
+        with self._may_fail(METRICS_FILE):
             if self.start_is_due:
                 self._write_start(jsonl)
             named_corpus = {"corpus": corpus} if corpus else {}
             self._write(jsonl, {"step": step, "split": split, **named_corpus, **values})
+        with self._may_fail(BOARD):
             for tag, value in points.items():
                 board.add_scalar(tag, value, step)
-            self._send_to_monitor(points)
             board.flush()
-            if split == "checkpoint" and (counter := os.environ.get(FAILURES)):
+        self._send_to_monitor(points)
+        counter = os.environ.get(FAILURES)
+        if split == "checkpoint" and counter:
+            with self._may_fail(counter):
                 Path(counter).unlink(missing_ok=True)
-        except OSError as error:
-            _warn(self.run_dir, error)
 
     def _send_to_monitor(self, points: dict[str, float]) -> None:
         if self.engine is None or not self.engine.monitor.enabled:
@@ -141,17 +175,17 @@ class RunLog:
         if self.files is None:
             return
         folder = self.run_dir / "samples"
-        try:
+        with self._may_fail(folder.name):
             folder.mkdir(exist_ok=True)
             write_atomically(folder / f"step-{step:08d}.txt", text + "\n")
+        with self._may_fail(BOARD):
             self.files.board.add_text("sample", text, step)
-        except OSError as error:
-            _warn(self.run_dir, error)
 
     def figure(self, tag: str, draw: Callable[[], "Figure"], step: int) -> None:
         """The figure that `draw` returns, in TensorBoard; only rank 0 draws."""
         if self.files is not None:
-            self.files.board.add_figure(tag, draw(), step)
+            with self._may_fail(BOARD):
+                self.files.board.add_figure(tag, draw(), step)
 
     def has(self, step: int, split: str) -> bool:
         """Whether metrics.jsonl holds a record of `step` and `split`.
@@ -169,11 +203,9 @@ class RunLog:
         if not collectives.is_main():
             return
         content = {"state": state, "step": step, "exit_code": exit_code, **facts}
-        try:
-            write_atomically(self.run_dir / "status.json", json.dumps(content) + "\n")
+        with self._may_fail(STATUS_FILE):
+            write_atomically(self.run_dir / STATUS_FILE, json.dumps(content) + "\n")
             self.status_written = time.monotonic()
-        except OSError as error:
-            _warn(self.run_dir, error)
 
     def progress(self, step: int, total_steps: int, loss: float) -> None:
         """Step, loss and the seconds left at this start's pace, in status.json."""
@@ -203,11 +235,10 @@ class RunLog:
     def close(self) -> None:
         if self.files is None:
             return
-        try:
+        with self._may_fail(BOARD):
             self.files.board.close()
+        with self._may_fail(METRICS_FILE):
             self.files.jsonl.close()
-        except OSError as error:
-            _warn(self.run_dir, error)
 
 
 def peak_memory() -> dict[str, int]:
@@ -225,13 +256,13 @@ def peak_memory() -> dict[str, int]:
 def _drop_after(run_dir: Path, step: int) -> float:
     """Drop the records past `step`, but no start; the seconds that all starts so far have run."""
     path = run_dir / METRICS_FILE
-    if not path.exists():
+    if not path.is_file():
         return 0.0
     records = read_metrics(run_dir)
     kept = [record for record in records if _stays(record, step)]
-    if "".join(map(json_line, kept)) != path.read_text(encoding="utf-8", errors="replace"):
+    if "".join(map(json_line, kept)).encode() != path.read_bytes():
         write_records(path, kept)
-    return max((record.get("elapsed_seconds", 0.0) for record in records), default=0.0)
+    return max((record.get("elapsed_seconds") or 0.0 for record in records), default=0.0)
 
 
 def _stays(record: Json, step: int) -> bool:
@@ -240,8 +271,7 @@ def _stays(record: Json, step: int) -> bool:
 
 
 def _is_done(run_dir: Path) -> bool:
-    status = run_dir / "status.json"
-    return status.exists() and '"done"' in status.read_text(encoding="utf-8")
+    return read_object(run_dir / STATUS_FILE).get("state") == "done"
 
 
 def _make_newest(run_dir: Path) -> None:
@@ -252,12 +282,9 @@ def _make_newest(run_dir: Path) -> None:
     """
     second = int(time.time())
     for path in sorted(run_dir.glob("events.out.tfevents.*"), reverse=True):
-        *head, own, rest = path.name.split(".", 4)
-        second = min(second - 1, int(own))
-        if second < int(own):
-            path.rename(path.with_name(f"{'.'.join(head)}.{second:010d}.{rest}"))
-
-
-def _warn(path: Path, error: OSError) -> None:
-    reason = error.strerror or error
-    print(f"warning: {path}: {reason}; training goes on without this log", file=sys.stderr)
+        name = EVENT_FILE.fullmatch(path.name)
+        if name is None:
+            continue  # not a file that TensorBoard's writer made
+        second = min(second - 1, int(name["second"]))
+        if second < int(name["second"]):
+            path.rename(path.with_name(f"{name['head']}{second:010d}{name['rest']}"))

@@ -44,6 +44,14 @@ def test_a_state_is_written_as_it_was_read(kind):
         assert json.dumps(state.to_json()) == json.dumps(content)
 
 
+def test_unknown_keys_in_a_section_are_told_and_not_used(capsys):
+    newer = {**PRETRAINED, "model": {**MODEL, "rope": 1}, "cursor": {**CURSOR, "shard": "x"}}
+    state = CheckpointState.from_json(newer, SOURCE)
+    assert state == CheckpointState.from_json(PRETRAINED, SOURCE)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[2].split()[0] for line in told] == ["model.rope", "cursor.shard"]
+
+
 @pytest.mark.parametrize("kind", ["pretrained", "fine-tuned"])
 @pytest.mark.parametrize("key", ["step", "cursor", "model", "tokenizer_sha256"])
 def test_a_missing_key_is_named_with_its_file(kind, key):

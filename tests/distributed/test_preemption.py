@@ -11,6 +11,7 @@ import time
 import pytest
 
 from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.distributed.preemption import SIGNALS, StopFlag
 from tests.conftest import ROOT, succeed
 from tests.support.ranks import die_with_parent
 
@@ -38,6 +39,20 @@ def test_a_signal_asks_for_a_stop_and_a_second_one_changes_nothing(name):
         os.kill(process.pid, signal.SIGTERM)
         assert process.stdout.readline().strip() in (name, "SIGTERM")
         assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_end_of_the_terminal_asks_for_a_stop_except_under_nohup(ignored):
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        flag = StopFlag()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert flag.reason == (None if ignored else "SIGHUP")
+        assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) == ignored
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_rank_outlives_its_launcher_by_the_grace_only(tmp_path):

@@ -123,6 +123,47 @@ def test_a_run_that_is_done_is_not_started_by_looking_at_it(tmp_path):
         (tmp_path / "status.json").write_text('{"state": "done"}')
 
 
+def test_damaged_files_of_an_earlier_start_cost_themselves_only(tmp_path, capsys):
+    log = RunLog(tmp_path, 0)
+    for step in (1, 2):
+        log.log(step, "train", loss=1.0)
+    log.close()
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(bytes(99) + b"\n{}\n" + metrics.read_bytes() + b"\xff\xfe\n")
+    (tmp_path / "status.json").write_bytes(b"\xff\x00")
+    for name in ("x", "1", "tomorrow.host", f"{'9' * 40}.host", "1e5.host.1.0"):
+        (tmp_path / f"events.out.tfevents.{name}").write_bytes(b"\0")
+    (tmp_path / "events.out.tfevents.9999999999.host").mkdir()
+    log = RunLog(tmp_path, 2)
+    log.log(3, "train", loss=1.0)
+    assert log.has(3, "train")
+    log.close()
+    records = list(map(json.loads, metrics.read_text().splitlines()))
+    assert [r["step"] for r in records] == [0, 1, 2, 2, 3]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2].partition(": ")[2] for line in told] == [
+        "3 of 6 lines are damaged; they are not used",
+        "damaged; it is not used",
+    ]
+
+
+def test_each_file_that_cannot_be_written_is_told_once_and_costs_no_other(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    (tmp_path / "status.json").mkdir()
+    (tmp_path / "samples").write_text("")
+    log = RunLog(tmp_path, 0)
+    for step in (1, 2):
+        log.log(step, "train", loss=1.0)
+        log.status("running", step)
+        log.sample(step, "text")
+    log.close()
+    told = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(told) == [str(tmp_path / x) for x in ("metrics.jsonl", "samples", "status.json")]
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
+
+
 def test_samples_and_configuration_are_text(tmp_path):
     (tmp_path / "config.yaml").write_text("run:\n  seed: 7\n")
     log = RunLog(tmp_path, 0)

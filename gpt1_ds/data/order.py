@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from gpt1_ds.base.errors import ConfigError
+
 GROUP_WINDOWS = 65_536
 """Number of neighbouring windows that are shuffled together. So training needs only a few shards at
 a time."""
@@ -73,7 +75,8 @@ class WindowOrder:
 
     `tokens` is the length of each corpus's stream. One pass over the mixture (an epoch) has as many
     windows as all corpora together. `weights` divides these windows among the corpora (default: by
-    size). If the share of a corpus is larger than its size, the corpus is read again.
+    size). If the share of a corpus is larger than its size, the corpus is read again. ConfigError
+    if a share above 0 is less than one window.
     """
 
     def __init__(self, tokens: dict[str, int], n_ctx: int, seed: int, weights: dict[str, float]):
@@ -88,6 +91,12 @@ class WindowOrder:
         bounds = np.concatenate([[0.0], shares_C.cumsum() / shares_C.sum()]) * self.epoch_windows
         self.bounds = np.rint(bounds).astype(np.int64)
         """bounds[c] is the number of windows of an epoch from the corpora before c, (C + 1,)."""
+        for name, weight, count in zip(self.corpora, shares_C, np.diff(self.bounds), strict=True):
+            if weight > 0 and not count:
+                raise ConfigError(
+                    f"data.weights.{name} is {weight:g}: that is less than one of the "
+                    f"{self.epoch_windows} windows of an epoch; raise it, or leave {name} out"
+                )
         smallest = min((count for count in np.diff(self.bounds) if count), default=1)
         # Each corpus gets at least two windows in a block. Otherwise rounding could give a corpus a
         # negative number of windows in a block.

@@ -2,7 +2,9 @@
 
 May import `distributed` and `base`. Files in reading order:
 
+- `bounds`: the domain of a number or a word
 - `sections`: every setting with its default, its bounds and its description
+- `written`: YAML with the spelling of its scalars, without duplicate keys
 - `loading`: defaults, YAML and command-line overrides, merged and checked
 - `command_line`: the options of the training commands, and their `--help`
 - `deepspeed_json`: the DeepSpeed JSON, filled from the run and checked against it

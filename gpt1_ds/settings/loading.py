@@ -5,6 +5,9 @@ over the file. Every fault is a ConfigError that names the file or option, the v
 """
 
 import dataclasses
+import math
+import os
+import re
 import types
 import typing
 from pathlib import Path
@@ -14,9 +17,13 @@ import yaml
 
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.settings.sections import PRESETS, Bounds, FinetuneConfig, PretrainConfig
+from gpt1_ds.settings.bounds import Bounds
+from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, PretrainConfig
+from gpt1_ds.settings.written import DuplicateKeyError, Written, parse, plain
 
 Config = typing.TypeVar("Config", bound=PretrainConfig)
+OCTAL_OR_BASE_60 = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Numbers that YAML reads otherwise than people: 0123 is 83, and 1:30 is 90."""
 
 
 def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Config:
@@ -56,32 +63,37 @@ class Setting(NamedTuple):
     section: str
     key: str
     value: object
+    """Of `written.parse`."""
     where: str
     """The YAML file or the option that holds it, for messages."""
 
 
 def _read_yaml(path: Path | str) -> list[Setting]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"--config {path}: {error.strerror}; give the path of a YAML file"
         ) from error
+    except DuplicateKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if content is None:
+    if plain(content) is None:
         return []
     if not isinstance(content, dict):
-        found = type(content).__name__
+        found = type(plain(content)).__name__
         raise ConfigError(f"{path}: expected sections such as 'model:', found {found}")
     settings = []
     for section, keys in content.items():
-        if keys is not None and not isinstance(keys, dict):
+        if plain(keys) is None:
+            continue
+        if not isinstance(keys, dict):
             raise ConfigError(
-                f"{path}: section '{section}' holds {keys!r}; write its keys indented below it"
+                f"{path}: section '{section}' holds {plain(keys)!r}; write its keys indented "
+                "below it"
             )
-        for key, value in (keys or {}).items():
-            settings.append(Setting(str(section), str(key), value, str(path)))
+        settings += [Setting(section, key, value, str(path)) for key, value in keys.items()]
     return settings
 
 
@@ -91,7 +103,9 @@ def _parse_override(text: str) -> Setting:
     if not (equals and dot and key):
         raise ConfigError(f"option '{text}': expected section.key=value, such as optim.lr=1e-4")
     try:
-        return Setting(section, key, yaml.safe_load(value), f"option '{text}'")
+        return Setting(section, key, parse(value), f"option '{text}'")
+    except DuplicateKeyError as error:
+        raise ConfigError(f"option '{text}': {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"option '{text}': the value is not valid YAML") from error
 
@@ -107,16 +121,36 @@ def _set(config: PretrainConfig, setting: Setting) -> None:
     hints = typing.get_type_hints(type(target))
     if key not in hints:
         raise ConfigError(f"{where}: unknown key '{section}.{key}'; {near(key, hints)}")
+    name, hint = f"{section}.{key}", hints[key]
+    (is_path,) = (f.metadata.get("path") for f in dataclasses.fields(target) if f.name == key)
     if dot:
-        mapping = getattr(target, key)
-        value = {**mapping, entry: value} if isinstance(mapping, dict) else None
-    setattr(target, key, _typed(value, hints[key], f"{section}.{key}", where))
+        value = {entry: value} if _kind(hint) is dict else None
+    if is_path and hint is str and value == Written("~", None):
+        value = Written("~", "~")
+    typed = _typed(value, hint, name, where)
+    if dot:
+        typed = {**(getattr(target, key) or {}), **typing.cast(Json, typed)}
+    setattr(target, key, _home(typed) if is_path else typed)
+
+
+def _kind(hint: object) -> type:
+    """The class that a field is annotated with, without `| None` and without arguments."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(option for option in options if option is not type(None))
+    return typing.get_origin(kind) or kind
+
+
+def _home(value: object) -> object:
+    """`~` in front of a path is the home folder, also where no shell replaced it."""
+    if isinstance(value, dict):
+        return {key: _home(item) for key, item in value.items()}
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _typed(value: object, hint: object, name: str, where: str) -> object:
-    """`value` as the type that a field is annotated with."""
+    """`value`, from `written.parse`, as the type that a field is annotated with."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+    if plain(value) is None and type(None) in options:
         return None
     kind = next(option for option in options if option is not type(None))
     arguments = typing.get_args(kind)
@@ -125,28 +159,31 @@ def _typed(value: object, hint: object, name: str, where: str) -> object:
         return [_typed(item, arguments[0], name, where) for item in value]
     if kind is dict and isinstance(value, dict):
         return {
-            str(key): _typed(item, arguments[1], f"{name}.{key}", where)
-            for key, item in value.items()
+            key: _typed(item, arguments[1], f"{name}.{key}", where) for key, item in value.items()
         }
-    typed = _scalar(value, kind)
-    if typed is None:
-        raise ConfigError(f"{where}: {name} is {value!r}; expected {kind.__name__}")
+    typed = _scalar(value, kind) if isinstance(value, Written) else None
+    if not isinstance(value, Written) or typed is None:
+        raise ConfigError(f"{where}: {name} is {plain(value)!r}; expected {kind.__name__}")
+    if kind in (int, float) and OCTAL_OR_BASE_60.fullmatch(value.text):
+        raise ConfigError(
+            f"{where}: {name} is {value.text}, which YAML reads as {value.value}; write it "
+            "without a leading 0 and without ':'"
+        )
     return typed
 
 
-def _scalar(value: object, kind: type) -> object:
-    """`value` as a `kind` (str, int, float or bool); None if it is something else."""
+def _scalar(written: Written, kind: type) -> object:
+    """It as a `kind` (str, int, float or bool); None if it is something else."""
+    text, value = written
+    if kind is str:
+        return None if value is None else text
     if isinstance(value, bool):
         return value if kind is bool else None
-    if kind is float and isinstance(value, str):
+    if kind is float and isinstance(value, str | int):
         try:
             return float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
-        except ValueError:
-            return None
-    if kind is float and isinstance(value, int):
-        return float(value)
-    if kind is str and isinstance(value, int | float):
-        return str(value)
+        except (ValueError, OverflowError):
+            return math.inf if isinstance(value, int) else None
     return value if isinstance(value, kind) else None
 
 
@@ -155,23 +192,18 @@ def _check_bounds(config: PretrainConfig) -> None:
     for section in dataclasses.fields(config):
         values = getattr(config, section.name)
         for field in dataclasses.fields(values):
-            value = getattr(values, field.name)
-            bounds = field.metadata.get("bounds")
-            if bounds is not None and value is not None:
-                _check_value(value, bounds, f"{section.name}.{field.name}")
+            bounds: Bounds | None = field.metadata.get("bounds")
+            if bounds is not None:
+                _check_value(getattr(values, field.name), bounds, f"{section.name}.{field.name}")
 
 
-def _check_value(value: str | float, bounds: Bounds, name: str) -> None:
-    if isinstance(value, str):
-        if value not in bounds.choices:
-            raise ConfigError(f"{name} is '{value}'; {near(value, bounds.choices)}")
-        return
-    if bounds.within is not None:
-        low, high = bounds.within
-        if not low <= value <= high:
-            raise ConfigError(f"{name} is {value}; it must lie in [{low}, {high}]")
-    if bounds.above is not None and not value > bounds.above:
-        raise ConfigError(f"{name} is {value}; it must be above {bounds.above}")
+def _check_value(value: object, bounds: Bounds, name: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_value(item, bounds, f"{name}.{key}")
+    elif isinstance(value, str | int | float) and (problem := bounds.problem(value)):
+        shown = f"'{value}'" if isinstance(value, str) else value
+        raise ConfigError(f"{name} is {shown}; {problem}")
 
 
 def _check_together(config: PretrainConfig) -> None:

@@ -7,9 +7,26 @@ what `loading.py` checks.
 """
 
 from dataclasses import dataclass, field
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, cast
+
+from gpt1_ds.settings.bounds import (
+    COUNT,
+    COUNT_OR_ZERO,
+    LARGEST_COUNT,
+    NUMBER,
+    POSITIVE,
+    SHARE,
+    SHARE_BELOW_1,
+    Bounds,
+)
 
 Value = TypeVar("Value")
+
+SEED = Bounds(high=2**64, open_high=True)
+DEPTH = Bounds(high=10_000, open_low=True)
+WIDTH = Bounds(high=10_000_000, open_low=True)
+AMOUNT = Bounds(high=1e18, open_low=True)
+SECONDS = Bounds(high=1e9, open_low=True)
 
 
 class Shape(TypedDict):
@@ -32,33 +49,32 @@ PRESETS: dict[str, Shape] = {
 }
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """The bounds of a value. Null has none: whether it may be null is a matter of its type."""
-
-    above: float | None = None
-    within: tuple[float, float] | None = None
-    choices: tuple[str, ...] = ()
-
-
 def setting(
     default: Value,
+    bounds: Bounds | None = None,
     *,
-    above: float | None = None,
-    within: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
+    path: bool = False,
 ) -> Value:
-    """A field with bounds, for a section's class."""
-    return field(default=default, metadata={"bounds": Bounds(above, within, choices)})
+    """A field with bounds or choices, for a section's class.
+
+    The bounds of a mapping are those of its values. `path`: a `~` at its start is the home folder.
+    """
+    if choices:
+        bounds = Bounds(choices=choices)
+    metadata = {"bounds": bounds, "path": path}
+    if isinstance(default, dict):
+        return cast(Value, field(default_factory=default.copy, metadata=metadata))
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class RunConfig:
     name: str = "gpt1"
     """Name of the run: its folder below run.dir."""
-    dir: str = "runs"
+    dir: str = setting("runs", path=True)
     """Folder of all runs; `tensorboard --logdir` takes it."""
-    seed: int = 42
+    seed: int = setting(42, SEED)
     """Seed of initialisation, dropout and data order."""
 
 
@@ -69,36 +85,36 @@ class ModelConfig:
     numbers below override it."""
     kind: str = setting("transformer", choices=("transformer", "lstm"))
     """transformer, or lstm (the paper's ablation): one layer of 2,048 units for n_embd 768."""
-    n_layer: int | None = setting(None, above=0)
+    n_layer: int | None = setting(None, DEPTH)
     """Number of blocks; null: the preset's."""
-    n_head: int | None = setting(None, above=0)
+    n_head: int | None = setting(None, DEPTH)
     """Attention heads a block; null: the preset's."""
-    n_embd: int | None = setting(None, above=0)
+    n_embd: int | None = setting(None, WIDTH)
     """Width of the residual stream; null: the preset's."""
-    n_ctx: int | None = setting(None, above=0)
+    n_ctx: int | None = setting(None, WIDTH)
     """Tokens of context, and of a training window; null: the preset's."""
-    embd_pdrop: float = setting(0.1, within=(0, 1))
+    embd_pdrop: float = setting(0.1, SHARE_BELOW_1)
     """Dropout on the sum of token and position embedding."""
-    attn_pdrop: float = setting(0.1, within=(0, 1))
+    attn_pdrop: float = setting(0.1, SHARE_BELOW_1)
     """Dropout on attention probabilities."""
-    resid_pdrop: float = setting(0.1, within=(0, 1))
+    resid_pdrop: float = setting(0.1, SHARE_BELOW_1)
     """Dropout on the output of attention and of the MLP."""
 
 
 @dataclass
 class DataConfig:
-    shards: str = "shards"
+    shards: str = setting("shards", path=True)
     """Shard directory written by data_prep.build_shards, or its URL (https://, s3://, file://)."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = setting({}, NUMBER)
     """Share of each corpus in the mixture, {NAME: WEIGHT}; empty: by tokens."""
     verify: bool = True
     """Hash every shard before training, shared out among ranks (1 to 2 s a GB and rank);
     false: sizes only."""
     quarantine: bool = False
     """Train without damaged shards instead of refusing them; what is lost is told."""
-    cache: str | None = None
+    cache: str | None = setting(None, path=True)
     """Folder for shards behind a URL, shared by a node's ranks; null: gpt1-shards-UID in TMPDIR."""
-    cache_bytes: int = setting(20_000_000_000, above=0)
+    cache_bytes: int = setting(20_000_000_000, COUNT)
     """Most bytes of shards kept there."""
 
 
@@ -113,29 +129,29 @@ class TokenizerConfig:
 
 @dataclass
 class TrainConfig:
-    max_steps: int | None = setting(None, above=0)
+    max_steps: int | None = setting(None, COUNT)
     """Optimizer steps; with train.epochs or train.tokens also given, whichever ends first."""
-    epochs: float | None = setting(100.0, above=0)
+    epochs: float | None = setting(100.0, AMOUNT)
     """Passes over the training data."""
-    tokens: float | None = setting(None, above=0)
+    tokens: float | None = setting(None, AMOUNT)
     """Pre-training: targets seen; of max_steps, epochs and tokens, whichever ends first."""
-    global_batch: int = setting(64, above=0)
+    global_batch: int = setting(64, COUNT)
     """Windows (fine-tuning: examples) an optimizer step, over all ranks."""
-    batch_warmup_steps: int = 0
+    batch_warmup_steps: int = setting(0, COUNT_OR_ZERO)
     """Pre-training: steps over which the batch grows from train.batch_start to
     train.global_batch; 0: none."""
-    batch_start: int | None = setting(None, above=0)
+    batch_start: int | None = setting(None, COUNT)
     """Windows of the first step then, and what the batch grows in multiples of."""
-    micro_batch: int | None = setting(None, above=0)
+    micro_batch: int | None = setting(None, COUNT)
     """Windows a rank in one forward/backward; null: the JSON's, or the rank's share up to 16."""
-    grad_clip: float = 1.0
+    grad_clip: float = setting(1.0, NUMBER)
     """Largest global gradient norm; 0: no clipping."""
-    max_skipped: int = setting(20, above=0)
+    max_skipped: int = setting(20, COUNT)
     """Non-finite steps in a row before training stops with exit code 4."""
-    spike_nats: float | None = setting(2.0, above=0)
+    spike_nats: float | None = setting(2.0, POSITIVE)
     """Pre-training: a logged loss so far above the median of the last 20 sends the run back
     (README); null: never."""
-    max_rollbacks: int = 3
+    max_rollbacks: int = setting(3, COUNT_OR_ZERO)
     """Loss spikes undone in a run before it stops with exit code 4."""
     activation_checkpointing: bool = False
     """Keep a block's input alone for backward and compute the rest again: less memory, a
@@ -149,13 +165,13 @@ class OptimConfig:
     kind: str = setting("adamw", choices=("adamw", "openai_adam"))
     """adamw (decoupled decay), or openai_adam (the released code's Adam: decay inside the
     update)."""
-    lr: float = setting(2.5e-4, above=0)
+    lr: float = setting(2.5e-4, POSITIVE)
     """Peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Adam's two decay rates."""
-    eps: float = setting(1e-8, above=0)
+    eps: float = setting(1e-8, POSITIVE)
     """Adam's epsilon."""
-    weight_decay: float = 0.01
+    weight_decay: float = setting(0.01, NUMBER)
     """Decay of all matrices, embeddings included; none on biases and LayerNorm gains."""
 
 
@@ -164,58 +180,58 @@ class ScheduleConfig:
     kind: str = setting("cosine", choices=("cosine", "linear", "constant", "wsd"))
     """Rate after warm-up: cosine to 0, linear to 0, constant, or wsd (constant, then linear
     to 0 at the end)."""
-    decay_fraction: float = setting(0.1, within=(0, 1))
+    decay_fraction: float = setting(0.1, SHARE)
     """wsd: share of all steps, the last ones, in which the rate falls."""
-    warmup_steps: int | None = 2000
+    warmup_steps: int | None = setting(2000, COUNT_OR_ZERO)
     """Steps of linear warm-up from 0; null: schedule.warmup_fraction of the run."""
-    warmup_fraction: float = setting(0.002, within=(0, 1))
+    warmup_fraction: float = setting(0.002, SHARE)
     """Warm-up as a share of all steps, where schedule.warmup_steps is null."""
 
 
 @dataclass
 class EvalConfig:
-    every: int | None = setting(1000, above=0)
+    every: int | None = setting(1000, COUNT)
     """Steps between validations (fine-tuning: null is once an epoch); also at the end."""
-    batches: int | None = setting(50, above=0)
+    batches: int | None = setting(50, COUNT)
     """Global batches of each validation corpus; null: all of it."""
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = setting(1000, above=0)
+    every: int = setting(1000, COUNT)
     """Steps between checkpoints; also at the end and on a stop request."""
-    keep: int = setting(3, above=0)
+    keep: int = setting(3, COUNT)
     """Checkpoints kept, newest first."""
-    keep_every: int | None = setting(None, above=0)
+    keep_every: int | None = setting(None, COUNT)
     """Beside them, every checkpoint of a multiple of so many steps is kept for good; null: none."""
 
 
 @dataclass
 class LogConfig:
-    every: int = setting(10, above=0)
+    every: int = setting(10, COUNT)
     """Steps between lines of metrics.jsonl and TensorBoard points."""
     layer_norms: bool = False
     """Pre-training: with them the norm of weights and gradients of each block (costs a
     reduction of the model)."""
-    samples_every: int | None = setting(None, above=0)
+    samples_every: int | None = setting(None, COUNT)
     """Pre-training: steps between samples of generated text, taken with a validation; null:
     none."""
     prompt: str = ""
     """What the samples go on from; empty: the beginning of a document."""
-    profile: int | None = setting(None, above=0)
+    profile: int | None = setting(None, COUNT)
     """The Chrome trace and the table of operators of this step go to the run's
     profile/; null: none."""
 
 
 @dataclass
 class DistributedConfig:
-    timeout_seconds: float = setting(600.0, above=0)
+    timeout_seconds: float = setting(600.0, SECONDS)
     """Longest wait for a peer in a collective before the run ends with exit code 5."""
 
 
 @dataclass
 class InitConfig:
-    checkpoint: str | None = None
+    checkpoint: str | None = setting(None, path=True)
     """Start from these weights: a run folder or one of its checkpoints; none: draw them
     from run.seed."""
 
@@ -224,24 +240,24 @@ class InitConfig:
 class TaskConfig:
     name: str = "sst2"
     """Task to fine-tune, by its name in gpt1_ds/tasks."""
-    data: str = ""
+    data: str = setting("", path=True)
     """Folder of the task's files in the publisher's layout."""
-    lm_coef: float = setting(0.5, within=(0, 1))
+    lm_coef: float = setting(0.5, SHARE)
     """Weight of the language-modelling loss (the paper's lambda), in [0, 1]."""
-    task_coef: float = setting(1.0, within=(0, 1))
+    task_coef: float = setting(1.0, SHARE)
     """Weight of the task's loss, in [0, 1]."""
     pool: str = setting("last", choices=("last", "first"))
     """State the head reads: last (at <e>) or first (sees only <s>: warns)."""
-    clf_pdrop: float = setting(0.1, within=(0, 1))
+    clf_pdrop: float = setting(0.1, SHARE_BELOW_1)
     """Dropout before the task head."""
     label_all_subtokens: bool = False
     """Token classification: train on every sub-token of a word instead of its first."""
-    max_examples: int | None = setting(None, above=0)
+    max_examples: int | None = setting(None, COUNT)
     """Training examples used, from the start of a seeded shuffle; null: all."""
-    n_transfer: int | None = None
+    n_transfer: int | None = setting(None, Bounds(low=-1, high=LARGEST_COUNT))
     """Blocks taken from init.checkpoint, from the first on; 0: the embeddings only; -1: no
     weights; null: all."""
-    patience: int | None = setting(None, above=0)
+    patience: int | None = setting(None, COUNT)
     """Evaluations without a better score after which training ends; null: none."""
     squared_error: bool = False
     """Similarity scores (STS-B) as one number by squared error, instead of soft classes."""
@@ -254,7 +270,7 @@ class TaskConfig:
     labels: list[str] | None = None
     """Your own task: its labels (kinds of entities; the scores 0, 1, ..; a name for each
     answer)."""
-    files: dict[str, str] | None = None
+    files: dict[str, str] | None = setting(None, path=True)
     """Your own task: file of each split below task.data; null: {train: train.*, dev: dev.*,
     test: test.*}."""
     metrics: list[str] | None = None

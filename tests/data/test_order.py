@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.data.manifest import CorpusEntry, Manifest, Shard
 from gpt1_ds.data.order import WindowOrder, mix, permute
 from gpt1_ds.data.token_stream import TokenStream
@@ -87,6 +88,14 @@ def test_weights_set_the_share_within_a_thousandth_and_seeds_and_epochs_differ()
     other_seed = other.locate(np.arange(1000))[1]
     next_epoch = order.locate(order.epoch_windows + np.arange(1000))[1]
     assert (start[:1000] != other_seed).mean() > 0.9 and (start[:1000] != next_epoch).mean() > 0.9
+
+
+def test_a_share_of_less_than_a_window_is_refused():
+    tokens = {"a": 1000, "b": 1000}
+    with pytest.raises(ConfigError, match=r"data\.weights\.b is 1e-07: .* 200 windows .*; raise"):
+        WindowOrder(tokens, 10, 1, {"a": 1.0, "b": 1e-7})
+    assert WindowOrder(tokens, 10, 1, {"a": 1.0, "b": 0.01}).bounds.tolist() == [0, 198, 200]
+    assert WindowOrder(tokens, 10, 1, {"a": 1.0}).bounds.tolist() == [0, 200, 200]
 
 
 @pytest.mark.parametrize("weights", [{}, {"a": 7, "b": 2, "c": 1}, {"a": 1, "b": 1, "c": 1}])

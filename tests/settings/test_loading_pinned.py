@@ -119,11 +119,8 @@ def test_shapes_of_the_presets():
     assert (model.n_layer, model.n_ctx) == (24, 1024)
 
 
+DROPOUTS = ["model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "task.clf_pdrop"]
 UNIT_INTERVAL = [
-    "model.embd_pdrop",
-    "model.attn_pdrop",
-    "model.resid_pdrop",
-    "task.clf_pdrop",
     "task.lm_coef",
     "task.task_coef",
     "schedule.warmup_fraction",
@@ -137,6 +134,15 @@ def test_settings_from_0_to_1(name: str):
         load(FinetuneConfig, None, [f"{name}={value}"])
     for value in ("-0.001", "1.001"):
         with pytest.raises(ConfigError, match=rf"{name} is {value}; it must lie in \[0, 1\]"):
+            load(FinetuneConfig, None, [f"{name}={value}"])
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropouts_leave_something(name: str):
+    for value in ("0", "0.999"):
+        load(FinetuneConfig, None, [f"{name}={value}"])
+    for value in ("-0.001", "1"):
+        with pytest.raises(ConfigError, match=rf"{name} is {value}.*; it must lie in \[0, 1\)"):
             load(FinetuneConfig, None, [f"{name}={value}"])
 
 
@@ -265,12 +271,12 @@ def test_types_of_values():
         ["optim.lr=1e-4", "train.epochs=3", "run.name=7", "task.labels=[1, x]"],
     )
     assert (config.optim.lr, config.train.epochs, config.run.name) == (1e-4, 3.0, "7")
+    assert load(PretrainConfig, None, ["run.name=true"]).run.name == "true"
     assert config.task.labels == ["1", "x"] and isinstance(config.train.epochs, float)
     assert load(FinetuneConfig, None, ["task.files={dev: a.tsv}"]).task.files == {"dev": "a.tsv"}
     for override, kind in (
         ("train.global_batch=true", "int"),
         ("train.epochs=true", "float"),
-        ("run.name=true", "str"),
         ("run.name=null", "str"),
         ("data.verify=1", "bool"),
         ("optim.betas=0.9", "list"),

@@ -1,20 +1,22 @@
 """The run directory: one writer at a time, the resolved configuration, a copy of the tokenizer.
 
 `runs/NAME/` is claimed at start. A second start of the same run finds its own configuration there
-and resumes. A start whose model or data section changed is refused; the error shows the difference.
+and resumes. A start with other settings of the model, the data or the task is refused; the error
+shows the difference. Any other changed setting takes effect, and is listed.
 """
 
-import fcntl
 import itertools
 import json
-import time
+import os
+import socket
+import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import yaml
 
 from gpt1_ds.base.errors import ConfigError, DataError
-from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.files import lock_file, write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed import collectives
@@ -23,81 +25,119 @@ from gpt1_ds.settings.loading import run_folder, to_dict, to_yaml
 from gpt1_ds.settings.sections import PretrainConfig
 
 LOCK_WAIT_SECONDS = 60.0
+NOTICE_SECONDS = 1.0
+"""A start that waits longer for the lock says so."""
+CONFIG, DEEPSPEED = "config.yaml", "deepspeed.json"
 FIXED_SECTIONS = ("model", "data", "task")
-FREE_KEYS = ("verify", "cache", "cache_bytes")
+FREE = (
+    "model.preset",  # the numbers that it stands for are compared
+    "data.shards",  # `setup.check_data` compares their hashes: they may lie elsewhere
+    "data.verify",
+    "data.quarantine",
+    "data.cache",
+    "data.cache_bytes",
+)
+"""Settings of these sections that may change."""
+PLACE = ("run.dir", "run.name")
+"""How the folder is spelled, which is no setting of the run."""
+DERIVED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+"""What the DeepSpeed JSON takes from the run's settings and the number of ranks."""
 _locks: list[TextIO] = []
 """Open for the life of the process: closing a lock file releases the lock."""
 
 
-def claim_folder(
-    config: PretrainConfig, ds: Json, tokenizer: Tokenizer, from_scratch: bool
-) -> Path:
-    """Make or re-enter the run's folder; write config.yaml, deepspeed.json and tokenizer/ there.
+def claim_folder(config: PretrainConfig, tokenizer: Tokenizer, from_scratch: bool) -> Path:
+    """Make or re-enter the run's folder, and hold its lock until this process ends.
 
     All ranks call. With `from_scratch` an earlier run of that name is set aside as NAME.1, NAME.2,
-    ..: nothing is lost.
+    ..: nothing is lost. ConfigError if another process holds the lock, or if the folder holds a run
+    of another kind.
     """
     folder = run_folder(config)
-    collectives.on_main(lambda: _claim(folder, config, ds, tokenizer, from_scratch))
+    # The other ranks wait in a collective, whose time limit must not end first.
+    wait_seconds = min(LOCK_WAIT_SECONDS, config.distributed.timeout_seconds / 2)
+
+    def claim() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(folder, wait_seconds)
+            if from_scratch and (folder / CONFIG).exists():
+                _set_aside(folder)
+                folder.mkdir()
+                lock.close()
+                lock = _lock(folder, wait_seconds)
+            _locks.append(lock)
+            _refuse_changes(folder, config, tokenizer)
+            tokenizer.copy_to(folder / "tokenizer")
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or folder}: {error.strerror}; choose another run.dir"
+            ) from error
+
+    collectives.on_main(claim)
     return folder
 
 
-def _claim(
-    folder: Path, config: PretrainConfig, ds: Json, tokenizer: Tokenizer, from_scratch: bool
-) -> None:
-    try:
-        if from_scratch and (folder / "config.yaml").exists():
-            aside = _free_name(folder)
-            folder.rename(aside)
-            say(f"--from-scratch: the earlier run is now {aside}")
-        folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
-        _refuse_changes(folder, config, tokenizer)
-        write_atomically(folder / "config.yaml", to_yaml(config))
-        write_atomically(folder / "deepspeed.json", json.dumps(ds, indent=2) + "\n")
-        tokenizer.copy_to(folder / "tokenizer")
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename or folder}: {error.strerror}; choose another run.dir"
-        ) from error
-
-
-def _free_name(folder: Path) -> Path:
-    """The first of NAME.1, NAME.2, .. that does not exist."""
+def _set_aside(folder: Path) -> None:
+    """Rename `folder` to the first of NAME.1, NAME.2, .. that does not exist."""
     names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-    return next(path for path in names if not path.exists())
+    aside = next(path for path in names if not path.exists())
+    folder.rename(aside)
+    say(f"--from-scratch: the earlier run is now {aside}")
 
 
-def _lock(folder: Path) -> None:
-    """Hold `folder`/.lock until this process ends; the kernel then releases it.
+def _lock(folder: Path, wait_seconds: float) -> TextIO:
+    """Hold `folder`/.lock, which names this process for others.
 
-    By flock and not by the filelock package: where the file system has no flock, filelock falls
-    back to a lock that survives the death of its process.
+    An ending start may still commit its checkpoint, so another start waits for it.
     """
-    lock = (folder / ".lock").open("w")
-    deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{folder}: another process trains this run; wait for it or change run.name"
-                ) from None
-            time.sleep(0.5)  # an ending start may still be committing its checkpoint
-    _locks.append(lock)
+    path = folder / ".lock"
+    without = "see that no other start writes to this run"
+    lock = lock_file(path, without, min(NOTICE_SECONDS, wait_seconds))
+    if lock is None:
+        print(
+            f"{folder}: waiting up to {wait_seconds:.0f} s for {_holder(path)}, which trains this "
+            "run",
+            file=sys.stderr,
+            flush=True,
+        )
+        lock = lock_file(path, without, wait_seconds - NOTICE_SECONDS)
+    if lock is None:
+        raise ConfigError(
+            f"{folder}: {_holder(path)} trains this run; wait for it, stop it, or change run.name"
+        )
+    if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+        raise ConfigError(
+            f"{folder}: another start has just set this run aside; see what it does, and start "
+            "again, or change run.name"
+        )
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def _holder(lock: Path) -> str:
+    try:
+        text = " ".join(lock.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        text = ""
+    return text or "another process"
 
 
 def _refuse_changes(folder: Path, config: PretrainConfig, tokenizer: Tokenizer) -> None:
-    path = folder / "config.yaml"
-    if not path.exists():
+    before = _read_settings(folder)
+    if before is None:
         return
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changes = _changes(before, to_dict(config))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not the configuration of a run; move {folder} away") from error
+    changes = []
+    for name, (earlier, value) in changed_settings(before, to_dict(config)).items():
+        if name.partition(".")[0] in FIXED_SECTIONS and name not in FREE:
+            changes.append(f"{name} was {earlier!r}, is {value!r}")
     copy = folder / "tokenizer"
     if copy.exists() and load_tokenizer(copy).sha256 != tokenizer.sha256:
         changes.append(f"the tokenizer is another than {copy}")
@@ -108,12 +148,83 @@ def _refuse_changes(folder: Path, config: PretrainConfig, tokenizer: Tokenizer) 
         )
 
 
-def _changes(before: Json, now: Json) -> list[str]:
-    """What differs in the settings that a run may not change; a key that was not there is none."""
-    changes = []
-    for section in FIXED_SECTIONS:
-        earlier = before.get(section, {})
-        for key, value in now.get(section, {}).items():
-            if key not in FREE_KEYS and earlier.get(key, value) != value:
-                changes.append(f"{section}.{key} was {earlier.get(key)!r}, is {value!r}")
+def _read_settings(folder: Path) -> Json | None:
+    """The run's config.yaml; None if it has none yet."""
+    path = folder / CONFIG
+    if not path.exists():
+        return None
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if not isinstance(before, dict):
+        raise DataError(f"{path}: not the configuration of a run; move {folder} away")
+    return before
+
+
+def flat(values: Json) -> Json:
+    """`{section: {key: value}}` as `{section.key: value}`; what is in no section stays."""
+    named: Json = {}
+    for section, content in values.items():
+        if isinstance(content, dict):
+            named |= {f"{section}.{key}": value for key, value in content.items()}
+        else:
+            named[section] = content
+    return named
+
+
+def changed_settings(before: Json, now: Json) -> dict[str, tuple[Any, Any]]:
+    """Each `section.key` whose value differs between two config.yaml: (before, now).
+
+    A setting that an earlier version did not know is not changed.
+    """
+    earlier = flat(before)
+    changes = {}
+    for name, value in flat(now).items():
+        if name not in PLACE and earlier.get(name, value) != value:
+            changes[name] = (earlier[name], value)
     return changes
+
+
+def record_settings(folder: Path, config: PretrainConfig, ds: Json, finished: bool) -> None:
+    """Write config.yaml and deepspeed.json; list what changed since the last start.
+
+    The files of a finished run stay as they are: they say how it was trained. All ranks call.
+    """
+    collectives.on_main(lambda: _record(folder, config, ds, finished))
+
+
+def _record(folder: Path, config: PretrainConfig, ds: Json, finished: bool) -> None:
+    before = _read_settings(folder)
+    changes = _listed(folder, before, config, ds) if before is not None else ""
+    if changes and finished:
+        say(f"this run is done, so these settings have no effect on it: {changes}")
+    elif changes:
+        say(f"changed since the last start: {changes}")
+    if finished and before is not None:
+        return
+    try:
+        write_atomically(folder / CONFIG, to_yaml(config))
+        write_atomically(folder / DEEPSPEED, json.dumps(ds, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or folder}: {error.strerror}; choose another run.dir"
+        ) from error
+
+
+def _listed(folder: Path, before: Json, config: PretrainConfig, ds: Json) -> str:
+    """`name before -> now` of every changed setting, in one line; empty if none changed."""
+    changes = changed_settings(before, to_dict(config))
+    try:
+        earlier = flat(json.loads((folder / DEEPSPEED).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        earlier = flat(ds)  # damaged or not there: nothing to compare with
+    now = flat(ds)
+    for name in sorted(earlier.keys() | now.keys()):
+        if name not in DERIVED and earlier.get(name) != now.get(name):
+            changes[f"--deepspeed_config {name}"] = (earlier.get(name), now.get(name))
+    shown = []
+    for name, (then, value) in changes.items():
+        note = " (not used: the run goes on from its own)" if name == "init.checkpoint" else ""
+        shown.append(f"{name} {json.dumps(then)} -> {json.dumps(value)}{note}")
+    return ", ".join(shown)

@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1_ds.base.errors import DataError
+from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.checkpoints.by_parameter import place_weights
 from gpt1_ds.checkpoints.folder import has_checkpoint
@@ -30,7 +30,7 @@ from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.start import initialize, require_async_io
 from gpt1_ds.engine.timing import StepTimer, Throughput
 from gpt1_ds.model.gpt import GPT, GPTConfig
-from gpt1_ds.runs.directory import claim_folder
+from gpt1_ds.runs.directory import claim_folder, record_settings
 from gpt1_ds.runs.log import RunLog
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.command_line import arguments
@@ -111,7 +111,7 @@ def start_engine(
     DataError if a checkpoint of the run does not belong to `facts`.
     """
     config = settings.config
-    folder = claim_folder(config, settings.ds, tokenizer, settings.from_scratch)
+    folder = claim_folder(config, tokenizer, settings.from_scratch)
     engine = initialize(module, config, settings.ds)
     if initial is not None:
         place_weights(engine, initial.tensors.items(), initial.source)
@@ -122,7 +122,8 @@ def start_engine(
     if state is None:
         return Started(engine, folder, facts, facts)
     check_state(state, facts, folder)
-    check_data(state, facts, folder)
+    check_seed(state, facts, folder)
+    check_data(state, facts, folder, config.data.weights)
     return Started(engine, folder, replace(facts, unknown=state.unknown), state)
 
 
@@ -144,6 +145,7 @@ class Run(Generic[ConfigT]):
         self.engine, self.folder, self.facts, _ = started
         self.stop = stop
         self.total_steps = total_steps
+        record_settings(self.folder, config, self.ds, finished=step >= total_steps)
         self.shape = GPTConfig(**self.facts.model)
         self.precision = deepspeed_json.precision(self.ds)
         self.bar = progress_bar(total_steps, step, "step", title)
@@ -220,12 +222,31 @@ def _identity(state: CheckpointState) -> Json:
     return {**state.model, "tokenizer": state.tokenizer_sha256[:12]}
 
 
-def check_data(state: CheckpointState, facts: CheckpointState, folder: Path) -> None:
-    """Refuse other shards: the cursor counts windows of those that the run began with."""
-    before = state.data or {}
-    for corpus, here in (facts.data or {}).items():
-        there = before.get(corpus, here)
-        if there != here:
+def check_seed(state: CheckpointState, facts: CheckpointState, folder: Path) -> None:
+    """Refuse another seed: the order of the data and the dropout of the run depend on it."""
+    if state.step and state.seed not in (None, facts.seed):
+        raise ConfigError(
+            f"{folder}: began with run.seed={state.seed}, and its data have that order; now "
+            f"run.seed is {facts.seed}: give {state.seed}, another run.name, or --from-scratch"
+        )
+
+
+def check_data(
+    state: CheckpointState, facts: CheckpointState, folder: Path, weights: dict[str, float]
+) -> None:
+    """Refuse other data: the cursor counts windows of those that the run began with.
+
+    The training corpora must be the same, apart from those that `weights` leaves out.
+    """
+    before, now = state.data or {}, facts.data or {}
+    if not before:
+        return  # an early version did not write them
+    for corpus in sorted(before.keys() | now.keys()):
+        there, here = before.get(corpus, "none"), now.get(corpus, "none")
+        split, _, name = corpus.partition("/")
+        used = split == "train" and (not weights or weights.get(name, 0) > 0)
+        both = corpus in before and corpus in now
+        if there != here and (used or both):
             raise DataError(
                 f"{folder}: began with other shards of {corpus} ({there}; now {here}); restore "
                 "them, or choose another run.name"

@@ -1,0 +1,122 @@
+"""A run's folder: its lock, what a second start may change, and what the folder says of it."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from gpt1_ds.base.errors import ConfigError, DataError
+from gpt1_ds.base.files import lock_file
+from gpt1_ds.checkpoints.state import CheckpointState
+from gpt1_ds.data.tokenizer import load_tokenizer
+from gpt1_ds.runs import directory
+from gpt1_ds.runs.setup import check_data, check_seed
+from gpt1_ds.settings.loading import load
+from gpt1_ds.settings.sections import PretrainConfig
+
+DS = {"train_batch_size": 64, "zero_optimization": {"stage": 1}}
+
+
+@pytest.fixture
+def start(tokenizer, tmp_path):
+    """Claim the folder of a run with these overrides, record its settings, and end."""
+    codec = load_tokenizer(tokenizer)
+
+    def start(*overrides: str, ds=DS, scratch: bool = False, finished: bool = False):
+        wait = "distributed.timeout_seconds=0.4"
+        config = load(PretrainConfig, None, [f"run.dir={tmp_path}", "run.name=r", wait, *overrides])
+        folder = directory.claim_folder(config, codec, scratch)
+        directory.record_settings(folder, config, ds, finished)
+        directory._locks.clear()  # the end of a process does the same
+        return folder
+
+    yield start
+    directory._locks.clear()
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_a_live_run_is_neither_joined_nor_set_aside(start, tmp_path, scratch, capsys):
+    folder = start()
+    (folder / ".lock").write_text("process 77 on node3\n")
+    held = lock_file(folder / ".lock", "")
+    with pytest.raises(ConfigError, match=r"/r: process 77 on node3 trains this run; wait for it"):
+        start("run.seed=5", scratch=scratch)
+    assert "waiting up to 0 s for process 77 on node3" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["r"]
+    held.close()
+    start(scratch=scratch)
+    assert sorted(os.listdir(tmp_path)) == (["r", "r.1"] if scratch else ["r"])
+    assert f"process {os.getpid()} on " in (folder / ".lock").read_text()
+
+
+@pytest.mark.parametrize(
+    "change", ["model.n_layer=3", "data.weights={a: 1.0}", "model.attn_pdrop=0"]
+)
+def test_a_run_of_another_kind_is_refused_and_its_settings_stay(start, change):
+    folder = start()
+    name = change.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"holds a run of another kind: {name} was"):
+        start(change, "optim.lr=1")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["lr"] != 1
+
+
+def test_what_a_start_may_change_is_listed(start, capsys):
+    start("model.preset=gpt1-tiny", "train.max_steps=10")
+    capsys.readouterr()
+    same_shape = ["model.n_layer=2", "model.n_head=4", "model.n_embd=128", "model.n_ctx=128"]
+    start(*same_shape, "train.max_steps=10")
+    assert capsys.readouterr().out == (
+        'changed since the last start: model.preset "gpt1-tiny" -> "gpt1"\n'
+    )
+    ds = {"train_batch_size": 32, "zero_optimization": {"stage": 2}}
+    start(*same_shape, "data.shards=x/", "optim.lr=0.5", "init.checkpoint=runs/old", ds=ds)
+    assert capsys.readouterr().out == (
+        'changed since the last start: data.shards "shards" -> "x/", train.max_steps 10 -> null, '
+        'optim.lr 0.00025 -> 0.5, init.checkpoint null -> "runs/old" (not used: the run goes on '
+        "from its own), --deepspeed_config zero_optimization.stage 1 -> 2\n"
+    )
+
+
+def test_a_finished_run_keeps_the_settings_that_it_was_trained_with(start, capsys):
+    folder = start("optim.lr=0.5")
+    before = {name: (folder / name).read_text() for name in ("config.yaml", "deepspeed.json")}
+    start("optim.lr=0.25", finished=True, ds={})
+    assert "this run is done, so these settings have no effect on it: " in capsys.readouterr().out
+    assert before == {name: (folder / name).read_text() for name in before}
+    assert json.loads(before["deepspeed.json"]) == DS
+
+
+DATA = {"train/a": "9 tokens, sha256 aa", "train/b": "9 tokens, sha256 bb", "valid/a": "1"}
+STATE = CheckpointState(step=5, model={}, tokenizer_sha256="", seed=42, data=DATA)
+
+
+def test_another_seed_is_refused_once_a_step_is_trained(tmp_path):
+    facts = replace(STATE, step=0, seed=43)
+    with pytest.raises(ConfigError, match=r"began with run\.seed=42.*now run\.seed is 43"):
+        check_seed(STATE, facts, tmp_path)
+    check_seed(replace(STATE, step=0), facts, tmp_path)
+    check_seed(replace(STATE, seed=None), facts, tmp_path)
+    check_seed(STATE, replace(facts, seed=42), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("now", "weights", "differs"),
+    [
+        (DATA, {}, None),
+        ({**DATA, "train/a": "9 tokens, sha256 cc"}, {}, "train/a"),
+        ({**DATA, "valid/a": "2"}, {}, "valid/a"),
+        ({**DATA, "train/c": "9 tokens, sha256 cc"}, {}, "train/c"),
+        ({**DATA, "train/c": "9 tokens, sha256 cc"}, {"a": 1.0}, None),
+        ({"train/a": DATA["train/a"]}, {}, "train/b"),
+        ({"train/a": DATA["train/a"]}, {"a": 1.0, "b": 0.0}, None),
+        ({**DATA, "valid/b": "1"}, {}, None),
+    ],
+)
+def test_the_data_of_a_resume_are_known_by_their_hashes(tmp_path, now, weights, differs):
+    facts = replace(STATE, data=now)
+    if differs is None:
+        return check_data(STATE, facts, tmp_path, weights)
+    with pytest.raises(DataError, match=f"began with other shards of {differs} "):
+        check_data(STATE, facts, tmp_path, weights)

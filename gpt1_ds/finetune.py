@@ -272,11 +272,11 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
 def save_best(run: FineTuning, state: CheckpointState, predictions: Sequence[Label]) -> None:
     """Predictions on dev in the run's folder; weights and tokenizer in best/."""
     data, folder = run.data, run.folder / "best"
+    collectives.on_main(lambda: data.tokenizer.copy_to(folder / "tokenizer"))
+    save_checkpoint(run.engine, folder, state.step, state, keep=1)
     collectives.on_main(
         lambda: write_predictions(run.folder, data.task, "dev", data.gold, predictions)
     )
-    collectives.on_main(lambda: data.tokenizer.copy_to(folder / "tokenizer"))
-    save_checkpoint(run.engine, folder, state.step, state, keep=1)
 
 
 def predict_split(

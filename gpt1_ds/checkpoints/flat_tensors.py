@@ -7,7 +7,9 @@ all ranks and know no offsets. If they gave each rank its own slice, this file w
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt1_ds.base.protocols import Engine
@@ -144,6 +146,44 @@ def layout(engine: Engine) -> Layout:
 def n_parameters(engine: Engine) -> int:
     """`ds_numel`: the whole size of a parameter that ZeRO-3 has partitioned, and so is empty."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+
+
+@torch.no_grad()
+def non_finite(engine: Engine) -> str | None:
+    """The first of this rank's weights and moments with an element that is not finite, if any.
+
+    Only elements of parameters count: the padding of a ZeRO-3 share is memory that nobody set.
+    """
+    optimizer, flags = engine.basic_optimizer, {}
+    with ResidentPart(engine) as resident:
+        for flat_slice in flat_slices(engine):
+            resident.load(flat_slice.part)
+            flags[flat_slice.name] = _is_finite(flat_slice.weights())
+            for key, value in optimizer.state.get(flat_slice.flat, {}).items():
+                if torch.is_tensor(value) and value.dim():
+                    flags[f"{key} of {flat_slice.name}"] = _is_finite(flat_slice.of_flat(value))
+    for name, parameter in engine.module.named_parameters():
+        flags[f"the module's {name}"] = _is_finite(_own_elements(parameter))
+    finite = torch.stack([flag.to(collectives.device()) for flag in flags.values()]).tolist()
+    return next((name for name, fine in zip(flags, finite, strict=True) if not fine), None)
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    """Whether all elements are finite, on the device of `tensor`; it takes no memory."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return torch.tensor(True)
+    return torch.stack(torch.aminmax(tensor)).isfinite().all()
+
+
+def _own_elements(parameter: Any) -> Tensor:
+    """The elements of a parameter on this rank: under ZeRO-3 its share, without padding.
+
+    A share that lies on NVMe is empty here.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.view(-1)
+    real = parameter.ds_numel - parameter.partition_numel() * collectives.rank()
+    return parameter.ds_tensor.view(-1)[: max(0, real)]
 
 
 def release_gathered(engine: Engine) -> None:

@@ -37,6 +37,7 @@ from gpt1_ds.checkpoints.swap_files import uses_swap_files
 from gpt1_ds.data.order import mix
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
+from gpt1_ds.engine.internals import keep_settings
 
 
 def resume(engine: Engine, run_dir: Path) -> CheckpointState | None:
@@ -114,8 +115,11 @@ def load_checkpoint(engine: Engine, folder: Path) -> CheckpointState:
         saved = SavedParameters(folder, manifest)
         place_weights(engine, saved.weights(), folder)
         place_state(engine, saved)
-    elif engine.load_checkpoint(str(folder.parent), tag=folder.name)[0] is None:
-        raise DataError(f"{folder}: DeepSpeed loaded nothing; take another checkpoint")
+    else:
+        with keep_settings(engine):
+            loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise DataError(f"{folder}: DeepSpeed loaded nothing; take another checkpoint")
     if differing:
         then, now = _listed(manifest.layout, differing), _listed(here, differing)
         say(

@@ -27,7 +27,7 @@ from gpt1_ds.base.errors import DataError, DivergedError
 from gpt1_ds.base.files import file_sha256, flush, write_atomically
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.checkpoints.deepspeed_files import write_deepspeed_files
-from gpt1_ds.checkpoints.flat_tensors import flat_slices, layout, n_parameters
+from gpt1_ds.checkpoints.flat_tensors import flat_slices, layout, n_parameters, non_finite
 from gpt1_ds.checkpoints.folder import (
     LATEST,
     MANIFEST,
@@ -43,6 +43,7 @@ from gpt1_ds.checkpoints.writing import FileWriter, memory_left
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 
+REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
 BYTES_PER_PARAMETER = 16
 """At most: the float32 weights, two moments, and the module's own copy of the weights."""
 
@@ -63,7 +64,8 @@ class Saves:
 
     Every rank calls every method, at the same step. A step that is committed is never written
     again. A fault on one rank (a full disk, a file size limit) ends the save on all of them: with
-    a SaveError if the save `must` succeed, and else with a warning.
+    a SaveError if the save `must` succeed, and else with a warning. Weights or moments that are not
+    finite on some rank are never saved: all ranks raise DivergedError.
     """
 
     def __init__(self, run_dir: Path, keep: int, keep_every: int | None, on_commit: OnCommit):
@@ -82,9 +84,10 @@ class Saves:
         self.settle()
         started = time.perf_counter()
         final = step_folder(self.root, step)
-        views = _views_of_ranks(final)
+        views = _views_of_ranks(final, engine)
         if views[0].exists:
             return
+        _refuse_non_finite(final, views)
         needed = BYTES_PER_PARAMETER * n_parameters(engine)
         in_background = not must and _has_room(engine, views, needed)
         writer = FileWriter(final.with_suffix(".tmp"), in_background)
@@ -234,11 +237,15 @@ class RankView(NamedTuple):
     exists: bool
     host: str
     memory: float
+    non_finite: str | None
+    """A tensor of the rank that is not finite."""
 
 
-def _views_of_ranks(final: Path) -> list[RankView]:
+def _views_of_ranks(final: Path, engine: Engine) -> list[RankView]:
     """SaveError unless all ranks are about to save the same step."""
-    own = RankView(final.name, final.exists(), socket.gethostname(), memory_left())
+    exists = final.exists()
+    fault = None if exists else non_finite(engine)
+    own = RankView(final.name, exists, socket.gethostname(), memory_left(), fault)
     views = [RankView(*view) for view in collectives.gather_json(own)]
     names = [view.name for view in views]
     if len(set(names)) > 1:
@@ -246,6 +253,14 @@ def _views_of_ranks(final: Path) -> list[RankView]:
             f"{final.parent}: the ranks are at different steps: {', '.join(names)}; start again"
         )
     return views
+
+
+def _refuse_non_finite(final: Path, views: list[RankView]) -> None:
+    for rank, view in enumerate(views):
+        if view.non_finite:
+            raise DivergedError(
+                f"{final}: not saved: {view.non_finite} is not finite on rank {rank}; {REMEDY}"
+            )
 
 
 def _has_room(engine: Engine, views: list[RankView], needed: int) -> bool:
@@ -298,7 +313,13 @@ def _finish_on_all_ranks(writer: FileWriter) -> tuple[dict[str, FileSeal], float
 
 
 def save_weights(run_dir: Path, weights: dict[str, Tensor], state: CheckpointState) -> None:
-    """Commit float32 weights alone as step 0 of `run_dir`, for other runs to start from."""
+    """Commit float32 weights alone as step 0 of `run_dir`, for other runs to start from.
+
+    DataError if they are not finite.
+    """
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise DataError(f"{name} has values that are not finite; take other weights")
     folder = step_folder(run_dir / "checkpoints", 0)
     folder.mkdir(parents=True)
     content = state.to_json()

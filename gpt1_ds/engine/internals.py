@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -251,6 +252,55 @@ def skip_non_finite(engine: Engine) -> None:
 
 
 # --- During training ---
+
+SCALE_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What changes in a dynamic loss scaler of fp16 from step to step; the rest of it are settings."""
+GROUP_STATE = ("params", "lr", "step")
+"""The same for a parameter group; `optimizer.set_lr` sets the rate."""
+
+
+@contextmanager
+def keep_settings(engine: Engine) -> Iterator[None]:
+    """Let a load inside the block restore the optimizer's state, but none of its settings.
+
+    Why:    DeepSpeed's load also overwrites the settings of each parameter group (weight_decay,
+            betas, eps), the largest gradient norm, and the settings of the loss scaler. So a
+            setting that was changed for a resume would have no effect.
+    Seen:   DeepSpeed 0.19.8; the gradient norm in all wrappers but that of ZeRO-3.
+    Ends:   with the block.
+    Until:  DeepSpeed's load has an option to keep the settings of the engine.
+    """
+    optimizer = engine.optimizer
+    groups = [dict(group) for group in engine.basic_optimizer.param_groups]
+    clip_grad = getattr(optimizer, "clip_grad", None)
+    scaler = copy(getattr(optimizer, "loss_scaler", None))
+    yield
+    for group, built in zip(engine.basic_optimizer.param_groups, groups, strict=True):
+        for key, value in built.items():
+            # What is equal stays the object that was loaded: the bytes of later saves stay, too.
+            if key not in GROUP_STATE and group.get(key) != value:
+                group[key] = value
+    if clip_grad is not None:
+        optimizer.clip_grad = clip_grad
+    if scaler is not None:
+        optimizer.loss_scaler = _with_state(scaler, optimizer.loss_scaler)
+
+
+def _with_state(built: object, loaded: object) -> object:
+    """The loss scaler with the settings of `built` and, if both are dynamic, the state of
+    `loaded`; just `loaded` if the settings are equal.
+
+    Why:    see `keep_settings`.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   it changes nothing but `built`, a copy.
+    Until:  `keep_settings` goes.
+    """
+    dynamic = "cur_iter" in vars(built) and "cur_iter" in vars(loaded)
+    for name in SCALE_STATE:
+        if dynamic and name in vars(loaded):
+            setattr(built, name, getattr(loaded, name))
+    same = type(built) is type(loaded) and vars(built) == vars(loaded)
+    return loaded if same else built
 
 
 def set_batch(engine: Engine, windows: int) -> None:

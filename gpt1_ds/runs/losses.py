@@ -17,6 +17,7 @@ from torch import Tensor
 from gpt1_ds.base.errors import DivergedError
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.base.records import SKIPPED_FILE, read_records, write_records
+from gpt1_ds.checkpoints.saving import REMEDY
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives
 from gpt1_ds.settings.sections import TrainConfig
@@ -25,7 +26,6 @@ RECENT_LINES = 20
 """Logged losses whose median a new one is compared with."""
 FEWEST_LINES = 5
 """With fewer logged losses nothing is called a spike."""
-REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
 EVENT_KEY = ("to_step", "from_step", "first", "last")
 """Keys of a record of skipped.jsonl that tell one event from another."""
 

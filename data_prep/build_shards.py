@@ -9,7 +9,8 @@ same command continues: it does not repeat tokenised units and finished shards. 
 
 1. Plan: rank 0 lists the sources, which become units of work (`reading/corpus.py`, `encoding.py`).
 2. Tokenise: the ranks share the units, and write their tokens to `OUT/.work/`.
-3. Compare: the ranks look for duplicates, bucket by bucket (`duplicates.py`).
+3. Compare: the ranks look for equal texts, bucket by bucket (`duplicates.py`); rank 0 decides which
+   of them stays (`survivors.py`).
 4. Lay out: rank 0 divides the documents into splits, samples and shards (`layout.py`).
 5. Write: the ranks share the shards; rank 0 writes the manifest last, and prints a table.
 """
@@ -30,6 +31,7 @@ from data_prep.building.encoding import Encoder, Unit, plan_units
 from data_prep.building.layout import Layout, ShardBuilder, plan_shards
 from data_prep.building.parts import Parts
 from data_prep.building.ranks import CLAIM, Ranks
+from data_prep.building.survivors import decide
 from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
 from data_prep.reading.formats import BLOCK_LINES
@@ -183,9 +185,7 @@ def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> Non
     _tokenise(args, ranks, tokenizer, units)
     parts = Parts(units, work, args.near_duplicates, args.bad_text == "drop")
     _compare(args, ranks, parts)
-    layout = ranks.from_first(
-        lambda: plan_shards(parts, args.validation_fraction, args.shard_tokens)
-    )
+    layout = ranks.from_first(lambda: _plan_shards(args, parts))
     builder = ShardBuilder(parts, layout, args.out, tokenizer.vocab_size)
     _write(args, ranks, layout, builder)
     ranks.from_first(lambda: _finish(args, tokenizer, layout, builder))
@@ -229,6 +229,12 @@ def _compare(args: argparse.Namespace, ranks: Ranks, parts: Parts) -> None:
             with _writing(args.out):
                 found.find(bucket)
             progress.add(found.bytes // found.buckets, 0)
+
+
+def _plan_shards(args: argparse.Namespace, parts: Parts) -> Layout:
+    with _writing(args.out):
+        decide(parts)
+    return plan_shards(parts, args.validation_fraction, args.shard_tokens)
 
 
 def _write(args: argparse.Namespace, ranks: Ranks, layout: Layout, builder: ShardBuilder) -> None:

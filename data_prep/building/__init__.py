@@ -4,8 +4,9 @@ May import `data_prep.reading`, `gpt1_ds.base` and `gpt1_ds.data`. In reading or
 
 - `ranks`: the processes of a build, how they share work, fail together and show their progress
 - `encoding`: units of work, and their text as tokens in files of the work folder
-- `duplicates`: which documents and paragraphs occurred before
-- `parts`: the tokens read back: which documents stay, and in which split
+- `duplicates`: which documents and paragraphs occur more than once
+- `parts`: the tokens read back, without what is dropped, and in which split
+- `survivors`: which of several equal documents and paragraphs stays
 - `layout`: which of them lie in which sample and shard; writes the shards
 - `corpus_table`: the table that a build prints at its end
 """

@@ -1,16 +1,16 @@
-"""Which documents and long paragraphs occurred before, in any corpus.
+"""Which texts occur more than once, in any corpus: documents and long paragraphs.
 
 They are compared exactly or, on request, approximately by MinHash. Every text has a key: 128 bits
 of its BLAKE2b, or of that of one band of its MinHash signature. The keys of one part lie sorted in
 its `.keys` file, so all texts of one range of keys (a bucket) are a slice of each such file. A
-bucket is small, whatever the size of the corpora, and the ranks share the buckets. Within a
-bucket, the first text of each key stays. A held-out copy comes before all others: a run must not
-train on what it validates on.
+bucket is small, whatever the size of the corpora, and the ranks share the buckets. The texts with
+the same key are a group. `survivors.py` decides which text of a group stays.
 """
 
 import functools
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from datasketch import MinHash
 
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8")])
-"""A key, and the row of its text in the part's table. Bit 63 of the row: not held out. Bits 32 to
-62, once parts are compared: number of the part. Bit 31: `NEAR`."""
+"""A key, and the row of its text in the part's table. Bits 32 to 62 of the row, once parts are
+compared: number of the part. Bit 31: `NEAR`."""
 NEAR = 1 << 31
 """The key is a band of a signature, and the row is a document's."""
+GROUPED = np.dtype([("row", "<u8"), ("group", "<u8")])
+"""A text that is not alone with its key, and the number of its group."""
 BUCKET_RECORDS = 1 << 21
 """Sorting a bucket takes about 100 bytes of memory a record."""
-_LATER = np.uint64(1 << 63)
 _STARTS = 1024
 _PERMUTATIONS = 128
 _SHINGLE_WORDS = 5
@@ -40,27 +41,16 @@ class TextKey(NamedTuple):
     """The key of one text of a part."""
 
     digest: bytes
-    later: bool
-    """Not held out, so held-out copies of the text come first."""
     row: int
-
-
-class DroppedRows(NamedTuple):
-    """What is dropped of one part."""
-
-    texts: np.ndarray
-    """Rows of texts that occurred before."""
-    near: np.ndarray
-    """Rows of documents that are nearly the same as earlier ones."""
 
 
 def sorted_run(keys: list[TextKey]) -> bytes:
     """The `.keys` file of these keys: where each range of keys begins, then the sorted records."""
     run_R = np.empty(len(keys), RECORD)
-    high_low_R2 = np.frombuffer(b"".join(digest for digest, _, _ in keys), "<u8").reshape(-1, 2)
+    high_low_R2 = np.frombuffer(b"".join(digest for digest, _ in keys), "<u8").reshape(-1, 2)
     run_R["high"] = high_low_R2[:, 0]
     run_R["low"] = high_low_R2[:, 1]
-    run_R["row"] = [later << 63 | row for _, later, row in keys]
+    run_R["row"] = [row for _, row in keys]
     run_R = run_R[np.argsort(run_R["high"])]
     edges = np.arange(_STARTS, dtype=np.uint64) << np.uint64(54)
     starts = np.append(np.searchsorted(run_R["high"], edges), len(run_R)).astype("<u8")
@@ -68,7 +58,7 @@ def sorted_run(keys: list[TextKey]) -> bytes:
 
 
 class Duplicates:
-    """The texts to drop, of parts in reading order."""
+    """The groups of equal texts, of parts in reading order."""
 
     def __init__(self, work: Path, parts: Sequence[str], threshold: float):
         self._work, self._parts, self._threshold = work, parts, threshold
@@ -77,27 +67,21 @@ class Duplicates:
         self.buckets = min(_STARTS, 1 << full_buckets.bit_length())
 
     def find(self, bucket: int) -> None:
-        """Write down which texts of one bucket occurred before, unless that is done."""
+        """Write down the groups of one bucket, unless that is done."""
         path = self._path(bucket)
         if path.exists():
             return
         records_R = self._records(bucket)
-        records_R = records_R[np.lexsort((records_R["row"], records_R["low"], records_R["high"]))]
+        records_R = records_R[np.lexsort((records_R["low"], records_R["high"]))]
         same_high_R = records_R["high"][1:] == records_R["high"][:-1]
         same_R = same_high_R & (records_R["low"][1:] == records_R["low"][:-1])
-        again_R = np.flatnonzero(same_R) + 1
-        rows_R = records_R["row"] & ~_LATER
-        near_R = rows_R[again_R] & np.uint64(NEAR) != 0
-        dropped = [rows_R[again_R[~near_R]]]
-        if near_R.any():
-            own_R = np.where(np.insert(same_R, 0, False), 0, np.arange(len(rows_R)))
-            firsts_R = np.maximum.accumulate(own_R)  # of the records with the same key
-            ones = rows_R[firsts_R[again_R[near_R]]].tolist()
-            others = rows_R[again_R[near_R]].tolist()
-            pairs = zip(ones, others, strict=True)
-            alike = [other for one, other in pairs if self._alike(one, other)]
-            dropped.append(np.array(alike, np.uint64))
-        write_atomically(path, np.unique(np.concatenate(dropped)).tobytes())
+        is_again_R = np.insert(same_R, 0, False)[: len(records_R)]
+        has_next_R = np.append(same_R, False)[: len(records_R)]
+        is_grouped_R = is_again_R | has_next_R
+        grouped_G = np.empty(int(is_grouped_R.sum()), GROUPED)
+        grouped_G["row"] = records_R["row"][is_grouped_R]
+        grouped_G["group"] = np.cumsum(~is_again_R[is_grouped_R]) - 1
+        write_atomically(path, np.sort(grouped_G).tobytes())
 
     def _records(self, bucket: int) -> np.ndarray:
         """The records of one bucket, of all parts."""
@@ -113,25 +97,42 @@ class Duplicates:
             slices.append(records_R)
         return np.concatenate(slices)
 
-    def of(self, number: int) -> DroppedRows:
-        """What is dropped of part `number`."""
-        found = [np.empty(0, np.uint64)]
+    @functools.cached_property
+    def _first_groups(self) -> list[int]:
+        """The number of each bucket's first group, and behind them the number of all groups."""
+        sizes = [self._path(bucket).stat().st_size for bucket in range(self.buckets)]
+        # A group has two texts or more.
+        groups = [size // GROUPED.itemsize // 2 for size in sizes]
+        return list(itertools.accumulate(groups, initial=0))
+
+    @property
+    def groups(self) -> int:
+        """All groups have smaller numbers."""
+        return self._first_groups[-1]
+
+    def of(self, number: int) -> np.ndarray:
+        """The texts of part `number` that are in a group, (G,) `GROUPED`.
+
+        Their rows are those of the part's table, without the number of the part.
+        """
+        found = [np.empty(0, GROUPED)]
         bounds = np.array([number << 32, number + 1 << 32], np.uint64)
         for bucket in range(self.buckets):
             if self._path(bucket).stat().st_size:
-                bucket_R = np.memmap(self._path(bucket), "<u8", mode="r")
-                first, last = np.searchsorted(bucket_R, bounds)
-                found.append(np.array(bucket_R[first:last]))
-        rows_R = np.concatenate(found) & np.uint64(0xFFFFFFFF)
-        near_R = rows_R & np.uint64(NEAR) != 0
-        texts = rows_R[~near_R].astype(np.int64)
-        near = np.unique(rows_R[near_R] ^ np.uint64(NEAR)).astype(np.int64)
-        return DroppedRows(texts, near)
+                bucket_G = np.memmap(self._path(bucket), GROUPED, mode="r")
+                first, last = np.searchsorted(bucket_G["row"], bounds)
+                grouped_G = np.array(bucket_G[first:last])
+                grouped_G["group"] += np.uint64(self._first_groups[bucket])
+                found.append(grouped_G)
+        all_G = np.concatenate(found)
+        all_G["row"] &= np.uint64(0xFFFFFFFF)
+        return all_G
 
     def _path(self, bucket: int) -> Path:
-        return self._work / f"dropped-{bucket:04d}"
+        return self._work / f"groups-{bucket:04d}"
 
-    def _alike(self, one: int, other: int) -> bool:
+    def are_alike(self, one: int, other: int) -> bool:
+        """Whether the signatures of two documents say so. Their rows have the part's number."""
         share = np.mean(self._signature(one) == self._signature(other))
         return bool(share >= self._threshold)
 
@@ -179,7 +180,7 @@ class Signatures:
 def bands(threshold: float) -> tuple[int, int]:
     """How many bands of how many values find most pairs above the threshold.
 
-    ConfigError without datasketch.
+    ConfigError without datasketch, or for a threshold that it does not take.
     """
     try:
         from datasketch import MinHashLSH
@@ -187,5 +188,11 @@ def bands(threshold: float) -> tuple[int, int]:
         raise ConfigError(
             "--near-duplicates needs datasketch: pip install 'gpt1-ds[near-duplicates]'"
         ) from error
-    lsh = MinHashLSH(threshold, _PERMUTATIONS)
+    try:
+        lsh = MinHashLSH(threshold, _PERMUTATIONS)
+    except ValueError as error:
+        raise ConfigError(
+            f"--near-duplicates {threshold:g}: too high for datasketch ({error}); choose 0.98 or"
+            " less, or 0: equal documents are always dropped"
+        ) from error
     return lsh.b, lsh.r

@@ -141,7 +141,7 @@ class Encoder:
             for fragments in _batched(reader.fragments()):
                 if part is None:
                     names.append(f"unit-{unit.index:06d}-{len(names):04d}")
-                    part = _PartWriter(self, names[-1], unit.validation)
+                    part = _PartWriter(self, names[-1])
                 progress.add(reader.bytes_read - reported, part.add(fragments))
                 reported = reader.bytes_read
                 if part.is_full:
@@ -191,8 +191,9 @@ class _OpenDocument:
         self._digest = hashlib.blake2b(text, digest_size=16)
 
     def add(self, text: bytes) -> None:
-        self.bytes += len(text)
-        self._digest.update(b"\n" + text)
+        if text:  # The last fragment is empty if the document ends with much white space.
+            self.bytes += len(text)
+            self._digest.update(b"\n" + text)
 
     def digest(self) -> bytes:
         return self._digest.digest()
@@ -201,8 +202,8 @@ class _OpenDocument:
 class _PartWriter:
     """Writes one part."""
 
-    def __init__(self, encoder: Encoder, name: str, validation: bool):
-        self._encoder, self._name, self._validation = encoder, name, validation
+    def __init__(self, encoder: Encoder, name: str):
+        self._encoder, self._name = encoder, name
         self._temporary = encoder.work / f".{name}.{os.getpid()}.tmp"
         self._file = open(self._temporary, "wb")
         self._documents: list[tuple[int, int, int, int, int, bool, bool]] = []
@@ -234,17 +235,16 @@ class _PartWriter:
             else:
                 self._open.add(raw)
             end = line + len(lines)
-            later = not (fragment.heldout or self._validation)
             # A document of one line has no paragraphs to compare: it is compared as a whole.
             is_whole = fragment.last and self._open.begin == here + batch.ends[line]
             if len(lines) > 1 or not is_whole:
-                self._add_paragraphs(batch, line, lines, here, later)
+                self._add_paragraphs(batch, line, lines, here)
             self._open.fallback += batch.fallback[end] - batch.fallback[line]
             line = end
             if self._signatures:
                 self._signatures.update(fragment.text)
             if fragment.last:
-                self._end_document(self._open, fragment, here + batch.ends[line], later)
+                self._end_document(self._open, fragment, here + batch.ends[line])
                 eots.append(batch.ends[line])
         tokens_T = np.insert(batch.tokens_T, eots, encoder.tokenizer.special_ids["eot"])
         self._file.write(tokens_T.astype(encoder.dtype).tobytes())
@@ -262,9 +262,7 @@ class _PartWriter:
         fallback_L = np.searchsorted(fallback_T, ends_L)
         return _Batch(lines, tokens_T, ends_L.tolist(), fallback_L.tolist())
 
-    def _add_paragraphs(
-        self, batch: _Batch, first: int, lines: list[str], here: int, later: bool
-    ) -> None:
+    def _add_paragraphs(self, batch: _Batch, first: int, lines: list[str], here: int) -> None:
         """Add the long ones of `lines`, which begin at line `first` of the batch."""
         for i, text in enumerate(lines, first):
             if len(text) < self._encoder.duplicate_characters:
@@ -273,19 +271,17 @@ class _PartWriter:
             begin, end = batch.ends[i], batch.ends[i + 1]
             fallback = batch.fallback[i + 1] - batch.fallback[i]
             digest = hashlib.blake2b(raw, digest_size=16).digest()
-            self._keys.append(TextKey(digest, later, len(self._texts)))
+            self._keys.append(TextKey(digest, len(self._texts)))
             document = len(self._documents)
             # Without the paragraph, the text lacks its line end too.
             row = (document, False, here + begin, end - begin, len(raw) + 1, fallback)
             self._texts.append(row)
 
-    def _end_document(
-        self, document: _OpenDocument, fragment: Fragment, end: int, later: bool
-    ) -> None:
+    def _end_document(self, document: _OpenDocument, fragment: Fragment, end: int) -> None:
         digest, row = document.digest(), len(self._documents)
         if self._signatures:
-            self._keys += [TextKey(band, later, NEAR | row) for band in self._signatures.end()]
-        self._keys.append(TextKey(digest, later, len(self._texts)))
+            self._keys += [TextKey(band, NEAR | row) for band in self._signatures.end()]
+        self._keys.append(TextKey(digest, len(self._texts)))
         self._texts.append((row, True, 0, 0, 0, 0))
         key = int.from_bytes(digest[:8], "little")
         tokens = end + 1 - document.begin

@@ -75,7 +75,7 @@ def plan_shards(parts: Parts, fraction: float, shard_tokens: int) -> Layout:
             "documents_read": counts["read"],
             "mended": {name: counts[name] for name in faults},
             "text": texts,
-            "dropped": {"empty": counts["empty"], **dropped},
+            "dropped": {**dropped, "empty": dropped["empty"] + counts["empty"]},
             "sources": sources,
         }
     return layout

@@ -5,7 +5,9 @@ the ranks. Only a few parts are in memory at a time.
 """
 
 import functools
+import io
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ import numpy as np
 
 from data_prep.building.duplicates import Duplicates
 from data_prep.building.encoding import Unit
+from gpt1_ds.base.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class SplitRule:
         return documents_D["key"] < np.uint64(self.below)
 
 
+REASONS = ("empty", "bad_text", "duplicate", "near_duplicate")
+"""Why documents are dropped. Number 1 stands for the first of them, 0 for none."""
+
+
 class DeduplicatedPart(NamedTuple):
     """The documents of one part that stay."""
 
@@ -42,7 +49,7 @@ class DeduplicatedPart(NamedTuple):
     """Where they stand in the part's table."""
     paragraphs_P: np.ndarray
     """Rows of `TEXT`: the paragraphs to drop from these documents."""
-    dropped: dict[str, int]
+    dropped: Counter[str]
     """Dropped documents and paragraphs, by reason."""
 
 
@@ -72,7 +79,7 @@ class Parts:
     """The encoded parts of all units, in reading order."""
 
     def __init__(self, units: list[Unit], work: Path, near: float, drop_bad: bool):
-        self.units, self.work, self._drop_bad = units, work, drop_bad
+        self.units, self.work, self.drop_bad = units, work, drop_bad
         self.records = [json.loads(unit.marker(work).read_text()) for unit in units]
         self.names: list[str] = []
         self.unit_of: list[Unit] = []
@@ -81,7 +88,7 @@ class Parts:
             self.names += record["parts"]
             self.unit_of += [unit] * len(record["parts"])
         self.duplicates = Duplicates(work, self.names, near)
-        self._tables = functools.lru_cache(maxsize=4)(self._load_tables)
+        self.tables = functools.lru_cache(maxsize=4)(self._load_tables)
         self.kept = functools.lru_cache(maxsize=4)(self._kept)
         self.ids = functools.lru_cache(maxsize=2)(self._ids)
 
@@ -94,28 +101,32 @@ class Parts:
         return dict(np.load(self.work / f"{self.names[part]}.npz"))
 
     def _ids(self, part: int) -> list[str]:
-        return self._tables(part)["ids"].tobytes().decode().split("\0")
+        return self.tables(part)["ids"].tobytes().decode().split("\0")
+
+    def write_decision(self, part: int, reasons_D: np.ndarray, paragraphs: list[int]) -> None:
+        """Write down why documents are dropped, and the rows of dropped paragraphs of others."""
+        data = io.BytesIO()
+        np.savez(data, reasons=reasons_D, paragraphs=np.array(paragraphs, np.int64))
+        write_atomically(self._decision(part), data.getvalue())
+
+    def decision(self, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """What `write_decision` wrote: (D,) uint8, index + 1 in `REASONS`; and (P,) rows."""
+        with np.load(self._decision(part)) as tables:
+            return tables["reasons"], tables["paragraphs"]
+
+    def _decision(self, part: int) -> Path:
+        return self.work / f"{self.names[part]}.dropped.npz"
 
     def deduplicated(self, part: int) -> DeduplicatedPart:
-        tables = self._tables(part)
-        documents_D = tables["documents"].copy()
-        copies = self.duplicates.of(part)
-        texts_S = tables["texts"][copies.texts]
-        wholes_S, paragraphs_P = texts_S[texts_S["whole"]], texts_S[~texts_S["whole"]]
+        tables = self.tables(part)
+        reasons_D, paragraphs = self.decision(part)
+        documents_D, paragraphs_P = tables["documents"].copy(), tables["texts"][paragraphs]
         for name in ("tokens", "bytes", "fallback"):
             np.subtract.at(documents_D[name], paragraphs_P["document"], paragraphs_P[name])
-        bad_D = documents_D["bad"] & self._drop_bad
-        copied_D = documents_D["tokens"] <= 1  # only its <eot> is left
-        copied_D[wholes_S["document"]] = True
-        near_D = np.isin(np.arange(len(documents_D)), copies.near)
-        rows_K = np.flatnonzero(~(bad_D | copied_D | near_D))
-        paragraphs_P = paragraphs_P[np.isin(paragraphs_P["document"], rows_K)]
-        dropped = {
-            "bad_text": int(bad_D.sum()),
-            "duplicate": int((copied_D & ~bad_D).sum()),
-            "near_duplicate": int((near_D & ~copied_D & ~bad_D).sum()),
-            "duplicate_paragraphs": len(paragraphs_P),
-        }
+        rows_K = np.flatnonzero(reasons_D == 0)
+        counts = np.bincount(reasons_D, minlength=len(REASONS) + 1)[1:].tolist()
+        dropped = Counter(dict(zip(REASONS, counts, strict=True)))
+        dropped["duplicate_paragraphs"] = len(paragraphs_P)
         return DeduplicatedPart(documents_D[rows_K], rows_K, paragraphs_P, dropped)
 
     def _kept(self, part: int, split: str, rule: SplitRule) -> KeptDocuments:
@@ -126,7 +137,7 @@ class Parts:
         paragraphs_P = paragraphs_P[np.isin(paragraphs_P["document"], rows_K)]
         begins_P = paragraphs_P["begin"]
         ends_P = begins_P + paragraphs_P["tokens"]
-        ends_K = documents_K["begin"] + self._tables(part)["documents"]["tokens"][rows_K]
+        ends_K = documents_K["begin"] + self.tables(part)["documents"]["tokens"][rows_K]
         # Each document and the end of each dropped paragraph begins a stretch.
         from_S = np.sort(np.concatenate([documents_K["begin"], ends_P]))
         to_S = np.sort(np.concatenate([ends_K, begins_P]))

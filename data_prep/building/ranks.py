@@ -224,7 +224,9 @@ class Progress:
         self._doing = what
         if self._comm is not None:
             with contextlib.suppress(OSError):  # The work itself reports a full disk.
-                (self._folder / f"{_DOING}{self._ranks.rank}").write_text(what)
+                # The name of a file, whatever its bytes are.
+                note = self._folder / f"{_DOING}{self._ranks.rank}"
+                note.write_bytes(os.fsencode(what))
 
     def add(self, new_bytes: int, new_tokens: int) -> None:
         self._new_bytes += new_bytes
@@ -261,7 +263,9 @@ class Progress:
             os._exit(PeerError.exit_code)
         notes = [self._folder / f"{_DOING}{rank}" for rank in range(self._ranks.size)]
         where = "; ".join(
-            f"rank {rank}: {note.read_text()}" for rank, note in enumerate(notes) if note.exists()
+            f"rank {rank}: {os.fsdecode(note.read_bytes())}"
+            for rank, note in enumerate(notes)
+            if note.exists()
         )
         cause = "stopped by a signal, a rank having died or the job being cancelled"
         self._ranks.fail(PeerError(f"{cause}; at work on {where}; run it again"), self.doing)

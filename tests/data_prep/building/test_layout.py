@@ -10,6 +10,7 @@ from data_prep.building.duplicates import TextKey, sorted_run
 from data_prep.building.encoding import DOCUMENT, TEXT, Unit
 from data_prep.building.layout import ShardBuilder, _samples, plan_shards
 from data_prep.building.parts import Parts, SplitRule
+from data_prep.building.survivors import decide
 from data_prep.reading.corpus import Source
 from data_prep.verify_shards import iter_samples
 from gpt1_ds.base.errors import DataError
@@ -84,7 +85,7 @@ def parts_of(
         unit = Unit(index, (source,))
         names = [f"unit-{index:06d}-{number:04d}" for number in range(len(parts))]
         for name, (documents, texts) in zip(names, parts, strict=True):
-            write_part(work, name, documents, texts, validation)
+            write_part(work, name, documents, texts)
         counts = {
             "read": sum(len(documents) for documents, _ in parts) + 1,
             "empty": 1,
@@ -97,12 +98,11 @@ def parts_of(
     built = Parts(made, work, 0.0, options.get("drop_bad", False))
     for bucket in range(built.duplicates.buckets):
         built.duplicates.find(bucket)
+    decide(built)
     return built
 
 
-def write_part(
-    work: Path, name: str, documents: list[Document], texts: list[Text], validation: bool
-) -> None:
+def write_part(work: Path, name: str, documents: list[Document], texts: list[Text]) -> None:
     rows, begin = [], 0
     for tokens, key, heldout, bad in documents:
         rows.append((begin, tokens, 10 * tokens, tokens // 2, key, heldout, bad))
@@ -112,9 +112,8 @@ def write_part(
         (document, whole, at, tokens, 10 * tokens, tokens // 2)
         for document, whole, at, tokens, _ in texts
     ]
-    later = not validation
     digests = [text[4].to_bytes(16, "little") for text in texts]
-    keys = [TextKey(digest, later, row) for row, digest in enumerate(digests)]
+    keys = [TextKey(digest, row) for row, digest in enumerate(digests)]
     (work / f"{name}.keys").write_bytes(sorted_run(keys))
     ids = np.frombuffer("\0".join(f"{name}/{row}" for row in range(len(rows))).encode(), np.uint8)
     np.savez(
@@ -217,6 +216,7 @@ def test_what_is_dropped(tmp_path, drop_bad, rows):
     assert documents_D["fallback"][[0, -1]].tolist() == [5, 4 - 1 - 1]
     assert texts_S["begin"].tolist() == [24, 29]
     expected = {
+        "empty": 0,
         "bad_text": int(drop_bad),
         "duplicate": 2,
         "near_duplicate": 0,
@@ -265,9 +265,7 @@ def test_a_shard_is_full_and_no_fuller(tmp_path):
 
 def test_nothing_left_of_a_corpus(tmp_path):
     parts = parts_of(tmp_path, [("a", False, [([(1, 1, False, False)], [])]), ("b", False, [])])
-    with pytest.raises(
-        DataError, match="--corpus a: no document is left of 1 duplicate; leave it out"
-    ):
+    with pytest.raises(DataError, match="--corpus a: no document is left of 1 empty; leave it out"):
         plan_shards(parts, 0.0, 100)
 
 

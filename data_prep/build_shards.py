@@ -17,16 +17,16 @@ same command continues: it does not repeat tokenised units and finished shards. 
 
 import argparse
 import contextlib
-import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from data_prep.building.corpus_table import print_corpus_table
+from data_prep.building.corpus_table import print_corpus_table, warn_of_splits
 from data_prep.building.duplicates import bands
+from data_prep.building.earlier import LOCK, WORK, is_finished
 from data_prep.building.encoding import Encoder, Unit, plan_units
 from data_prep.building.layout import Layout, ShardBuilder, plan_shards
 from data_prep.building.parts import Parts
@@ -36,7 +36,7 @@ from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_ste
 from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
 from data_prep.reading.formats import BLOCK_LINES
 from gpt1_ds.base.errors import ConfigError, DataError, command
-from gpt1_ds.base.files import file_sha256, lock_file, write_atomically
+from gpt1_ds.base.files import lock_file
 from gpt1_ds.data.manifest import (
     MANIFEST,
     SAMPLE_TOKENS,
@@ -48,12 +48,8 @@ from gpt1_ds.data.manifest import (
 )
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 
-WORK = ".work"
-PLAN = ".plan.json"
-"""What the directory is built from, with the sources' times. It stays there, so that a rerun needs
-not read them again."""
-LOCK = ".lock"
-_OTHER_FOLDER = "choose another folder or delete this one"
+LONGEST_NAME = 75
+"""Characters of a corpus's name: a tar has room for 100 of NAME-000000-000000.tokens.npy."""
 
 
 def main(argv: list[str]) -> None:
@@ -72,11 +68,12 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
         tokenizer = load_tokenizer(args.tokenizer)
         sources = find_sources(args.corpus, args.validation)
         held.enter_context(_lock(args.out))
-        if _is_finished(args, tokenizer, sources):
+        if is_finished(args.out, _settings(args, tokenizer), sources):
             print(
                 f"{args.out}: finished before, from the same sources, options and tokenizer;"
                 " nothing to do"
             )
+            warn_of_splits(read_manifest(args.out))
             return None
         tokenizer.copy_to(args.out / "tokenizer")
         (args.out / WORK).mkdir(exist_ok=True)
@@ -157,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """ConfigError for a number out of its bounds."""
+    """ConfigError for a number out of its bounds, or a name that no tar can hold."""
     fraction, near = args.validation_fraction, args.near_duplicates
     shard_tokens, paragraphs = args.shard_tokens, args.duplicate_paragraphs
     least = f"at least {SAMPLE_TOKENS}, a sample"
@@ -171,6 +168,12 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"{option} {value:g}: must be {bounds}")
     if near:
         bands(near)
+    for name in (value.partition("=")[0] for value in args.corpus):
+        if len(name) > LONGEST_NAME:
+            raise ConfigError(
+                f"--corpus {name}: its name has {len(name)} characters, but at most {LONGEST_NAME}"
+                " fit into a tar; shorten it"
+            )
 
 
 def _cleaning(args: argparse.Namespace) -> Cleaning:
@@ -290,63 +293,6 @@ def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, objec
     }
 
 
-def _is_finished(args: argparse.Namespace, tokenizer: Tokenizer, sources: list[Source]) -> bool:
-    """Whether the directory holds just what this command would build.
-
-    DataError if it holds something else. An unfinished build of the same options is left to be
-    continued. If its sources have changed, it is removed.
-    """
-    out, settings = args.out, _settings(args, tokenizer)
-    listed = [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources]
-    plan = {"settings": settings, "sources": listed}
-    before = json.loads((out / PLAN).read_text()) if (out / PLAN).exists() else None
-    finished = (out / MANIFEST).exists()
-    if finished:
-        manifest = read_manifest(out)
-        if before is None or before["sources"] != listed:
-            _refuse_other_sources(out, sources, manifest)
-        _refuse_other_settings(out, settings, manifest.preparation["settings"])
-        shutil.rmtree(out / WORK, ignore_errors=True)  # left by a kill right after the manifest
-    elif before is None:
-        if any(path.name != LOCK for path in out.iterdir()):
-            raise DataError(
-                f"--out {out}: is neither empty nor a shard directory; choose another folder"
-            )
-    elif before["sources"] != listed:
-        print(f"{out}: the sources have changed since the unfinished build there; starting anew")
-        for folder in (WORK, *SPLITS):
-            shutil.rmtree(out / folder, ignore_errors=True)
-    else:
-        _refuse_other_settings(out, settings, before["settings"])
-    write_atomically(out / PLAN, json.dumps(plan))
-    return finished
-
-
-def _refuse_other_settings(
-    out: Path, now: Mapping[str, object], before: Mapping[str, object]
-) -> None:
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise DataError(
-                f"--out {out}: built with {name} {before.get(name)}, now {value}; {_OTHER_FOLDER}"
-            )
-
-
-def _refuse_other_sources(out: Path, sources: list[Source], manifest: Manifest) -> None:
-    built = {}
-    for corpus, record in manifest.preparation["corpora"].items():
-        for source in record["sources"]:
-            key = (corpus, source["file"], source["validation"], source["bytes"])
-            built[key] = source["sha256"]
-    now = {(s.corpus, s.name, s.validation, s.bytes): s.path for s in sources}
-    differing = sorted(built.keys() ^ now.keys())
-    if not differing:
-        differing = [key for key in now if file_sha256(now[key]) != built[key]]
-    for corpus, name, *_ in differing[:1]:
-        what = f"'{name}' of corpus '{corpus}' differs, is new or is gone"
-        raise DataError(f"--out {out}: built from other sources ({what}); {_OTHER_FOLDER}")
-
-
 def _finish(
     args: argparse.Namespace, tokenizer: Tokenizer, layout: Layout, builder: ShardBuilder
 ) -> None:
@@ -367,6 +313,7 @@ def _finish(
         write_manifest(args.out, manifest)
         shutil.rmtree(args.out / WORK)
     print_corpus_table(manifest)
+    warn_of_splits(manifest)
     print(f"{args.out / MANIFEST}: check it with `python -m data_prep.verify_shards {args.out}`")
 
 

@@ -111,6 +111,9 @@ MODULES = {
         ("tests/data_prep/building/test_duplicates_pinned.py",),
     ),
     "parts": Module("data_prep/building/parts.py", ("tests/data_prep/building/test_layout.py",)),
+    "survivors": Module(
+        "data_prep/building/survivors.py", ("tests/data_prep/building/test_survivors.py",)
+    ),
     "layout": Module("data_prep/building/layout.py", ("tests/data_prep/building/test_layout.py",)),
 }
 

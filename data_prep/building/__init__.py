@@ -3,6 +3,7 @@
 May import `data_prep.reading`, `gpt1_ds.base` and `gpt1_ds.data`. In reading order:
 
 - `ranks`: the processes of a build, how they share work, fail together and show their progress
+- `earlier`: what an earlier build left in the output folder
 - `encoding`: units of work, and their text as tokens in files of the work folder
 - `duplicates`: which documents and paragraphs occur more than once
 - `parts`: the tokens read back, without what is dropped, and in which split

@@ -1,4 +1,9 @@
-"""The table of a shard directory's corpora. A build prints it, and `verify_shards --stats`."""
+"""The table of a shard directory's corpora. A build prints it, and `verify_shards --stats`.
+
+A build also warns of a split that is of little use.
+"""
+
+import sys
 
 from gpt1_ds.data.manifest import SPLITS, Manifest
 
@@ -24,3 +29,30 @@ def print_corpus_table(manifest: Manifest) -> None:
         mended = [f"{count:,} {fault} mended" for fault, count in record["mended"].items() if count]
         notes = ", ".join(dropped + mended) or "nothing"
         print(f"{'':<16}validation: {record['split']}; dropped: {notes}")
+
+
+def warn_of_splits(manifest: Manifest) -> None:
+    """A line on stderr for each corpus with an empty split, or most of it in validation."""
+    fraction = manifest.preparation["settings"]["validation_fraction"]
+    for corpus, record in manifest.preparation["corpora"].items():
+        tokens = {
+            split: corpora[corpus].tokens if corpus in corpora else 0
+            for split, corpora in manifest.splits.items()
+        }
+        share = tokens["valid"] / max(1, sum(tokens.values()))
+        by_hash = record["split"] == "hash"
+        fix = f"give other files to --corpus {corpus}= or --validation {corpus}="
+        if by_hash:
+            fix = (
+                f"hold text out with --validation {corpus}=PATH, cut the corpus into more"
+                f" documents, or choose another --validation-fraction (now {fraction:g})"
+            )
+        if not tokens["train"]:
+            problem = "all its text is validation, none is left for training"
+        elif not tokens["valid"]:
+            problem = "it has no validation text"
+        elif share > (min(0.5, fraction + 0.25) if by_hash else 0.5):
+            problem = f"validation holds {share:.0%} of its tokens"
+        else:
+            continue
+        print(f"warning: --corpus {corpus}: {problem}; {fix}", file=sys.stderr)

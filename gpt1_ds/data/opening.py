@@ -131,8 +131,24 @@ def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, 
         if wanted and entry.tokens > 1:
             streams[name] = TokenStream(root, manifest, split, name, cache=cache)
     if not streams:
-        raise DataError(
-            f"{data.shards}: no tokens in split '{split}' of the chosen corpora; check "
-            "data.weights or rerun data_prep.build_shards"
-        )
+        raise DataError(_no_text(data, manifest, split))
     return streams
+
+
+def _no_text(data: DataConfig, manifest: Manifest, split: str) -> str:
+    """What to do about a split without text in the chosen corpora."""
+    if split == "valid":
+        return (
+            f"{data.shards}: no validation text; build it again with `data_prep.build_shards"
+            " --validation NAME=PATH`, or with another --validation-fraction"
+        )
+    filled = [name for name, entry in manifest.splits.get(split, {}).items() if entry.tokens > 1]
+    if not filled:
+        return (
+            f"{data.shards}: no training text; build it again from more documents with"
+            " data_prep.build_shards, or hold less out (--validation, --validation-fraction)"
+        )
+    return (
+        f"data.weights: no corpus with training text in {data.shards} has a weight above 0; give"
+        f" one to {' or '.join(filled)}"
+    )

@@ -94,3 +94,18 @@ def test_an_unknown_corpus_in_the_weights_is_named(tmp_path: Path):
     data = DataConfig(shards=str(tmp_path), weights={"aa": 1.0})
     with pytest.raises(ConfigError, match="did you mean 'a'"):
         open_streams(data, files.manifest, "train")
+
+
+def test_a_split_without_text_says_which_option_mends_it(tmp_path: Path):
+    files = build(tmp_path, {"a": [[3000]], "b": [[1]]})
+    for weights, split, fix in (
+        ({}, "valid", "no validation text; .*--validation NAME=PATH"),
+        ({"a": 0.0}, "train", "^data.weights: .*weight above 0; give one to a$"),
+        ({"b": 1.0}, "train", "^data.weights: .*weight above 0; give one to a$"),
+    ):
+        data = DataConfig(shards=str(tmp_path), weights=weights)
+        with pytest.raises(DataError, match=fix):
+            open_streams(data, files.manifest, split)
+    empty = files.manifest.without([shard.file for shard in files.manifest.shards()])
+    with pytest.raises(DataError, match="no training text; .*hold less out"):
+        open_streams(DataConfig(shards=str(tmp_path)), empty, "train")

@@ -15,7 +15,7 @@ from data_prep.building.duplicates import Signatures
 from gpt1_ds.data.manifest import read_manifest
 from tests.conftest import run
 from tests.support import cases_shards
-from tests.support.cases_shards import assert_same_files, make_corpora, make_tokenizer, mpirun
+from tests.support.cases_shards import assert_same_files, mpirun
 
 LONG = 40
 """--duplicate-paragraphs of these builds."""
@@ -134,12 +134,6 @@ def built(out: Path) -> dict[str, str]:
             for name, text in cases_shards.documents(out, split, corpus).items():
                 assert found.setdefault(f"{corpus}/{name}", text) == text
     return found
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    corpora = make_corpora(tmp_path_factory.mktemp("corpora"))
-    return make_tokenizer(corpora, tmp_path_factory.mktemp("tok"))
 
 
 @pytest.mark.parametrize("bad_text", ["mend", "drop"])

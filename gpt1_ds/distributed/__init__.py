@@ -6,6 +6,7 @@ May import `base`. The files, in reading order:
 - `rendezvous`: the ranks connect to MASTER_ADDR and form the process group.
 - `collectives`: the few collectives that the rest of the code uses.
 - `heartbeat`: a counter of each rank, to find the rank that hangs.
+- `launchers`: which ancestors of this process are launchers.
 - `preemption`: turns signals and a dead launcher into one stop flag.
 - `console`: what rank 0 prints: lines and a progress bar.
 """

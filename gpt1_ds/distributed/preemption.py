@@ -12,16 +12,13 @@ import sys
 import threading
 import time
 
-import psutil
 import torch
 
 from gpt1_ds.base.errors import PeerError
 from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed.launchers import is_alive, launchers
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "mpirun", "mpiexec", "srun")
-LEADING_WORDS = 4
-"""The name of a launcher is among this many first words of its command line."""
 GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.5
 
@@ -35,7 +32,7 @@ class StopFlag:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             signal.signal(number, lambda received, _: self.request(signal.Signals(received).name))
-        self._launchers = _launchers()
+        self._launchers = launchers()
         threading.Thread(target=self._watch, daemon=True, name="launcher-watch").start()
 
     def request(self, reason: str) -> None:
@@ -50,7 +47,7 @@ class StopFlag:
         return bool(collectives.all_sum(torch.tensor([float(self.requested())])).item())
 
     def _watch(self) -> None:
-        while all(_runs(process) for process in self._launchers):
+        while all(is_alive(process) for process in self._launchers):
             time.sleep(POLL_SECONDS)
         self.request("launcher gone")
         time.sleep(GRACE_SECONDS)
@@ -60,33 +57,3 @@ class StopFlag:
             file=sys.stderr,
         )
         os._exit(PeerError.exit_code)
-
-
-def _launchers() -> list[psutil.Process]:
-    """Ancestors of this process that are launchers."""
-    found = []
-    for process in psutil.Process().parents():
-        if process.pid == 1:
-            break
-        try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:
-            break
-        # A shell that runs a launcher does not count: under nohup it may end before this process.
-        of_a_shell = "sh -c" in command[:20]
-        if not of_a_shell and _names_launcher(command):
-            found.append(process)
-    return found
-
-
-def _names_launcher(command: str) -> bool:
-    program = " ".join(command.split()[:LEADING_WORDS])
-    return any(name in program for name in LAUNCHERS)
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether the process is alive. psutil notices if another process got the same id."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

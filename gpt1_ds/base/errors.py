@@ -52,7 +52,7 @@ class StopRequested(UserError):
     exit_code = 75
 
 
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 def near(word: str, choices: Iterable[str]) -> str:

@@ -51,7 +51,8 @@ def arguments(
     parser.add_argument(
         "--traceback", action="store_true", help="show the Python traceback of an error"
     )
-    parser.add_argument("--local_rank", type=int, help="given by the launcher, not used")
+    local_rank = ("--local_rank", "--local-rank")  # torch.distributed.launch: with a dash
+    parser.add_argument(*local_rank, type=int, help="given by the launcher, not used")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="override a key, listed below"
     )

@@ -30,7 +30,7 @@ def test_near_names_one_choice_or_all():
 
 def guarded(monkeypatch, capsys, main, *words: str, **ranks: str) -> tuple[object, str]:
     """Exit code, and what is said on stderr."""
-    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
@@ -82,7 +82,7 @@ def test_the_commands_words_are_passed_on_without_traceback(monkeypatch, capsys)
     assert code == 2 and said.startswith("Traceback") and said.endswith("error: x\n")
 
 
-@pytest.mark.parametrize("name", ["RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"])
+@pytest.mark.parametrize("name", ["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"])
 def test_rank_0_speaks_for_all(monkeypatch, capsys, name: str):
     shared, own = DataError("x"), DataError("x", of_this_rank=True)
     assert guarded(monkeypatch, capsys, failing(shared), **{name: "0"}) == (3, "error: x\n")

@@ -72,19 +72,81 @@ def test_a_batch_shell_is_no_rank():
     )
 
 
+PMI = {"PMI_RANK": "1", "PMI_SIZE": "2"}
+HYDRA = {**PMI, "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2", "PMI_FD": "9"}
+ONE_NODE = {**SLURM, "SLURM_STEP_NUM_NODES": "1"}
+SHELL = {**ONE_NODE, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+NODES = {**SLURM, "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+ALONE = (0, 1, 0)
+HAND = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        (HYDRA, (1, 2, 0)),
+        ({**ONE_NODE, "PMI_RANK": "3", "PMI_SIZE": "4"}, (3, 4, 1)),  # srun --mpi=pmi2
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, ALONE),
+        ({**ONE_NODE, "PMIX_RANK": "3", "PMIX_NAMESPACE": "slurm.pmix.7.0"}, (3, 4, 1)),
+        ({**MPI, "PMIX_RANK": "2"}, (2, 3, 2)),
+        (SHELL, ALONE),
+        ({**SHELL, **HAND}, (1, 2, 1)),  # a launcher in a shell of `srun --pty`
+        ({**SHELL, **MPI}, (2, 3, 2)),
+        ({**SHELL, **HYDRA}, (1, 2, 0)),
+        ({**NODES, **LAUNCHER}, (1, 4, 1)),  # srun --ntasks-per-node=1 torchrun
+        ({**NODES, **MPI, "MASTER_ADDR": "n1"}, (2, 3, 2)),  # a daemon of mpirun on each node
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, ALONE),
+        ({**ONE_NODE, "RANK": "", "MASTER_ADDR": "", "MASTER_PORT": ""}, (3, 4, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, ALONE),  # salloc
+    ],
+)
+def test_the_place_of_a_rank(environ, place):
+    env = rank_environment(environ)
+    assert (env.rank, env.world_size, env.local_rank) == place
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [("::1", "::1"), ("[::1]", "::1"), ("fe80::1%eth0", "fe80::1%eth0"), ("", "127.0.0.1")],
+)
+def test_the_address(given, address):
+    assert rank_environment({**HAND, "MASTER_ADDR": given}).master_addr == address
+
+
 @pytest.mark.parametrize(
     ("environ", "word"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "^LOCAL_RANK is not set although RANK=0 is"),
+        ({"RANK": "1"}, "^WORLD_SIZE and LOCAL_RANK are not set although RANK=1 is"),
+        ({"RANK": "", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "^RANK is not set although WORLD"),
+        ({"WORLD_SIZE": "2"}, "^RANK and LOCAL_RANK are not set"),
+        ({**SLURM, "SLURM_LOCALID": ""}, "^SLURM_LOCALID is not set"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "^OMPI_COMM_WORLD_SIZE and OMPI_COMM_WORLD_LOCAL_RANK"),
+        (PMI, "^MPI_LOCALRANKID is not set although PMI_RANK=1"),
+        ({"PMI_RANK": "1"}, "^PMI_SIZE and MPI_LOCALRANKID are not set"),
+        ({"PMIX_RANK": "1"}, "^OMPI_COMM_WORLD_SIZE is not set although PMIX_RANK=1"),
         ({**LAUNCHER, "RANK": "4"}, "RANK=4"),
+        ({**HAND, "WORLD_SIZE": "1"}, "RANK=1 is not below WORLD_SIZE=1"),
+        ({**HAND, "WORLD_SIZE": "0"}, "RANK=1 is not below WORLD_SIZE=0"),
+        ({**HAND, "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"),
         ({**LAUNCHER, "RANK": "one"}, "'one'"),
+        ({**HAND, "MASTER_PORT": "99999"}, "MASTER_PORT is 99999; give a port from 1 to 65535"),
+        ({**HAND, "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+        ({**ONE_NODE, "SLURM_JOB_ID": "7x"}, "SLURM_JOB_ID is '7x'"),
+        ({**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "two"}, "OMPI_COMM_WORLD_LOCAL_SIZE is 'two'"),
         ({**LAUNCHER, **SLURM, "SLURM_STEP_NUM_TASKS": "8"}, "SLURM_STEP_NUM_TASKS=8"),
-        (SLURM, "MASTER_ADDR"),
-        ({**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "-x MASTER_ADDR=HOST"),
+        ({**NODES, **HAND, "WORLD_SIZE": "1", "RANK": "0"}, "SLURM_STEP_NUM_TASKS=2"),
     ],
 )
-def test_half_a_set_and_contradictions_are_errors(environ, word):
-    with pytest.raises(ConfigError, match=word):
+def test_half_a_set_and_contradictions_are_said_by_the_rank_that_has_them(environ, word):
+    with pytest.raises(ConfigError, match=word) as caught:
+        rank_environment(environ)
+    assert caught.value.of_this_rank
+
+
+@pytest.mark.parametrize("environ", [SLURM, {**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}])
+def test_several_nodes_need_an_address(environ):
+    with pytest.raises(ConfigError, match="MASTER_ADDR .* -x MASTER_ADDR=HOST"):
         rank_environment(environ)
 
 

@@ -53,6 +53,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
             config=with_fitting_buckets(ds, sum(p.numel() for p in module.parameters())),
             dist_init_required=False,
         )
+    engine.config = ds  # what a checkpoint says of the JSON must not depend on the model's size
     keep_lr_shares(engine, config.optim.lr)
     guard_monitor(engine.monitor)
     keep_skipping_at_the_smallest_scale(engine)

@@ -13,6 +13,7 @@ from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.engine.internals import (
     guard_monitor,
     import_deepspeed,
+    keep_json,
     keep_lr_shares,
     keep_skipping_at_the_smallest_scale,
     muon_for_blocks_alone,
@@ -53,7 +54,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
             config=with_fitting_buckets(ds, sum(p.numel() for p in module.parameters())),
             dist_init_required=False,
         )
-    engine.config = ds  # what a checkpoint says of the JSON must not depend on the model's size
+    keep_json(engine, ds)
     keep_lr_shares(engine, config.optim.lr)
     guard_monitor(engine.monitor)
     keep_skipping_at_the_smallest_scale(engine)

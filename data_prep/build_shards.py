@@ -35,8 +35,10 @@ from data_prep.building.survivors import decide
 from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
 from data_prep.reading.formats import BLOCK_LINES
-from gpt1_ds.base.errors import ConfigError, DataError, command
+from gpt1_ds.base.errors import MPI_RANKS, ConfigError, DataError, command
 from gpt1_ds.base.files import lock_file
+from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.manifest import (
     MANIFEST,
     SAMPLE_TOKENS,
@@ -53,6 +55,7 @@ LONGEST_NAME = 75
 
 
 def main(argv: list[str]) -> None:
+    keep_going_without_output()
     args = _parser().parse_args(argv)
     ranks = Ranks()
     with contextlib.ExitStack() as held:
@@ -84,13 +87,11 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.build_shards", description=__doc__.split("\n\n")[0]
-    )
+    parser = Parser(prog="python -m data_prep.build_shards", description=summary(__doc__))
     option = parser.add_argument
     option(
         "--tokenizer",
-        type=Path,
+        type=path,
         required=True,
         metavar="DIR",
         help="folder of train_tokenizer, or OpenAI's files",
@@ -149,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="most tokens in one shard (default: 16777216, 32 MiB)",
     )
-    option("--out", type=Path, required=True, metavar="DIR", help="shard directory to make")
+    option("--out", type=path, required=True, metavar="DIR", help="shard directory to make")
     return parser
 
 
@@ -317,4 +318,4 @@ def _finish(
     print(f"{args.out / MANIFEST}: check it with `python -m data_prep.verify_shards {args.out}`")
 
 
-cli = command(main, __name__)
+cli = command(main, __name__, "the same command continues where it was", MPI_RANKS)

@@ -10,7 +10,6 @@ leaves its folder. What is complete is not fetched again. BooksCorpus and Story 
 requested from their authors: for these names, the command prints where.
 """
 
-import argparse
 import contextlib
 import fcntl
 import http.client
@@ -31,6 +30,8 @@ from tqdm import tqdm
 
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.files import file_sha256
+from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.streams import keep_going_without_output
 
 ATTEMPTS = 6
 STALL_SECONDS = 60.0
@@ -107,14 +108,13 @@ ON_REQUEST = {
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.download", description=__doc__.split("\n\n")[0]
-    )
+    keep_going_without_output()
+    parser = Parser(prog="python -m data_prep.download", description=summary(__doc__))
     parser.add_argument(
         "sets", nargs="+", metavar="SET", help=f"{', '.join(SETS)}; or {', '.join(ON_REQUEST)}"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to put the sets into"
+        "--out", type=path, required=True, metavar="DIR", help="folder to put the sets into"
     )
     parser.add_argument(
         "--url", metavar="URL", help="a mirror: take URL/FILE instead of the publisher's file"
@@ -261,4 +261,4 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
             yield member.name, packed.extractfile(member) if member.isreg() else None
 
 
-cli = command(main, __name__)
+cli = command(main, __name__, "the same command continues where it was")

@@ -8,7 +8,6 @@ normalised text. Only the samples' json, found by the manifest's offsets, and th
 document are read.
 """
 
-import argparse
 import json
 import tarfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
+from gpt1_ds.base.options import Parser, path, summary
 from gpt1_ds.data.manifest import SPLITS, Manifest, Shard, read_manifest
 from gpt1_ds.data.tokenizer import load_tokenizer
 
@@ -39,10 +39,8 @@ class DocumentSpan(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.inspect_shards", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("directory", type=Path, help="shard directory, the --out of build_shards")
+    parser = Parser(prog="python -m data_prep.inspect_shards", description=summary(__doc__))
+    parser.add_argument("directory", type=path, help="shard directory, the --out of build_shards")
     parser.add_argument("--corpus", metavar="NAME", help="look into this corpus (default: all)")
     parser.add_argument(
         "--document", metavar="ID", help="print the text of this document (default: list them)"

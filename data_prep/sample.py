@@ -14,7 +14,6 @@ labelled set. This is the first step of `make quickstart`, before `train_tokeniz
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -23,6 +22,8 @@ from data_prep.stories.labelled import all_sets
 from data_prep.stories.world import Dice
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.streams import keep_going_without_output
 
 VERSION = 2  # raised whenever a seed would give other bytes
 VALID_SHARE = 0.06
@@ -39,11 +40,9 @@ def files(megabytes: float, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.sample", description=__doc__.split("\n\n")[0]
-    )
+    parser = Parser(prog="python -m data_prep.sample", description=summary(__doc__))
     option = parser.add_argument
-    option("--out", type=Path, required=True, help="folder to write (books/, tasks/, sample.json)")
+    option("--out", type=path, required=True, help="folder to write (books/, tasks/, sample.json)")
     option(
         "--megabytes",
         type=float,
@@ -55,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
+    keep_going_without_output()
     args = _parser().parse_args(argv)
     if not 0 < args.megabytes <= 250:
         raise ConfigError(

@@ -9,13 +9,13 @@ Steps are counted as in metrics.jsonl, from 1. The batch settings must have been
 start of the run.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.inspect_shards import document_spans
 from gpt1_ds.base.errors import ConfigError, command
+from gpt1_ds.base.options import Parser, path, summary
 from gpt1_ds.base.records import SKIPPED_FILE, read_skipped
 from gpt1_ds.data.batches import BatchSizes
 from gpt1_ds.data.manifest import read_manifest
@@ -27,10 +27,8 @@ from gpt1_ds.settings.sections import PretrainConfig
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.trace", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("run", type=Path, help="run folder (runs/NAME) of gpt1_ds.train")
+    parser = Parser(prog="python -m data_prep.trace", description=summary(__doc__))
+    parser.add_argument("run", type=path, help="run folder (runs/NAME) of gpt1_ds.train")
     parser.add_argument(
         "--step", type=int, required=True, metavar="N", help="optimizer step, from 1"
     )

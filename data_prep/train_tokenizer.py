@@ -23,7 +23,6 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import sentencepiece
 from tqdm import tqdm
@@ -32,6 +31,8 @@ from data_prep.reading.cleaning import Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, SourceReader, find_sources
 from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.tokenizer import CONTROL_PIECES, MODEL_FILE
 
 CHUNK_CHARACTERS = 1000
@@ -44,9 +45,7 @@ UNK_ID = len(CONTROL_PIECES)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.train_tokenizer", description=__doc__.split("\n\n")[0]
-    )
+    parser = Parser(prog="python -m data_prep.train_tokenizer", description=summary(__doc__))
     option = parser.add_argument
     option(
         "--corpus",
@@ -62,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIECES",
         help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)",
     )
-    option("--out", type=Path, required=True, metavar="DIR", help="folder for tokenizer.model")
+    option("--out", type=path, required=True, metavar="DIR", help="folder for tokenizer.model")
     option(
         "--sample-bytes",
         type=int,
@@ -83,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
+    keep_going_without_output()
     args = _parser().parse_args(argv)
     sources = find_sources(args.corpus, [])
     cleaning = Cleaning(parse_steps(args.clean, {source.corpus for source in sources}))

@@ -8,7 +8,6 @@ with what is wrong.
 Every shard is read twice: for its hash, and for its samples.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -25,6 +24,8 @@ from tqdm import tqdm
 from data_prep.building.corpus_table import print_corpus_table
 from data_prep.inspect_shards import documents
 from gpt1_ds.base.errors import DataError, command
+from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.manifest import (
     SAMPLE_TOKENS,
     SPLITS,
@@ -51,16 +52,15 @@ class Sample(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.verify_shards", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("directory", type=Path, help="shard directory, the --out of build_shards")
+    keep_going_without_output()
+    parser = Parser(prog="python -m data_prep.verify_shards", description=summary(__doc__))
+    parser.add_argument("directory", type=path, help="shard directory, the --out of build_shards")
     parser.add_argument(
         "--stats", action="store_true", help="print a table, draw the documents' lengths"
     )
     picture_help = "where --stats draws (default: %(default)s)"
     parser.add_argument(
-        "--picture", type=Path, default="documents.png", metavar="FILE", help=picture_help
+        "--picture", type=path, default="documents.png", metavar="FILE", help=picture_help
     )
     args = parser.parse_args(argv)
     root, manifest = args.directory, read_manifest(args.directory)

@@ -29,15 +29,16 @@ import torch
 from torch import Tensor
 
 from gpt1_ds import tasks
-from gpt1_ds.base.errors import DivergedError, StopRequested, command
+from gpt1_ds.base.errors import LAUNCHER_RANKS, DivergedError, StopRequested, command
 from gpt1_ds.base.protocols import Engine, Json
+from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.checkpoints.folder import read_state
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.saving import save_checkpoint
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives, rendezvous
-from gpt1_ds.distributed.console import keep_going_without_output, note, say
+from gpt1_ds.distributed.console import note, say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.timing import StepTimer, profiled
@@ -202,8 +203,7 @@ def train_step(
             engine.backward(loss * (accumulation * world_size))
         with timer.part("optimizer"):
             engine.step()
-        # A batch may have no labelled token at all: then its task loss is 0.
-        means = [task_loss.detach() / max(1, counts.targets), lm_loss.detach() / counts.lm_targets]
+        means = [task_loss.detach() / counts.targets, lm_loss.detach() / counts.lm_targets]
         parts.append(torch.stack(means))
     return torch.stack(parts).sum(0)
 
@@ -252,7 +252,7 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
         predictions = predict_split(run, run.engine, data.dev, "dev")
         if predictions is None:
             return None
-        values = task_metrics(task.metrics, data.gold, predictions, len(task.classes))
+        values = task_metrics(task.metrics, data.gold, predictions)
         run.log.log(step, "task", **{name: round(value, 6) for name, value in values.items()})
         confusion = confusion_matrix(task.classes, data.gold, predictions)
         if confusion:
@@ -263,8 +263,7 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
         metric = task.metrics[0]
         if best is not None and values[metric] <= best["metrics"][metric]:
             return {**best, "stale": best["stale"] + 1}
-        n_classes = len(task.classes)
-        parts = scores_by_part(task.metrics, "dev", data.parts, data.gold, predictions, n_classes)
+        parts = scores_by_part(task.metrics, "dev", data.parts, data.gold, predictions)
         record = {"metrics": values, "parts": parts, "confusion": confusion, "stale": 0}
         best = {"step": step, **record}
         save_best(run, replace(run.facts, step=step, cursor=cursor, best=best), predictions)
@@ -327,9 +326,8 @@ def finish(run: FineTuning) -> dict[str, dict[str, float]]:
         collectives.on_main(partial(write_predictions, run.folder, task, split, gold, predictions))
         if None not in gold:
             parts = [example.part for example in examples]
-            n_classes = len(task.classes)
-            scores[split] = task_metrics(task.metrics, gold, predictions, n_classes)
-            scores |= scores_by_part(task.metrics, split, parts, gold, predictions, n_classes)
+            scores[split] = task_metrics(task.metrics, gold, predictions)
+            scores |= scores_by_part(task.metrics, split, parts, gold, predictions)
     return scores
 
 
@@ -350,10 +348,8 @@ def announce(run: FineTuning, step: int) -> None:
             f"{run.precision}",
         },
     )
-    for line in data.warnings:
-        say(f"warning: {line}")
     if config.task.pool == "first":
         say("warning: task.pool=first reads the state at <s>, which sees no other token; use last")
 
 
-cli = command(main, __name__)
+cli = command(main, __name__, "the same command resumes the run", LAUNCHER_RANKS)

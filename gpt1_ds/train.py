@@ -20,10 +20,11 @@ if __name__ == "__main__" and not __package__:
 import torch
 from torch import Tensor
 
-from gpt1_ds.base.errors import DivergedError, StopRequested, command
+from gpt1_ds.base.errors import LAUNCHER_RANKS, DivergedError, StopRequested, command
 from gpt1_ds.base.formatting import duration
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.base.records import SKIPPED_FILE
+from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.batches import Batches, BatchSizes, Share, total_steps
@@ -33,10 +34,10 @@ from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed import collectives, rendezvous
-from gpt1_ds.distributed.console import keep_going_without_output, note
+from gpt1_ds.distributed.console import note
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.internals import set_batch
-from gpt1_ds.engine.memory import activation_bytes, bucket_bytes, state_bytes, zero_variant
+from gpt1_ds.engine.memory import activation_bytes, state_bytes, zero_variant
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import layer_norms, loss_scale
 from gpt1_ds.engine.timing import StepTimer, profiled
@@ -369,8 +370,7 @@ def announce(run: Pretraining, step: int) -> None:
     ramp = f"{sizes.start} to " if sizes.ramp else ""
     micro_batch = run.ds["train_micro_batch_size_per_gpu"]
     variant = zero_variant(run.ds)
-    buckets = bucket_bytes(run.ds, shape.parameters, run.precision)
-    state = state_bytes(shape.parameters, variant, run.precision, ranks, buckets)
+    state = state_bytes(shape.parameters, variant, run.precision, ranks)
     host = f", and {state.host / 1e9:.1f} GB on the host" if state.host else ""
     checkpointing, flash = train.activation_checkpointing, torch.cuda.is_available()
     activations = activation_bytes(shape, micro_batch, run.precision, checkpointing, flash)
@@ -388,4 +388,4 @@ def announce(run: Pretraining, step: int) -> None:
     )
 
 
-cli = command(main, __name__)
+cli = command(main, __name__, "the same command resumes the run", LAUNCHER_RANKS)

@@ -131,7 +131,7 @@ def test_every_entry_point_is_frozen_here():
     found = {
         str(path.relative_to(ROOT))
         for path in files
-        if "\ncli = command(main, __name__)" in path.read_text()
+        if "\ncli = command(main, __name__" in path.read_text()
     }
     assert found == set(OPTIONS)
 

@@ -3,7 +3,9 @@
 May import only the standard library and torch. The files, in reading order:
 
 - `errors`: user errors with their exit codes, and the entry point of a command.
-- `files`: atomic writes, flushing to the disk, hashes.
+- `options`: the parser of all command lines, and paths on them.
+- `streams`: output that may be lost while a command goes on.
+- `files`: atomic writes, flushing to the disk, locks, hashes.
 - `records`: JSON-lines files such as metrics.jsonl.
 - `formatting`: numbers as text.
 - `protocols`: types for the members of DeepSpeed's engine that the project uses.

@@ -5,13 +5,12 @@ the question and the answers. Story Cloze has no question: the answers continue 
 """
 
 import json
-from itertools import chain
 from pathlib import Path
 
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.tasks.base import Sequences, Task
 from gpt1_ds.tasks.examples import Example, Parse, Rows
-from gpt1_ds.tasks.tables import Table, read_lines, refuse_broken_characters
+from gpt1_ds.tasks.tables import Table, read_lines
 
 
 class MultipleChoice(Task):
@@ -54,8 +53,9 @@ ANSWERS = tuple("ABCD")
 class Race(MultipleChoice):
     def path(self, folder: Path | str, split: str) -> Path | None:
         """The folder of a split. `folder` itself may also be a split (dev) or a level (high)."""
-        if any(super(Race, self).path(folder, name) for name in self.files):
-            return super().path(folder, split)
+        found = super().path(folder, split)
+        if found is not None:
+            return found
         holds_passages = any(any(Path(folder).glob(pattern)) for pattern in ("*.txt", *LEVELS))
         return Path(folder) if holds_passages else None
 
@@ -68,14 +68,11 @@ def read_race(folder: Path, parse: Parse) -> Rows:
     """
     for path in sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]:
         try:
-            text = "\n".join(line.text for line in read_lines(path))
-            passage = json.loads(text)
+            passage = json.loads("\n".join(line.text for line in read_lines(path)))
             labels = passage.get("answers") or [None] * len(passage["questions"])
             questions = list(zip(passage["questions"], passage["options"], labels, strict=True))
             context = passage["article"]
-            texts = [context, *passage["questions"], *chain.from_iterable(passage["options"])]
-            refuse_broken_characters("".join(texts), str(path))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path}: not a RACE passage (article, questions, options, answers): {error}"
             ) from error

@@ -10,7 +10,8 @@ from tests.conftest import ROOT
 
 PRINTER = """
 import os, sys
-from gpt1_ds.distributed.console import keep_going_without_output, note, progress_bar, say
+from gpt1_ds.base.streams import keep_going_without_output
+from gpt1_ds.distributed.console import note, progress_bar, say
 keep_going_without_output()
 keep_going_without_output()
 with open(sys.argv[1], "w") as file:

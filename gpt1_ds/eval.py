@@ -240,9 +240,11 @@ def score_task(run: str, name: str, data: Path) -> None:
     predicted = predictions(tuned, examples)
     gold = [example.label for example in examples]
     parts = [example.part for example in examples]
-    scores = task_metrics(metrics, gold, predicted)
+    n_classes = len(tuned.task.classes)
+    scores = task_metrics(metrics, gold, predicted, n_classes)
     print_scores(f"{tuned.folder} on {data}", scores, len(examples))
-    for part, scores in scores_by_part(metrics, "dev", parts, gold, predicted).items():
+    by_part = scores_by_part(metrics, "dev", parts, gold, predicted, n_classes)
+    for part, scores in by_part.items():
         print_scores(f"  {part}", scores, parts.count(part.removeprefix("dev_")))
 
 

@@ -203,7 +203,8 @@ def train_step(
             engine.backward(loss * (accumulation * world_size))
         with timer.part("optimizer"):
             engine.step()
-        means = [task_loss.detach() / counts.targets, lm_loss.detach() / counts.lm_targets]
+        # A batch may have no labelled token at all: then its task loss is 0.
+        means = [task_loss.detach() / max(1, counts.targets), lm_loss.detach() / counts.lm_targets]
         parts.append(torch.stack(means))
     return torch.stack(parts).sum(0)
 
@@ -252,7 +253,7 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
         predictions = predict_split(run, run.engine, data.dev, "dev")
         if predictions is None:
             return None
-        values = task_metrics(task.metrics, data.gold, predictions)
+        values = task_metrics(task.metrics, data.gold, predictions, len(task.classes))
         run.log.log(step, "task", **{name: round(value, 6) for name, value in values.items()})
         confusion = confusion_matrix(task.classes, data.gold, predictions)
         if confusion:
@@ -263,7 +264,8 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
         metric = task.metrics[0]
         if best is not None and values[metric] <= best["metrics"][metric]:
             return {**best, "stale": best["stale"] + 1}
-        parts = scores_by_part(task.metrics, "dev", data.parts, data.gold, predictions)
+        n_classes = len(task.classes)
+        parts = scores_by_part(task.metrics, "dev", data.parts, data.gold, predictions, n_classes)
         record = {"metrics": values, "parts": parts, "confusion": confusion, "stale": 0}
         best = {"step": step, **record}
         save_best(run, replace(run.facts, step=step, cursor=cursor, best=best), predictions)
@@ -326,8 +328,9 @@ def finish(run: FineTuning) -> dict[str, dict[str, float]]:
         collectives.on_main(partial(write_predictions, run.folder, task, split, gold, predictions))
         if None not in gold:
             parts = [example.part for example in examples]
-            scores[split] = task_metrics(task.metrics, gold, predictions)
-            scores |= scores_by_part(task.metrics, split, parts, gold, predictions)
+            n_classes = len(task.classes)
+            scores[split] = task_metrics(task.metrics, gold, predictions, n_classes)
+            scores |= scores_by_part(task.metrics, split, parts, gold, predictions, n_classes)
     return scores
 
 
@@ -348,6 +351,8 @@ def announce(run: FineTuning, step: int) -> None:
             f"{run.precision}",
         },
     )
+    for line in data.warnings:
+        say(f"warning: {line}")
     if config.task.pool == "first":
         say("warning: task.pool=first reads the state at <s>, which sees no other token; use last")
 

@@ -37,7 +37,7 @@ from gpt1_ds.distributed import collectives, rendezvous
 from gpt1_ds.distributed.console import note
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.internals import set_batch
-from gpt1_ds.engine.memory import activation_bytes, state_bytes, zero_variant
+from gpt1_ds.engine.memory import activation_bytes, bucket_bytes, state_bytes, zero_variant
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import layer_norms, loss_scale
 from gpt1_ds.engine.timing import StepTimer, profiled
@@ -370,7 +370,8 @@ def announce(run: Pretraining, step: int) -> None:
     ramp = f"{sizes.start} to " if sizes.ramp else ""
     micro_batch = run.ds["train_micro_batch_size_per_gpu"]
     variant = zero_variant(run.ds)
-    state = state_bytes(shape.parameters, variant, run.precision, ranks)
+    buckets = bucket_bytes(run.ds, shape.parameters, run.precision)
+    state = state_bytes(shape.parameters, variant, run.precision, ranks, buckets)
     host = f", and {state.host / 1e9:.1f} GB on the host" if state.host else ""
     checkpointing, flash = train.activation_checkpointing, torch.cuda.is_available()
     activations = activation_bytes(shape, micro_batch, run.precision, checkpointing, flash)

@@ -47,6 +47,8 @@ class Engine(Protocol):
     basic_optimizer: torch.optim.Optimizer
     monitor: Monitor
     checkpoint_engine: Any
+    config: Json
+    """The DeepSpeed JSON, as each checkpoint repeats it."""
     device: torch.device
     training: bool
     global_steps: int

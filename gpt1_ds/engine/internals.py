@@ -156,6 +156,18 @@ def set_timeouts(timeout_seconds: float) -> None:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
 
 
+def keep_json(engine: Engine, ds: Json) -> None:
+    """Let checkpoints repeat the JSON as the run resolved it, without the fitting buckets.
+
+    Why:    DeepSpeed writes the dict that it was given into each checkpoint. The bytes of a
+            checkpoint would change with `memory.with_fitting_buckets`.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the engine.
+    Until:  DeepSpeed allocates a bucket no larger than the model by itself.
+    """
+    engine.config = ds
+
+
 def keep_lr_shares(engine: Engine, peak_lr: float) -> None:
     """Remember in `engine.lr_shares` the rate of each parameter group as a share of `peak_lr`.
 

@@ -11,8 +11,30 @@ from gpt1_ds.base.protocols import Json
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.model.kernels import CACHED_ROWS, HEAD_ROWS, QUERY_BLOCK
 
-BUCKET_BYTES = 1e9
-"""DeepSpeed's default bucket of a reduction: 5e8 values of two bytes."""
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's default bucket of a reduction."""
+
+
+def with_fitting_buckets(ds: Json, parameters: int) -> Json:
+    """`ds` with a bucket for the reduction that is no larger than the gradients of the model.
+
+    DeepSpeed allocates the whole bucket, one or two times. A bucket of the model's size is never
+    full before all gradients are in it, so the reductions are the same as with a larger one.
+    """
+    if not ds.get("zero_optimization", {}).get("stage", 0):
+        return ds
+    zero = ds["zero_optimization"]
+    fitting = min(zero.get("reduce_bucket_size", BUCKET_ELEMENTS), parameters)
+    return {**ds, "zero_optimization": {**zero, "reduce_bucket_size": fitting}}
+
+
+def bucket_bytes(ds: Json, parameters: float, precision: str) -> float:
+    """Bytes of the buckets of a resolved JSON. With `overlap_comm`, one is filled and one sent."""
+    zero = ds.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    size = min(zero.get("reduce_bucket_size", BUCKET_ELEMENTS), parameters)
+    two = stage == 3 or zero.get("overlap_comm")
+    return size * _value_bytes(precision) * (2 if two else 1) if stage else 0.0
 
 
 def zero_variant(ds: Json) -> str:
@@ -32,25 +54,29 @@ class StateBytes(NamedTuple):
     """What offload moves from the device to the memory of the node."""
 
 
-def state_bytes(parameters: float, variant: str, precision: str, ranks: int) -> StateBytes:
+def state_bytes(
+    parameters: float, variant: str, precision: str, ranks: int, buckets: float | None = None
+) -> StateBytes:
     """Weights, gradients, and what the optimizer keeps, under a `zero_variant`.
 
         weights     value                     divided among the ranks in stage 3
         gradients   value                     divided in stages 2 and 3
         optimizer   4 + 4 + 4 (+ 4 + 4)       divided in stages 1 to 3
-        buckets     up to BUCKET_BYTES        for the reduction, from stage 1 on; two in stage 3
+        buckets     up to 1 GB                for the reduction, from stage 1 on; two in stage 3
 
     The first three rows are bytes a parameter. The optimizer's row is float32 weights and Adam's
     two moments; in bf16 and fp16, a step also holds the rank's gradients in float32, twice.
+    `buckets` (`bucket_bytes`) takes the place of the default buckets, which one rank has not.
     """
     stage = int(variant[0])
     value = _value_bytes(precision)
     optimizer = parameters * (12 if precision == "fp32" else 12 + 8) / (ranks if stage >= 1 else 1)
     gradients = parameters * value / (ranks if stage >= 2 else 1)
     weights = parameters * value / (ranks if stage == 3 else 1)
-    buckets = 0.0
-    if stage >= 1 and ranks > 1:
-        buckets = min(BUCKET_BYTES, parameters * value) * (2 if stage == 3 else 1)
+    if buckets is None:
+        needed = stage >= 1 and ranks > 1
+        default = min(BUCKET_ELEMENTS * 2.0, parameters * value) * (2 if stage == 3 else 1)
+        buckets = default if needed else 0.0
     if not variant.endswith("offload"):
         return StateBytes(weights + gradients + optimizer + buckets, 0.0)
     if stage == 3:

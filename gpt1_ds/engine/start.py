@@ -1,5 +1,7 @@
 """The start of an engine: the only `deepspeed.initialize`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.engine.internals import (
     guard_monitor,
     import_deepspeed,
+    keep_json,
     keep_lr_shares,
     keep_skipping_at_the_smallest_scale,
     muon_for_blocks_alone,
@@ -19,6 +22,7 @@ from gpt1_ds.engine.internals import (
     spare_the_compiler,
     undo_first_step,
 )
+from gpt1_ds.engine.memory import with_fitting_buckets
 from gpt1_ds.engine.optimizer import build_optimizer, parameter_groups
 from gpt1_ds.model.gpt import GPT, Block
 from gpt1_ds.settings.deepspeed_json import nvme_sections
@@ -42,14 +46,15 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
         groups = parameter_groups(module, config.optim.weight_decay)
     else:
         optimizer = build_optimizer(module, config.optim)
-    with muon_for_blocks_alone(deepspeed):
+    with muon_for_blocks_alone(deepspeed), _refused_configuration():
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             model_parameters=groups,
-            config=ds,
+            config=with_fitting_buckets(ds, sum(p.numel() for p in module.parameters())),
             dist_init_required=False,
         )
+    keep_json(engine, ds)
     keep_lr_shares(engine, config.optim.lr)
     guard_monitor(engine.monitor)
     keep_skipping_at_the_smallest_scale(engine)
@@ -57,6 +62,20 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     skip_non_finite(engine)
     set_timeouts(config.distributed.timeout_seconds)
     return engine
+
+
+@contextmanager
+def _refused_configuration() -> Iterator[None]:
+    """What DeepSpeed has against its JSON, beyond the rules of `settings/json_check.py`."""
+    try:
+        yield
+    except (AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        # pydantic's text has a line for the section and one for each fault
+        text = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise ConfigError(
+            f"--deepspeed_config: DeepSpeed refuses it: {text or type(error).__name__}; "
+            "correct that key, or remove it"
+        ) from error
 
 
 def require_async_io(path: Path | str, ds: Json) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt1_ds.base.errors import ConfigError, DataError
@@ -21,10 +21,11 @@ from gpt1_ds.runs.setup import InitialWeights, Run, Settings, Started, shape_of
 from gpt1_ds.runs.trained import run_tokenizer
 from gpt1_ds.settings.loading import run_folder
 from gpt1_ds.settings.sections import PRESETS, FinetuneConfig
-from gpt1_ds.tasks import LABELLED, Encoded, Example, Task
+from gpt1_ds.tasks import Encoded, Example, Task
 from gpt1_ds.tasks.batches import epoch_batches, subset
 from gpt1_ds.tasks.examples import Label
-from gpt1_ds.tasks.scores import majority_score, task_metrics
+from gpt1_ds.tasks.scores import majority_score
+from gpt1_ds.tasks.splits import oddities, read_splits, vanished_texts
 
 
 @dataclass
@@ -46,6 +47,8 @@ class TaskData:
     """Every further split whose file is there: test, MNLI's mismatched half. Predicted last."""
     majority: float
     """The score on dev of the commonest answer of the training set."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd about the files and their examples."""
 
     @property
     def cut(self) -> dict[str, dict[str, int]]:
@@ -128,24 +131,29 @@ def read_task_data(
     folder, seed = config.task.data, config.run.seed
     if not folder:
         raise ConfigError(f"task.data is not set; give the folder of {config.task.name}'s files")
-    further = [name for name in task.files if name not in LABELLED and task.path(folder, name)]
-    splits = {split: task.read(folder, split) for split in (*LABELLED, *sorted(further))}
+    splits = read_splits(task, folder)
+    warnings = oddities(task, folder, splits)
     train, dev = splits.pop("train"), splits.pop("dev")
     train = [train[index] for index in subset(len(train), config.task.max_examples, seed)]
     if config.eval.batches is not None:
         most = config.eval.batches * config.train.global_batch
         dev = [dev[index] for index in subset(len(dev), most, seed)]
     gold = [example.label for example in dev]
-    task_metrics(task.metrics, gold, gold)  # refuses an unknown metric before training
+    encoded = {
+        "train": task.encode(train, tokenizer, n_ctx),
+        "dev": task.encode(dev, tokenizer, n_ctx),
+    }
+    labels = [example.label for example in train]
     return TaskData(
         task=task,
         tokenizer=tokenizer,
-        train=task.encode(train, tokenizer, n_ctx),
-        dev=task.encode(dev, tokenizer, n_ctx),
+        train=encoded["train"],
+        dev=encoded["dev"],
         gold=gold,
         parts=[example.part for example in dev],
         others=splits,
-        majority=majority_score(task.metrics[0], [example.label for example in train], gold),
+        majority=majority_score(task.metrics[0], labels, gold, len(task.classes)),
+        warnings=warnings + vanished_texts(encoded),
     )
 
 
@@ -157,6 +165,11 @@ def starting_point(
     A run that resumes reads its own checkpoint: what it once started from may be gone.
     """
     if config.init.checkpoint is None:
+        if config.task.n_transfer not in (None, -1):
+            raise ConfigError(
+                f"task.n_transfer is {config.task.n_transfer}, but init.checkpoint=none has no "
+                "weights to take; leave it out"
+            )
         tokenizer = load_tokenizer(local_shards(config.data) / "tokenizer")
         return GPTConfig(tokenizer.vocab_size, **shape_of(config.model)), tokenizer, None
     folder = find_checkpoint(run_folder(config) if resumes else config.init.checkpoint)

@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -88,9 +89,12 @@ def read_settings(
     `default` is the YAML file that is read without --config.
     """
     args, config = arguments(config_class, argv, about, default)
-    world_size = rank_environment(os.environ).world_size
-    ds = deepspeed_json.resolve(args.deepspeed_config, config, world_size)
+    place = rank_environment(os.environ)
+    ds = deepspeed_json.resolve(args.deepspeed_config, config, place.world_size)
     require_async_io(args.deepspeed_config, ds)
+    if place.rank == 0:  # there is no process group yet, so `note` would print on every rank
+        for line in deepspeed_json.warnings(args.deepspeed_config, ds, config):
+            print(line, file=sys.stderr, flush=True)
     return Settings(config, ds, args.from_scratch)
 
 

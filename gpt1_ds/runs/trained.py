@@ -56,7 +56,7 @@ def build_task_model(
         if state.task is None:
             raise KeyError("task")
         config = TaskConfig(**state.task["config"])
-        task = tasks.build_task(config)
+        task = tasks.build_task(config, strict=False)
         gpt = GPT(GPTConfig(**state.model))
         model = TaskModel(gpt, task.kind, task.n_outputs, config.pool, config.clf_pdrop)
         model.load_state_dict(weights)

@@ -7,5 +7,8 @@ May import `distributed` and `base`. Files in reading order:
 - `written`: YAML with the spelling of its scalars, without duplicate keys
 - `loading`: defaults, YAML and command-line overrides, merged and checked
 - `command_line`: the options of the training commands, and their `--help`
+- `json_keys`: every key of a DeepSpeed JSON, with its type and bounds
+- `json_check`: the JSON held against them, and what of it has no effect
+- `json_optimizer`: its optimizer section against `optim`
 - `deepspeed_json`: the DeepSpeed JSON, filled from the run and checked against it
 """

@@ -1,11 +1,10 @@
 """The DeepSpeed JSON, filled from the run: the one dict that `deepspeed.initialize` gets.
 
 The JSON decides how a run is computed. Where it says `"auto"`, or nothing, the run's own settings
-decide. A number that contradicts the run is an error, and so is an unknown top-level key, which
-DeepSpeed itself ignores. Every ConfigError names the file, both values and the fix.
+decide. A number that contradicts the run is an error, and so is a key or a value that DeepSpeed
+does not know (`json_check.py`). Every ConfigError names the file, both values and the fix.
 """
 
-import json
 import math
 import os
 import shutil
@@ -14,44 +13,13 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds.base.errors import ConfigError, near
+from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.settings.json_check import NEVER, read, without_effect
+from gpt1_ds.settings.json_optimizer import fill_optimizer, replaced
 from gpt1_ds.settings.sections import PretrainConfig
 
-TOP_LEVEL = {
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "zero_optimization",
-    "bf16",
-    "fp16",
-    "optimizer",
-    "activation_checkpointing",
-    "aio",
-    "comms_logger",
-    "communication_data_type",
-    "compile",
-    "csv_monitor",
-    "data_types",
-    "dump_state",
-    "flops_profiler",
-    "memory_breakdown",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "seq_parallel_communication_data_type",
-    "steps_per_print",
-    "tensorboard",
-    "torch_autocast",
-    "wall_clock_breakdown",
-    "wandb",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "load_universal",
-    "checkpoint",
-}
 LARGEST_DEFAULT_MICRO_BATCH = 16
-NEVER = 2**31 - 1
 FP16_DEFAULTS = {"loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2}
 """DeepSpeed's own; a loss scale of 0 is a dynamic one."""
 
@@ -63,14 +31,13 @@ def resolve(
 
     Without `on_this_machine` (a plan for other machines) nothing is asked of this one.
     """
-    ds = _read(path)
-    _check_keys(path, ds)
+    ds = read(path)
     _fill_batch(path, ds, config, world_size)
     _check_precision(path, ds, config)
     _check_compilation(ds, config)
     if on_this_machine:
         _check_machine(path, ds, config)
-    _fill_optimizer(path, ds, config)
+    fill_optimizer(path, ds, config.optim)
     _fill_nvme_paths(path, ds, config)
     if on_this_machine:
         _make_nvme_folders(path, ds)
@@ -79,6 +46,12 @@ def resolve(
 
 
 # --- Questions about a resolved JSON ---
+
+
+def warnings(path: Path | str, ds: Json, config: PretrainConfig) -> list[str]:
+    """A line for each part of the JSON at `path` that does not act as it reads."""
+    lines = [*without_effect(ds), *replaced(ds, config.optim)]
+    return [f"warning: {path}: {line}" for line in lines]
 
 
 def zero_stage(ds: Json) -> int:
@@ -102,33 +75,6 @@ def nvme_sections(ds: Json) -> list[str]:
 
 def _enabled(ds: Json, section: str) -> bool:
     return bool(ds.get(section, {}).get("enabled", False))
-
-
-# --- The file ---
-
-
-def _read(path: Path | str) -> Json:
-    try:
-        ds = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"--deepspeed_config {path}: {error.strerror}; see ds_configs/ for ready ones"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(ds, dict):
-        raise ConfigError(f"{path}: expected an object, found {type(ds).__name__}")
-    return ds
-
-
-def _check_keys(path: Path | str, ds: Json) -> None:
-    for key in ds:
-        if key == "scheduler":
-            raise ConfigError(
-                f"{path}: 'scheduler' belongs to the run; remove it and set schedule.kind"
-            )
-        if key not in TOP_LEVEL:
-            raise ConfigError(f"{path}: unknown key '{key}'; {near(key, TOP_LEVEL)}")
 
 
 # --- Batch and clipping ---
@@ -260,40 +206,6 @@ def _check_machine(path: Path | str, ds: Json, config: PretrainConfig) -> None:
         )
 
 
-# --- Optimizer ---
-
-
-def _fill_optimizer(path: Path | str, ds: Json, config: PretrainConfig) -> None:
-    """Give an `optimizer` section, which DeepSpeed builds, the numbers of the run."""
-    if "optimizer" not in ds:
-        # The run brings its own optimizer; without these two DeepSpeed refuses it.
-        ds.setdefault("zero_allow_untested_optimizer", True)
-        ds.setdefault("zero_force_ds_cpu_optimizer", False)
-        return
-    decided = {
-        "lr": config.optim.lr,
-        "betas": config.optim.betas,
-        "eps": config.optim.eps,
-        "weight_decay": config.optim.weight_decay,
-    }
-    params = ds["optimizer"].setdefault("params", {})
-    for key, value in decided.items():
-        if params.get(key, value) not in ("auto", value):
-            raise ConfigError(
-                f"{path}: optimizer.params.{key} is {params[key]} but optim.{key} of the run is "
-                f'{value}; write "auto" in the JSON'
-            )
-        if key in params:
-            params[key] = value
-    undecided = [key for key, value in params.items() if value == "auto"]
-    if undecided:
-        raise ConfigError(
-            f'{path}: optimizer.params.{undecided[0]} is "auto", but the run decides only '
-            f"{', '.join(decided)}; give a number"
-        )
-    params["lr"] = config.optim.lr
-
-
 # --- Offload to nvme ---
 
 
@@ -312,7 +224,7 @@ def _fill_nvme_paths(path: Path | str, ds: Json, config: PretrainConfig) -> None
             raise ConfigError(
                 f"{path}: {name} to nvme has no nvme_path; give a folder on a local disk"
             )
-        zero[name]["nvme_path"] = str(Path(folder) / config.run.name)
+        zero[name]["nvme_path"] = str(Path(folder).expanduser() / config.run.name)
     if "offload_param" not in sections:
         return
     if "offload_optimizer" not in sections:

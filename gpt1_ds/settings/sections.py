@@ -271,10 +271,11 @@ class TaskConfig:
     """Your own task: its labels (kinds of entities; the scores 0, 1, ..; a name for each
     answer)."""
     files: dict[str, str] | None = setting(None, path=True)
-    """Your own task: file of each split below task.data; null: {train: train.*, dev: dev.*,
-    test: test.*}."""
+    """File of each split below task.data; null: the publisher's names, and for your own task
+    {train: train.*, dev: dev.*, test: test.*}."""
     metrics: list[str] | None = None
-    """Your own task: accuracy, f1, matthews, pearson, spearman, entity_f1; the first
+    """Of classes accuracy, f1 (of the second of two labels; of more, the mean over all) and
+    matthews; of scores pearson and spearman; of tags entity_f1; null: the task's. The first
     chooses the best step."""
 
 

@@ -20,6 +20,8 @@ To add a task, write a `Task` (files, columns, labels, metrics) in the file of i
 - `classification`, `entailment`, `similarity`, `multiple_choice` and
   `token_classification`: the kinds.
 - `own_data`: a user's own task, described in YAML.
+- `options`: options that would have no effect on a task, or do not fit its kind.
+- `splits`: all splits of a run, and what is odd about them.
 - `batches`: the order of examples, their batches and their tensors.
 - `heads`: the task's linear layer on the decoder, and the joint objective.
 - `predicting`: predictions for a split, on all ranks.
@@ -36,7 +38,8 @@ from gpt1_ds.tasks.classification import COLA, SST2
 from gpt1_ds.tasks.entailment import MNLI, QNLI, RTE, SCITAIL, SNLI, WNLI
 from gpt1_ds.tasks.examples import IGNORE, Encoded, Example
 from gpt1_ds.tasks.multiple_choice import RACE, STORY_CLOZE
-from gpt1_ds.tasks.own_data import own_task
+from gpt1_ds.tasks.options import refuse_misfits
+from gpt1_ds.tasks.own_data import own_task, user_files
 from gpt1_ds.tasks.similarity import MRPC, QQP, STSB, ScoredSimilarity
 from gpt1_ds.tasks.token_classification import CONLL2003, WNUT17, TokenClassification
 
@@ -61,19 +64,33 @@ TASKS: dict[str, Task] = {
 }
 
 
-def build_task(config: TaskConfig) -> Task:
+def build_task(config: TaskConfig, strict: bool = True) -> Task:
     """The task that `config.name` names or `config.kind` describes, with its options.
 
-    Raises ConfigError for an unknown name and for a description that does not fit its kind.
+    Raises ConfigError for an unknown name and for a description that does not fit its kind. If
+    `strict`, an option without effect is refused too; runs of earlier versions may have one.
     """
     if config.kind is None and config.name not in TASKS:
         raise ConfigError(
             f"task.name is '{config.name}'; {near(config.name, TASKS)}, "
             "or set task.kind for your own"
         )
-    task = TASKS[config.name] if config.kind is None else own_task(config)
+    task = own_task(config) if config.kind is not None else _published(config)
     if config.label_all_subtokens and isinstance(task, TokenClassification):
         task = dataclasses.replace(task, label_all_subtokens=True)
     if config.squared_error and isinstance(task, ScoredSimilarity):
         task = dataclasses.replace(task, squared_error=True)
+    if strict:
+        refuse_misfits(config, task)
+    return task
+
+
+def _published(config: TaskConfig) -> Task:
+    """A published task, with the files and metrics that the user names."""
+    task = TASKS[config.name]
+    if config.files:
+        files, named = user_files(config.files, task.files)
+        task = dataclasses.replace(task, files=files, named=named)
+    if config.metrics:
+        task = dataclasses.replace(task, metrics=tuple(config.metrics))
     return task

@@ -4,10 +4,12 @@ A `Task` is one entry of the registry in `gpt1_ds/tasks/__init__.py`. Each kind 
 this folder, with a subclass of `Task` that defines its sequences and its prediction.
 """
 
+import glob
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +20,15 @@ from gpt1_ds.tasks.tables import label_index
 
 LABELLED = ("train", "dev")
 """Splits that need labels. Other splits may lack labels; then they are only predicted."""
+DEV_NAMES = ("dev.*", "validation.*", "valid.*", "val.*")
+"""What others call a dev file. It is looked for if the task's own names are not there."""
+DATA_ENDINGS = (".tsv", ".csv", ".jsonl", ".ndjson", ".json", ".txt", ".conll", ".bio", ".iob")
+OTHER_ENDINGS = (".parquet", ".arrow", ".xlsx", ".gz", ".bz2", ".xz", ".zip")
+"""Endings of data that no reader takes."""
+UNLABELLED = ("-1", "-1.0")
+"""What Hugging Face's test files have in place of a label."""
+DEV_SHARE = 0.1
+"""Share of the training examples that becomes the dev set, unless the task has its own share."""
 PAIR_CONTROLS = 3
 """Control tokens of a pair: `<s>`, `<delim>` and `<e>`."""
 
@@ -50,6 +61,8 @@ class Task(ABC):
     """Names in `scores.METRICS`. The first one is the task's score and selects the best epoch."""
     dev_share: float = 0.0
     """Share of the training file that becomes the dev set if the publisher has no dev file."""
+    named: frozenset[str] = frozenset()
+    """Splits whose file the user named (`task.files`): these files must be there."""
     glue: dict[str, str] = field(default_factory=dict)
     """Name of each split's file in a submission to the GLUE site."""
 
@@ -67,30 +80,42 @@ class Task(ABC):
 
     def path(self, folder: Path | str, split: str) -> Path | None:
         """The file of `split` in the publisher's `folder`, if it is there."""
-        for pattern in self.files.get(split, ()):
-            found = sorted(Path(folder).glob(pattern))
+        patterns = self.files.get(split, ())
+        if split == "dev" and split not in self.named:
+            patterns += DEV_NAMES
+        for pattern in patterns:
+            found = files_like(Path(folder), pattern)
             if found:
                 return found[0]
         return None
 
     def read(self, folder: Path | str, split: str) -> list[Example]:
-        """Examples of `split` in the publisher's `folder`, or in one file.
+        """Examples of `split` in the publisher's `folder`, or all examples of one file.
 
         Without a dev file, `dev_share` of the training file is the dev set, selected by a hash of
         the text. Raises DataError with file and row for a fault in the data.
         """
-        is_file = Path(folder).is_file()
-        shares_a_file = (
-            not is_file
-            and self.dev_share > 0
-            and split in LABELLED
-            and self.path(folder, "dev") is None
-        )
-        path = Path(folder) if is_file else self.path(folder, "train" if shares_a_file else split)
+        if os.path.isfile(folder):
+            return self.examples(Path(folder), split)
+        shares_a_file = self.dev_share > 0 and "dev" not in self.named
+        if shares_a_file and split in LABELLED and self.path(folder, "dev") is None:
+            path = self.required_path(folder, "train")
+            return self.divided(self.examples(path, split), path)[split]
+        return self.examples(self.required_path(folder, split), split)
+
+    def required_path(self, folder: Path | str, split: str) -> Path:
+        path = self.path(folder, split)
         if path is None:
-            raise DataError(f"{folder}: no {split} file; expected {' or '.join(self.files[split])}")
+            expected = " or ".join(self.files[split])
+            raise DataError(f"{folder}: no {split} file; expected {expected}")
+        return path
+
+    def examples(self, path: Path, split: str) -> list[Example]:
+        """Every example of a file; those of train and dev need a label."""
 
         def parse(label: str | None, where: str) -> Label:
+            if label in UNLABELLED and label not in self.classes and split not in LABELLED:
+                return None
             if label is not None:
                 return self.parse(label, where)
             if split in LABELLED:
@@ -99,18 +124,37 @@ class Task(ABC):
                 )
             return None
 
+        if path.suffix.lower() in OTHER_ENDINGS:
+            raise DataError(f"{path}: such files are not read; write .tsv, .csv or .jsonl")
         examples = list(self.rows(path, parse))
-        if shares_a_file:
-            held_out = split == "dev"
-            examples = [e for e in examples if self._is_held_out(e) == held_out]
         if not examples:
             raise DataError(f"{path}: no {split} examples; give the publisher's file")
         return examples
 
+    def divided(self, examples: Sequence[Example], source: Path) -> dict[str, list[Example]]:
+        """The examples of `source` as train and dev: a share of them, selected by a hash, is dev.
+
+        Each of the two gets at least one text. Equal texts are on the same side.
+        """
+        places = [_place(example) for example in examples]
+        limit = (self.dev_share or DEV_SHARE) * 2**64
+        if max(places) < limit:
+            limit = max(places)
+        if min(places) >= limit:
+            limit = min(places) + 1
+        parts: dict[str, list[Example]] = {"train": [], "dev": []}
+        for example, place in zip(examples, places, strict=True):
+            parts["dev" if place < limit else "train"].append(example)
+        if not parts["train"]:
+            raise DataError(
+                f"{source}: one text in {len(examples)} rows; a dev set needs another text, or "
+                "give a dev file"
+            )
+        return parts
+
     def _is_held_out(self, example: Example) -> bool:
         """Whether a hash of the text puts this example of the training file into the dev set."""
-        digest = hashlib.sha256("\n".join(example.texts).encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.dev_share * 2**64
+        return _place(example) < self.dev_share * 2**64
 
     def from_line(self, line: str, where: str) -> Example:
         """An unlabelled example from raw text; its fields are separated by tabs."""
@@ -139,7 +183,9 @@ class Task(ABC):
         encoded = []
         for example in examples:
             ids_of_texts = [ids[text] for text in example.texts]
-            encoded.append(self.arrange(example, ids_of_texts, special, n_ctx))
+            arranged = self.arrange(example, ids_of_texts, special, n_ctx)
+            vanished = sum(text != "" and not ids[text] for text in example.texts)
+            encoded.append(replace(arranged, vanished=vanished) if vanished else arranged)
         return encoded
 
     def arrange(
@@ -164,6 +210,26 @@ class Task(ABC):
     def show(self, value: Label) -> str:
         """A label or a prediction in the publisher's spelling."""
         return self.classes[value]
+
+
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """The file of this name in `folder`, or the files that the glob pattern matches.
+
+    `train.*` may match notes and copies too: files with an ending of data come first.
+    """
+    named = folder / pattern
+    if pattern and os.path.exists(named):
+        return [named]
+    found = sorted(folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))
+    if pattern.endswith(".*"):
+        found.sort(key=lambda path: path.suffix.lower() not in DATA_ENDINGS)
+    return found
+
+
+def _place(example: Example) -> int:
+    """A number from 0 to 2^64 from a hash of the example's texts."""
+    digest = hashlib.sha256("\n".join(example.texts).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def fit(lengths: Sequence[int], room: int) -> list[int]:

@@ -44,7 +44,9 @@ class Encoded:
     cut: int = 0
     """Number of tokens that were cut off to fit the model's context."""
     words: list[int] = field(default_factory=list)
-    """Token classification: position of each word's first sub-token; -1 if it was cut off."""
+    """Token classification: position of each word's first sub-token; -1 if it has none."""
+    vanished: int = 0
+    """Number of texts (or words) without a single token, although they are not empty."""
 
     @property
     def length(self) -> int:

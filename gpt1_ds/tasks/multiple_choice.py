@@ -5,12 +5,13 @@ the question and the answers. Story Cloze has no question: the answers continue 
 """
 
 import json
+from itertools import chain
 from pathlib import Path
 
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.tasks.base import Sequences, Task
 from gpt1_ds.tasks.examples import Example, Parse, Rows
-from gpt1_ds.tasks.tables import Table, read_lines
+from gpt1_ds.tasks.tables import Table, read_lines, refuse_broken_characters
 
 
 class MultipleChoice(Task):
@@ -53,9 +54,8 @@ ANSWERS = tuple("ABCD")
 class Race(MultipleChoice):
     def path(self, folder: Path | str, split: str) -> Path | None:
         """The folder of a split. `folder` itself may also be a split (dev) or a level (high)."""
-        found = super().path(folder, split)
-        if found is not None:
-            return found
+        if any(super(Race, self).path(folder, name) for name in self.files):
+            return super().path(folder, split)
         holds_passages = any(any(Path(folder).glob(pattern)) for pattern in ("*.txt", *LEVELS))
         return Path(folder) if holds_passages else None
 
@@ -68,11 +68,14 @@ def read_race(folder: Path, parse: Parse) -> Rows:
     """
     for path in sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]:
         try:
-            passage = json.loads("\n".join(line.text for line in read_lines(path)))
+            text = "\n".join(line.text for line in read_lines(path))
+            passage = json.loads(text)
             labels = passage.get("answers") or [None] * len(passage["questions"])
             questions = list(zip(passage["questions"], passage["options"], labels, strict=True))
             context = passage["article"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            texts = [context, *passage["questions"], *chain.from_iterable(passage["options"])]
+            refuse_broken_characters("".join(texts), str(path))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{path}: not a RACE passage (article, questions, options, answers): {error}"
             ) from error

@@ -4,24 +4,25 @@
            labels: [billing, bug]}
 
 The last column is the label. A file has columns separated by tabs, columns separated by commas
-(`.csv`), or JSON lines. The default names are `train.*`, `dev.*` and `test.*`. Without a dev file,
-a tenth of the training rows becomes the dev set, selected by a hash. token_classification also
-reads CoNLL files (`.conll`).
+(`.csv`), JSON lines, or a JSON array. The default names are `train.*`, `dev.*` (or `validation.*`,
+`valid.*`, `val.*`) and `test.*`. Without a dev file, a tenth of the training rows becomes the dev
+set, selected by a hash. token_classification also reads CoNLL files (`.conll .bio .iob`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt1_ds.base.errors import ConfigError, DataError, near
 from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks.base import Task
+from gpt1_ds.tasks.base import DEV_SHARE, Task
 from gpt1_ds.tasks.classification import Classification
 from gpt1_ds.tasks.entailment import Entailment
 from gpt1_ds.tasks.examples import Example, Parse, Rows
 from gpt1_ds.tasks.multiple_choice import MultipleChoice
 from gpt1_ds.tasks.similarity import ScoredSimilarity, Similarity
-from gpt1_ds.tasks.tables import Table
+from gpt1_ds.tasks.tables import Line, Table, read_lines, split_words
 from gpt1_ds.tasks.token_classification import TokenClassification, bio, read_conll, to_bio
 
 
@@ -42,7 +43,7 @@ KINDS = {
     "token_classification": Kind(TokenClassification, ("entity_f1",), (1,)),
 }
 SPLITS = ("train", "dev", "test")
-DEV_SHARE = 0.1
+CONLL_ENDINGS = (".conll", ".bio", ".iob")
 
 
 class Tagged(NamedTuple):
@@ -61,12 +62,14 @@ def own_task(config: TaskConfig) -> Task:
     columns = _text_columns(config, kind, len(labels))
     has_question = kind.task is not MultipleChoice or len(columns) > len(labels) + 1
     reader = _Reader(kind.task, columns, (config.columns or [""])[-1], has_question)
+    files, named = user_files(config.files or {}, {split: (f"{split}.*",) for split in SPLITS})
     return kind.task(
-        _files(config),
+        files,
         reader,
         bio(*labels) if kind.task is TokenClassification else labels,
         tuple(config.metrics or kind.metrics),
         dev_share=DEV_SHARE,
+        named=named,
     )
 
 
@@ -91,15 +94,30 @@ def _text_columns(config: TaskConfig, kind: Kind, n_labels: int) -> tuple[str, .
             f"task.columns is {config.columns}; {config.kind} takes {wanted} columns of text "
             "and the label's"
         )
+    if config.columns and config.columns[-1] in columns:
+        raise ConfigError(
+            f"task.columns is {config.columns}; the label's column must not be a text as well"
+        )
     return columns
 
 
-def _files(config: TaskConfig) -> dict[str, tuple[str, ...]]:
-    named = config.files or {}
-    unknown = set(named) - set(SPLITS)
+class Files(NamedTuple):
+    """Glob patterns for each split's file, and the splits whose file the user named."""
+
+    patterns: dict[str, tuple[str, ...]]
+    named: frozenset[str]
+
+
+def user_files(named: dict[str, str], usual: Mapping[str, tuple[str, ...]]) -> Files:
+    """The `usual` files of a task, with those that the user `named` in their place."""
+    unknown = set(named) - set(usual)
     if unknown:
-        raise ConfigError(f"task.files names '{min(unknown)}'; choose from: {', '.join(SPLITS)}")
-    return {split: (named.get(split, f"{split}.*"),) for split in SPLITS}
+        raise ConfigError(f"task.files names '{min(unknown)}'; choose from: {', '.join(usual)}")
+    for split, name in named.items():
+        if not name:
+            raise ConfigError(f"task.files.{split} is ''; give the name of a file")
+    chosen = {split: (name,) for split, name in named.items()}
+    return Files({**usual, **chosen}, frozenset(named))
 
 
 @dataclass(frozen=True)
@@ -113,14 +131,20 @@ class _Reader:
     """False for multiple choice with columns only for the context and the answers."""
 
     def __call__(self, path: Path, parse: Parse) -> Rows:
-        if self.task is TokenClassification and path.suffix == ".conll":
-            return read_conll(path, parse)
-        delimiter = "," if path.suffix == ".csv" else "\t"
+        ending = path.suffix.lower()
+        delimiter = "," if ending == ".csv" else "\t"
         table = Table(self.columns, self.label, delimiter=delimiter)
         if self.task is TokenClassification:
-            return _words(path, table, parse)
+            if ending in CONLL_ENDINGS or (ending == ".txt" and not self._has_header(path)):
+                return read_conll(path, parse)
+            return _words(path, replace(table, holds_words=True), parse)
         rows = table(path, parse)
         return rows if self.has_question else _without_question(rows)
+
+    def _has_header(self, path: Path) -> bool:
+        """Whether the first line of a file names its columns, or is JSON."""
+        first = next(read_lines(path), Line(1, "")).text
+        return first.startswith("{") or self.columns[0] in first.split("\t")
 
 
 def _without_question(rows: Rows) -> Rows:
@@ -137,11 +161,10 @@ def _words(path: Path, table: Table, parse: Parse) -> Rows:
         if not label:
             parse(None, where)
             return Tagged(where, None)
-        return Tagged(where, to_bio([parse(tag, where) for tag in label.split()]))
+        return Tagged(where, to_bio([parse(tag, where) for tag in split_words(label)]))
 
     for example in table(path, tags):
-        words = tuple(example.texts[0].split())
-        found = example.label
+        words, found = example.texts, example.label
         if found.tags is not None and len(found.tags) != len(words):
             raise DataError(
                 f"{found.where}: {len(words)} words but {len(found.tags)} tags; give one tag a word"

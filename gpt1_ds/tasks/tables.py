@@ -1,13 +1,17 @@
-"""Reads publishers' tables: columns separated by tabs or commas, or JSON lines.
+"""Reads publishers' tables: columns separated by tabs or commas, JSON lines, or a JSON array.
 
 A table may have a header row. Fields between tabs are taken literally, because MRPC and STS-B have
 single quotation marks. A BOM and CRLF line ends are removed. Only a line feed ends a row: GLUE
 texts contain other characters that Python treats as line ends. Errors name file and row.
+
+The ending of a file says that it is JSON (`.json .jsonl .ndjson`). Other files are JSON if their
+first character that is no space is a brace.
 """
 
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +20,13 @@ from typing import NamedTuple
 from gpt1_ds.base.errors import DataError, near
 from gpt1_ds.distributed.console import say
 from gpt1_ds.tasks.examples import Example, Label, Parse
+
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+LONGEST_FIELD = 2**31 - 1
+"""Characters of a field between commas; the csv module would refuse more than 131,072."""
+
+Cell = str | list[str]
+"""A field as text, or the items of a list in a JSON object."""
 
 
 class Line(NamedTuple):
@@ -36,7 +47,7 @@ class Row(NamedTuple):
     """The fields of a row by column name; `where` is `FILE row N`."""
 
     where: str
-    columns: dict[str, str]
+    columns: Mapping[str, Cell]
     is_short: bool = False
     """Whether the row lacks a field (only for tables with `broken`)."""
 
@@ -57,6 +68,9 @@ class Table:
     """Maps another spelling of a label to the label, or to None: the row is left out."""
     broken: bool = False
     """The publisher's own file has rows that lack a field. They are left out and counted."""
+    holds_words: bool = False
+    """The text column holds words: a JSON list, or words with spaces between them. These are the
+    texts of an example."""
 
     def __call__(self, path: Path, parse: Parse) -> Iterator[Example]:
         """The example of every row; raises DataError for a missing column or an empty text."""
@@ -67,13 +81,14 @@ class Table:
                 raise DataError(
                     f"{row.where}: no column '{missing[0]}'; {near(missing[0], row.columns)}"
                 )
-            texts = tuple(row.columns[name].strip() for name in self.texts)
-            label = row.columns.get(self.label, "").strip() or None
+            texts = self._texts(row)
+            label = _joined(row.columns.get(self.label, "")).strip() or None
+            refuse_broken_characters("".join([*texts, label or ""]), row.where)
             if row.is_short or (self.broken and label is not None and not all(texts)):
                 left_out.append(row.where)
                 continue
-            if not self.broken and not all(texts):
-                empty = self.texts[texts.index("")]
+            if not self.broken and not (any(texts) if self.holds_words else all(texts)):
+                empty = self.texts[texts.index("") if texts else 0]
                 raise DataError(
                     f"{row.where}: column '{empty}' is empty; fill it or remove the row"
                 )
@@ -86,11 +101,22 @@ class Table:
         if left_out:
             say(f"warning: {left_out[0]} lacks a field; {len(left_out)} such rows are left out")
 
+    def _texts(self, row: Row) -> tuple[str, ...]:
+        if self.holds_words:
+            cell = row.columns[self.texts[0]]
+            return tuple(split_words(cell) if isinstance(cell, str) else cell)
+        return tuple(_joined(row.columns[name]).strip() for name in self.texts)
+
     def _rows(self, path: Path) -> Iterator[Row]:
         lines = read_lines(path)
-        first = list(itertools.islice(lines, 1))
-        lines = itertools.chain(first, lines)
-        if first and first[0].text.startswith("{"):
+        first = next((line for line in lines if line.text.strip()), None)
+        if first is None:
+            return iter(())
+        lines = itertools.chain([first], lines)
+        is_json = path.suffix.lower() in JSON_ENDINGS
+        if is_json and first.text.lstrip().startswith("["):
+            return _json_array(path, lines)
+        if is_json or first.text.lstrip().startswith("{"):
             return _json_rows(path, lines)
         if self.delimiter == ",":
             return self._named(path, _split_by_csv(path, lines))
@@ -103,6 +129,11 @@ class Table:
             return
         names: Sequence[str] = [name.strip() for name in first.fields]
         exact = set(self.texts) <= set(names)
+        twice = [name for name in (*self.texts, self.label) if names.count(name) > 1]
+        if exact and twice:
+            raise DataError(
+                f"{path} row {first.row}: column '{twice[0]}' occurs twice; rename one of them"
+            )
         if not exact:
             names = self._without_header(path, first, names)
             rows = itertools.chain([first], rows)
@@ -130,34 +161,62 @@ class Table:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a UTF-8 file; raises DataError if it cannot be read."""
+    """The lines of a UTF-8 file; raises DataError if it cannot be read.
+
+    A file without any line feed may have carriage returns instead (old spreadsheets).
+    """
     row = 0
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for row, line in enumerate(file, 1):
-                yield Line(row, line.rstrip("\r\n"))
+                text = line.rstrip("\r\n")
+                if row == 1 and "\r" in text and not line.endswith("\n"):
+                    yield from itertools.starmap(Line, enumerate(text.split("\r"), 1))
+                else:
+                    yield Line(row, text)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 after row {row}; convert the file to UTF-8") from error
 
 
+def split_words(text: str) -> list[str]:
+    """The words between ASCII spaces. A no-break space is a part of its word."""
+    return [word for word in re.split("[ \t\r\n]+", text) if word]
+
+
+def refuse_broken_characters(text: str, where: str) -> None:
+    """DataError for half a character (a lone surrogate), as in the JSON string "\\ud83d"."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start]).strip("'")
+        raise DataError(
+            f"{where}: {half} is half a character, not valid Unicode; repair or remove the row"
+        ) from error
+
+
 def _split_by_tabs(lines: Iterable[Line]) -> Iterator[Fields]:
     return (Fields(row, text.split("\t")) for row, text in lines if text)
 
 
-def _split_by_csv(path: Path, lines: Iterable[Line]) -> Iterator[Fields]:
-    reader = csv.reader((f"{line.text}\n" for line in lines), strict=True)
-    row = 1
+def _split_by_csv(path: Path, lines: Iterator[Line]) -> Iterator[Fields]:
+    first = next(lines)
+    row = first.row
+    skipped = row - 1
+    texts = (f"{line.text}\n" for line in itertools.chain([first], lines))
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(texts, strict=True)
     try:
         for fields in reader:
             if fields:
                 yield Fields(row, fields)
-            row = reader.line_num + 1
+            row = skipped + reader.line_num + 1
     except csv.Error as error:
-        raise DataError(
-            f"{path} row {row}: {error}; close its quotes, and double those inside a field"
-        ) from error
+        fix = "close its quotes, and double those inside a field"
+        if "new-line" in str(error):
+            fix = "put the field with a carriage return into quotes"
+        raise DataError(f"{path} row {row}: {error}; {fix}") from error
 
 
 def _json_rows(path: Path, lines: Iterable[Line]) -> Iterator[Row]:
@@ -166,10 +225,34 @@ def _json_rows(path: Path, lines: Iterable[Line]) -> Iterator[Row]:
             continue
         where = f"{path} row {row}"
         try:
-            columns = {key: _as_text(value) for key, value in json.loads(text).items()}
-        except (ValueError, AttributeError) as error:
+            columns = _cells(json.loads(text.removeprefix("\ufeff")))
+        except (ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{where}: not a JSON object ({error}); write one a line") from error
         yield Row(where, columns)
+
+
+def _json_array(path: Path, lines: Iterable[Line]) -> Iterator[Row]:
+    """The objects of one JSON array; here a row is an item of the array."""
+    where = f"{path}"
+    try:
+        items = json.loads("\n".join(line.text for line in lines))
+        for row, item in enumerate(items, 1):
+            where = f"{path} row {row}"
+            yield Row(where, _cells(item))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{where}: not a JSON array of objects ({error}); write one object a line"
+        ) from error
+
+
+def _cells(item: dict[str, object]) -> dict[str, Cell]:
+    """The cells of a JSON object; AttributeError if it is none."""
+    cells: dict[str, Cell] = {}
+    for key, value in item.items():
+        cells[key] = (
+            [_as_text(part) for part in value] if isinstance(value, list) else _as_text(value)
+        )
+    return cells
 
 
 def _as_text(value: object) -> str:
@@ -179,6 +262,10 @@ def _as_text(value: object) -> str:
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value)
+
+
+def _joined(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else " ".join(cell)
 
 
 def label_index(label: str, classes: Sequence[str], where: str) -> Label:

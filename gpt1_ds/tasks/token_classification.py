@@ -4,6 +4,9 @@ The label of a word is the label of its first sub-token. Tags may be IOB1 (B- on
 entities of the same type) or IOB2, also called BIO; both are converted to BIO. Because of the
 causal mask, the state of a token does not depend on later words. The paper has no such task; this
 is its architecture applied to labelling.
+
+A word may have no sub-token: it was cut off, or the tokenizer knows no character of it (a
+zero-width space). Then it adds nothing to the loss, and its prediction is `O`.
 """
 
 import itertools
@@ -14,7 +17,7 @@ from pathlib import Path
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.tasks.base import Sequences, Task
 from gpt1_ds.tasks.examples import IGNORE, Encoded, Example, Parse, Rows
-from gpt1_ds.tasks.tables import Line, label_index, read_lines
+from gpt1_ds.tasks.tables import Line, label_index, read_lines, split_words
 
 OUTSIDE = "O"
 DOCUMENT_START = "-DOCSTART-"
@@ -28,7 +31,7 @@ class TokenClassification(Task):
 
     def from_line(self, line: str, where: str) -> Example:
         """An unlabelled sentence; its words are separated by spaces."""
-        return Example(tuple(line.split()))
+        return Example(tuple(split_words(line)))
 
     def parse(self, label: str, where: str) -> str:
         """The tag itself; raises DataError for an unknown one."""
@@ -65,7 +68,7 @@ class TokenClassification(Task):
     def predict(self, logits: list[int], encoded: Encoded) -> list[str]:
         """The tag of each word, from the best class of each token.
 
-        A word that was cut off gets the tag `O`.
+        A word without a sub-token gets the tag `O`.
         """
         tags = []
         for position in encoded.words:
@@ -97,21 +100,24 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
 def read_conll(path: Path, parse: Parse) -> Rows:
     """Reads lines of `word ... tag` (tabs or spaces), with an empty line after each sentence.
 
-    `-DOCSTART-` lines are dropped. If the first line has only a word, the file is unlabelled.
+    `-DOCSTART-` lines are dropped. If the first line has only a word, the file is unlabelled. Only
+    spaces and tabs separate fields: a no-break space may be a part of a word, or the word.
     """
     words: list[str] = []
     tags: list[str | None] = []
     labelled = None
     for row, line in [*read_lines(path), Line(0, "")]:
-        fields = line.split("\t") if "\t" in line.strip() else line.split()
-        if not "".join(fields).strip():
+        fields = line.split("\t") if "\t" in line.strip(" \t") else split_words(line)
+        # In a file without tags, a no-break space alone is a word.
+        is_blank = not (line.strip(" \t") if labelled is False else line.strip())
+        if is_blank:
             if words:
                 yield Example(tuple(words), _all_or_none(tags))
             words, tags = [], []
         elif fields[0] != DOCUMENT_START:
             if labelled is None:
                 labelled = len(fields) > 1
-            if not fields[0].strip() or labelled != (len(fields) > 1):
+            if not fields[0].strip(" ") or labelled != (len(fields) > 1):
                 raise DataError(f"{path} row {row}: '{line.strip()}'; expected a word and its tag")
             words.append(fields[0])
             tags.append(parse(fields[-1] if labelled else None, f"{path} row {row}"))

@@ -21,6 +21,27 @@ def test_shipped_configs_train(ranks, tiny_shards, name):
     assert losses[-1] < losses[0] - 0.3 and valid_loss < losses[0] - 0.3
 
 
+@pytest.mark.parametrize("name", ["zero2_bf16", "zero3_bf16"])
+def test_a_bucket_is_as_large_as_the_model(ranks, tiny_shards, name):
+    arguments = str(FOLDER / f"{name}.json"), str(tiny_shards)
+    size, parameters, same = ranks(1).run("tests.support.cases_engine:buckets", *arguments)[0]
+    assert size == parameters and same
+
+
+def test_what_deepspeed_refuses_beyond_our_rules_is_one_line(ranks, tiny_shards, tmp_path):
+    path = tmp_path / "ds.json"
+    for ds, words in (
+        ({"optimizer": {"type": "SGD", "params": {"momentun": 1}}}, "momentun"),
+        ({"data_types": {"param_dtype": "bf16"}}, "param_dtype"),
+        ({"zero_optimization": {"stage": 3, "compute_grad_norm": False}}, "compute_grad_norm"),
+    ):
+        path.write_text(json.dumps(ds))
+        arguments = str(path), str(tiny_shards)
+        line = ranks(1).run("tests.support.cases_engine:refused", *arguments)[0]
+        assert line.startswith("--deepspeed_config: DeepSpeed refuses it: ") and words in line
+        assert "\n" not in line
+
+
 def losses(ranks, shards: Path, count: int, config: Path | str, *overrides: str) -> list[float]:
     """Of each step, dropout on: it follows the window's place in the order, not the rank."""
     path = config if isinstance(config, Path) else FOLDER / f"{config}.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds.base.errors import DataError
+from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.checkpoints.flat_tensors import flat_slices
 from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.saving import save_checkpoint
@@ -105,6 +105,21 @@ class Trainer:
 
     def close(self) -> None:
         self.engine.destroy()
+
+
+def buckets(ds_path: str, shards: str) -> tuple[int, int, bool]:
+    """Elements of a bucket, of the model, and whether checkpoints repeat the JSON as resolved."""
+    trainer = Trainer(ds_path, shards, [])
+    size = trainer.engine.optimizer.reduce_bucket_size
+    return size, trainer.shape.parameters, trainer.engine.config == trainer.ds
+
+
+def refused(ds_path: str, shards: str) -> str:
+    try:
+        Trainer(ds_path, shards, [])
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def trained(

@@ -1,10 +1,17 @@
 """Metrics, the majority score and the confusion matrix, for known answers."""
 
+import math
+
 import pytest
 
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.reports.figures import confusion_figure
-from gpt1_ds.tasks.scores import confusion_matrix, majority_score, task_metrics
+from gpt1_ds.tasks.scores import (
+    confusion_matrix,
+    majority_score,
+    scores_by_part,
+    task_metrics,
+)
 
 
 def test_metrics_of_known_answers():
@@ -64,3 +71,26 @@ def test_confusion_counts_labels_by_predictions():
     axes = confusion_figure(("a", "b"), [[3, 1], [0, 0]]).axes[0]
     assert [text.get_text() for text in axes.texts] == ["3", "1", "0", "0"]
     assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
+
+
+def test_f1_depends_on_the_classes_of_the_task_and_not_on_those_that_occur():
+    """F1 of 0 and 1 is 2/3 each; a class that does not occur counts as 0 in the mean."""
+    gold, predicted = [0, 1, 1], [0, 1, 0]
+    parts = ["x", "x", "x"]
+    for n_classes, expected in ((2, 2 / 3), (3, 4 / 9), (4, 1 / 3)):
+        expected = pytest.approx({"f1": expected})
+        assert task_metrics(("f1",), gold, predicted, n_classes) == expected
+        by_part = scores_by_part(("f1",), "dev", parts, gold, predicted, n_classes)
+        assert by_part == {"dev_x": expected}
+    for n_classes, expected in ((2, 0.8), (3, 0.8 / 3)):  # every answer is 1
+        found = majority_score("f1", [1], gold, n_classes)
+        assert found == pytest.approx(expected)
+    # The second of two classes is the positive one, also if only the first occurs.
+    assert task_metrics(("f1",), [0, 0], [0, 0], 2) == {"f1": 0.0}
+    assert task_metrics(("f1",), [0, 0], [0, 0], 3)["f1"] == pytest.approx(1 / 3)
+
+
+def test_a_correlation_of_predictions_that_are_no_numbers_is_0(capsys: pytest.CaptureFixture):
+    for name in ("pearson", "spearman"):
+        assert task_metrics((name,), [1.0, 2.0, 3.0], [math.nan, 2.0, 1.0]) == {name: 0.0}
+        assert f"warning: {name} is undefined for these predictions" in capsys.readouterr().out

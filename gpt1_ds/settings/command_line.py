@@ -28,12 +28,14 @@ def arguments(
     )
     parser.add_argument(
         "--deepspeed_config",
+        type=os.path.expanduser,
         required="--print-config" not in argv,
         metavar="JSON",
         help="mechanics: a file of ds_configs/",
     )
     parser.add_argument(
         "--config",
+        type=os.path.expanduser,
         default=default,
         metavar="YAML",
         help="meaning of the run (default: %(default)s)",

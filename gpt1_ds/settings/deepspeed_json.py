@@ -198,6 +198,12 @@ def _check_machine(path: Path | str, ds: Json, config: PretrainConfig) -> None:
         raise ConfigError(
             f"{path}: wandb is enabled but not installed; pip install wandb, or remove the section"
         )
+    kind = ds.get("optimizer", {}).get("type") or ""
+    if kind.lower() in ("muadam", "muadamw", "musgd") and find_spec("mup") is None:
+        raise ConfigError(
+            f"{path}: optimizer.type {kind} needs mup, which is not installed; pip install mup, or "
+            "take AdamW"
+        )
     compiler = os.environ.get("CC", "gcc") if gpu else os.environ.get("CXX", "g++")
     if config.train.compile and shutil.which(compiler) is None:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """A DeepSpeed JSON held against `json_keys`: refused in one line, or what of it has no effect."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from gpt1_ds.settings.json_keys import NULL_SECTIONS, TABLE, Key, Table
 
 NEVER = 2**31 - 1
 """`steps_per_print` of a run whose JSON does not say it."""
+PATHS = (
+    ("csv_monitor", "output_path"),
+    ("tensorboard", "output_path"),
+    ("flops_profiler", "output_file"),
+)
+"""Texts in which `~` is the home folder."""
 EXPECTED = {
     bool: "true or false",
     int: "an integer",
@@ -40,6 +47,9 @@ def read(path: Path | str) -> Json:
             f"{path}: 'scheduler' belongs to the run; remove it and set schedule.kind"
         )
     _check(path, ds, TABLE, "")
+    for section, key in PATHS:
+        if ds.get(section, {}).get(key):
+            ds[section][key] = os.path.expanduser(ds[section][key])
     return ds
 
 

@@ -25,6 +25,8 @@ Value = TypeVar("Value")
 SEED = Bounds(high=2**64, open_high=True)
 DEPTH = Bounds(high=10_000, open_low=True)
 WIDTH = Bounds(high=10_000_000, open_low=True)
+RAMP = Bounds(high=10_000_000)
+"""A run adds up the batches of its ramp at the start."""
 AMOUNT = Bounds(high=1e18, open_low=True)
 SECONDS = Bounds(high=1e9, open_low=True)
 
@@ -137,7 +139,7 @@ class TrainConfig:
     """Pre-training: targets seen; of max_steps, epochs and tokens, whichever ends first."""
     global_batch: int = setting(64, COUNT)
     """Windows (fine-tuning: examples) an optimizer step, over all ranks."""
-    batch_warmup_steps: int = setting(0, COUNT_OR_ZERO)
+    batch_warmup_steps: int = setting(0, RAMP)
     """Pre-training: steps over which the batch grows from train.batch_start to
     train.global_batch; 0: none."""
     batch_start: int | None = setting(None, COUNT)
@@ -191,7 +193,8 @@ class ScheduleConfig:
 @dataclass
 class EvalConfig:
     every: int | None = setting(1000, COUNT)
-    """Steps between validations (fine-tuning: null is once an epoch); also at the end."""
+    """Steps between validations, and one at the end; null: that one alone (fine-tuning: once an
+    epoch)."""
     batches: int | None = setting(50, COUNT)
     """Global batches of each validation corpus; null: all of it."""
 

@@ -29,7 +29,7 @@ DOMAINS = {
     "train.epochs": (TINY, 1e18),
     "train.tokens": (TINY, 1e18),
     "train.global_batch": COUNT,
-    "train.batch_warmup_steps": COUNT_OR_ZERO,
+    "train.batch_warmup_steps": (0, 10_000_000),
     "train.batch_start": COUNT,
     "train.micro_batch": COUNT,
     "train.grad_clip": NUMBER,

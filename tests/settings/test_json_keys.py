@@ -175,3 +175,13 @@ def test_betas_and_eps_of_the_run_reach_an_adam_that_does_not_name_them(tmp_path
     assert "Adam takes the place of optim.kind adamw" in resolved(tmp_path, plain)[1][0]
     lion = {"optimizer": {"type": "Lion", "params": {"eps": "auto"}}}
     assert "Lion takes the place of optim.kind" in resolved(tmp_path, lion)[1][0]
+
+
+def test_a_tilde_in_a_path_of_the_json_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    nvme = {"device": "nvme", "nvme_path": "~/nvme"}
+    sections = {"zero_optimization": {"stage": 3, "offload_optimizer": nvme}}
+    sections["csv_monitor"] = {"enabled": True, "output_path": "~/csv"}
+    found = resolved(tmp_path, sections, "run.name=a")[0]
+    assert found["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/home/me/nvme/a"
+    assert found["csv_monitor"]["output_path"] == "/home/me/csv"

@@ -69,13 +69,21 @@ def _refused_configuration() -> Iterator[None]:
     """What DeepSpeed has against its JSON, beyond the rules of `settings/json_check.py`."""
     try:
         yield
-    except (AssertionError, ValueError, TypeError, NotImplementedError) as error:
-        # pydantic's text has a line for the section and one for each fault
-        text = "; ".join(line.strip() for line in str(error).splitlines()[:3])
-        raise ConfigError(
-            f"--deepspeed_config: DeepSpeed refuses it: {text or type(error).__name__}; "
-            "correct that key, or remove it"
-        ) from error
+    except RuntimeError as error:  # of a peer, or of a compiler; but not implemented is one too
+        if not isinstance(error, NotImplementedError):
+            raise
+        raise _refusal(error) from error
+    except Exception as error:  # DeepSpeed raises its bare class too
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> ConfigError:
+    # pydantic's text has a line for the section and one for each fault
+    text = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+    return ConfigError(
+        f"--deepspeed_config: DeepSpeed refuses it: {text or type(error).__name__}; "
+        "correct that key, or remove it"
+    )
 
 
 def require_async_io(path: Path | str, ds: Json) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.errors import ConfigError, UserError
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.engine.internals import (
     guard_monitor,
@@ -69,11 +69,10 @@ def _refused_configuration() -> Iterator[None]:
     """What DeepSpeed has against its JSON, beyond the rules of `settings/json_check.py`."""
     try:
         yield
-    except RuntimeError as error:  # of a peer, or of a compiler; but not implemented is one too
-        if not isinstance(error, NotImplementedError):
+    except Exception as error:  # DeepSpeed raises this bare class too
+        of_others = isinstance(error, UserError | RuntimeError)  # of a peer, or of a compiler
+        if of_others and not isinstance(error, NotImplementedError):
             raise
-        raise _refusal(error) from error
-    except Exception as error:  # DeepSpeed raises its bare class too
         raise _refusal(error) from error
 
 

@@ -11,5 +11,6 @@ their use:
 - `inspect_shards`: prints documents of a shard directory back
 - `trace`: lists the documents of a training step
 
-Their parts are in `reading/`, `building/` and `stories/`.
+`published_sets` has the addresses for `download`. Other parts are in `reading/`, `building/` and
+`stories/`.
 """

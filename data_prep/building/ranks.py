@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from tqdm import tqdm
 
-from gpt1_ds.base.errors import ConfigError, PeerError, UserError
+from gpt1_ds.base.errors import ConfigError, PeerError, UserError, as_user_error
 
 T = TypeVar("T")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -131,10 +131,9 @@ class Ranks:
         """
         if self._comm is None:
             raise error
-        message, code = repr(error), PeerError.exit_code
-        if isinstance(error, UserError):
-            message, code = str(error), error.exit_code
-        line = " ".join(message.split())
+        told = as_user_error(error, "the same command continues where it was")
+        code = told.exit_code if told else PeerError.exit_code
+        line = " ".join((str(told) if told else repr(error)).split())
         place = f"rank {self.rank} of {self.size}, {doing}"
         print(f"error: {line} ({place})", file=sys.stderr, flush=True)
         self._comm.Abort(code)

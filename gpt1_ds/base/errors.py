@@ -26,6 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn, TextIO
 
+from gpt1_ds.base.urls import hide_secrets
+
 DONE = 0
 UNFORESEEN = 1
 
@@ -145,14 +147,14 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
 
 def _report(error: BaseException, again: str, ranks: Sequence[RankVariables]) -> int:
     """Print the line of an error, if this rank is the one to print it; its exit code."""
-    told = error if isinstance(error, UserError) else _user_error(error, again)
+    told = as_user_error(error, again)
     code = UNFORESEEN if told is None else told.exit_code
     text = _unforeseen(error) if told is None else str(told)
     first = is_first_rank(ranks)
     if first or told is None or told.of_this_rank:
         kind = "stopped" if isinstance(told, StopRequested | Interrupted) else "error"
         try:
-            print(f"{kind}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+            print(f"{kind}: {hide_secrets(' '.join(text.split()))}", file=sys.stderr, flush=True)
         except (OSError, ValueError):
             _drop(2)
     with suppress(OSError, ValueError):
@@ -162,8 +164,10 @@ def _report(error: BaseException, again: str, ranks: Sequence[RankVariables]) ->
     return code
 
 
-def _user_error(error: BaseException, again: str) -> UserError | None:
+def as_user_error(error: BaseException, again: str = STARTS_OVER) -> UserError | None:
     """The error of a file, disk, memory or user as a `UserError`; None for any other."""
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(f"interrupted; {again}")
     if isinstance(error, OSError):

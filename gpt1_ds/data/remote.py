@@ -22,6 +22,7 @@ from typing import Protocol
 
 from gpt1_ds.base.errors import ConfigError, DataError, UserError
 from gpt1_ds.base.files import file_sha256, lock_file
+from gpt1_ds.base.urls import below, hide_secrets, is_local_fault, is_web_page
 from gpt1_ds.data.manifest import Shard
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "abfs")
@@ -56,14 +57,15 @@ class ShardCache:
         scheme, _, rest = url.partition("://")
         if scheme not in SCHEMES or "::" in url or not rest:
             raise ConfigError(
-                f"data.shards {url}: not a URL of {', '.join(SCHEMES)}; give one, or a folder"
+                f"data.shards {hide_secrets(url)}: not a URL of {', '.join(SCHEMES)}; give one, or"
+                " a folder"
             )
         self._url = url.rstrip("/")
         self._limit_bytes = limit_bytes
         self._attempts = attempts
         self._stall_seconds = stall_seconds
         self._folder = Path(folder or f"{tempfile.gettempdir()}/gpt1-shards-{os.getuid()}")
-        name = re.sub(r"\W+", "-", rest)[-60:].strip("-")
+        name = re.sub(r"\W+", "-", hide_secrets(url).partition("://")[2])[-60:].strip("-")
         self.root = self._folder / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
         """The folder for manifest.json and tokenizer/."""
         self._checked: set[Path] = set()
@@ -92,11 +94,12 @@ class ShardCache:
     def fetch(self, shard: Shard) -> Path:
         """The complete file of a shard; downloads it first if necessary."""
         path = self._folder / f"{shard.sha256}.{shard.bytes}.tar"
-        if not self._is_whole(path, shard):
-            with self._lock(shard.sha256):
-                if not self._is_whole(path, shard):
-                    self._make_room(shard.bytes)
-                    self._fetch(shard.file, path, shard)
+        with self._local_faults(path):
+            if not self._is_whole(path, shard):
+                with self._lock(shard.sha256):
+                    if not self._is_whole(path, shard):
+                        self._make_room(shard.bytes)
+                        self._fetch(shard.file, path, shard)
         return path
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
@@ -155,36 +158,54 @@ class ShardCache:
 
     def _fetch(self, name: str, path: Path, shard: Shard | None = None) -> None:
         """Download `url/name` to `path`, with several attempts if it fails."""
-        url, reason = f"{self._url}/{name}", ""
-        files = self._files
-        path.parent.mkdir(parents=True, exist_ok=True)
+        url, reason = below(self._url, name), ""
+        shown, files = hide_secrets(url), self._files
         for attempt in range(self._attempts):
             if attempt:
                 time.sleep(min(self._stall_seconds, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
             part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._part_numbers)}.part")
             try:
-                files.get_file(url, str(part))
-                if shard:
-                    reason = _mismatch(part, shard)
-                else:
-                    reason = "" if files.size(url) in (None, part.stat().st_size) else "cut short"
-                if not reason:
-                    os.replace(part, path)
-                    return
+                with self._local_faults(part):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    files.get_file(url, str(part))
+                    if shard:
+                        reason = _mismatch(part, shard)
+                    else:
+                        reason = _unverified_fault(part, files.size(url))
+                    if not reason:
+                        os.replace(part, path)
+                        return
             except FileNotFoundError:
-                raise DataError(f"{url}: is not there; check data.shards") from None
+                raise DataError(f"{shown}: is not there; check data.shards") from None
+            except UserError:
+                raise
             except Exception as error:  # each fsspec file system raises its own errors
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = hide_secrets(" ".join(str(error).split())) or type(error).__name__
             finally:
-                part.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    part.unlink()
         raise DataError(
-            f"{url}: could not be fetched in {self._attempts} attempts (the last: {reason}); mend "
-            "the address or the network, then run the same command again"
+            f"{shown}: could not be fetched in {self._attempts} attempts (the last: {reason}); "
+            "mend the address or the network, then run the same command again"
         )
+
+    @contextlib.contextmanager
+    def _local_faults(self, part: Path) -> Iterator[None]:
+        """Errors of the local disk become a DataError, at once: another attempt would not help."""
+        try:
+            yield
+        except OSError as error:
+            of_folder = str(error.filename).startswith(str(self._folder))
+            if not (of_folder or is_local_fault(error, part)):
+                raise
+            raise DataError(
+                f"data.cache {self._folder}: {error.strerror}; free space there, or choose another"
+                " folder"
+            ) from error
 
     @functools.cached_property
     def _files(self) -> FileSystem:
-        return _file_system(self._url.partition("://")[0], self._stall_seconds)
+        return _file_system(self._url, self._stall_seconds)
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -210,10 +231,21 @@ def _mismatch(path: Path, shard: Shard) -> str:
     return "" if file_sha256(path) == shard.sha256 else "sha256 differs from the manifest's"
 
 
-def _file_system(scheme: str, stall_seconds: float) -> FileSystem:
+def _unverified_fault(path: Path, size: int | None) -> str:
+    """What is wrong with a file whose hash is not known; empty if nothing can be seen."""
+    if size not in (None, path.stat().st_size):
+        return "cut short"
+    return "a web page came in its place" if is_web_page(path) else ""
+
+
+def _file_system(url: str, stall_seconds: float) -> FileSystem:
+    """fsspec's file system for the scheme of `url`, through the proxies of the environment."""
+    scheme = url.partition("://")[0]
     try:
         import fsspec
 
+        if scheme == "gs":
+            return fsspec.filesystem(scheme, session_kwargs={"trust_env": True})
         if scheme not in ("http", "https"):
             return fsspec.filesystem(scheme)
         import aiohttp
@@ -221,7 +253,8 @@ def _file_system(scheme: str, stall_seconds: float) -> FileSystem:
         timeout = aiohttp.ClientTimeout(
             REQUEST_SECONDS, sock_connect=stall_seconds, sock_read=stall_seconds
         )
-        return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout})
+        client = {"timeout": timeout, "trust_env": True}
+        return fsspec.filesystem(scheme, client_kwargs=client)
     except ImportError as error:
         raise ConfigError(
             f"data.shards {scheme}://: {error}; pip install 'gpt1-ds[remote]' (s3: s3fs too)"

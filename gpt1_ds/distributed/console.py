@@ -4,6 +4,7 @@ import sys
 
 from tqdm import tqdm
 
+from gpt1_ds.base.urls import hide_secrets
 from gpt1_ds.distributed.collectives import is_main
 
 
@@ -12,7 +13,7 @@ def say(text: str) -> None:
     if not is_main():
         return
     try:
-        print(text, flush=True)
+        print(hide_secrets(text), flush=True)
     except BrokenPipeError:
         raise
     except OSError:
@@ -38,4 +39,4 @@ def progress_bar(total: int | None, done: int, unit: str, description: str) -> t
 def note(text: str) -> None:
     """Print a line on rank 0 above the progress bar."""
     if is_main():
-        tqdm.write(text)
+        tqdm.write(hide_secrets(text))

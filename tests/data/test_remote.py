@@ -1,5 +1,6 @@
 """Shards from a URL: a complete file or an error for any server; a cache of limited size."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from gpt1_ds.base.errors import ConfigError, DataError
+from gpt1_ds.base.urls import is_local_fault
 from gpt1_ds.data import remote
 from gpt1_ds.data.batches import Batches, Share
 from gpt1_ds.data.manifest import read_manifest
@@ -214,3 +216,53 @@ def test_train_ends_with_one_line_and_code_3(server):
     done = run("python", "gpt1_ds/train.py", *words, timeout_seconds=90)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 3 and f"{server.url}/nowhere/manifest.json: is not there" in line
+
+
+def test_a_local_disk_is_told_at_once_and_not_the_network(built, server, tmp_path):
+    cache = cache_of(server, tmp_path / "cache", attempts=99)
+    tmp_path.joinpath("cache", "locks", built.shard(1).sha256).mkdir()
+    with pytest.raises(DataError, match=f"data.cache {tmp_path}/cache: Is a directory; free"):
+        cache.fetch(built.shard(1))
+    cache.root.write_bytes(b"")
+    with pytest.raises(DataError, match=f"data.cache {tmp_path}/cache: File exists; free"):
+        cache.copy("manifest.json")
+    assert server.requests == []
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert is_local_fault(full, tmp_path) and is_local_fault(OSError(5, "I/O error"), tmp_path)
+    assert not is_local_fault(ConnectionResetError(104, "reset"), tmp_path)
+    assert not is_local_fault(TimeoutError(), tmp_path) and not is_local_fault(ValueError(), Path())
+
+
+def test_a_login_page_is_no_manifest(server, tmp_path):
+    server.faults["manifest.json"] = ["portal", "portal", "portal"]
+    with pytest.raises(DataError, match="the last: (cut short|a web page came in its place)"):
+        cache_of(server, tmp_path / "cache").copy("manifest.json")
+    assert not list((tmp_path / "cache").rglob("manifest.json*"))
+
+
+def test_requests_go_through_the_proxies_of_the_environment(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    cache = ShardCache("http://shards.invalid", str(tmp_path / "cache"), 10**6, attempts=1)
+    with pytest.raises(DataError, match="http://shards.invalid/absent: is not there"):
+        cache.copy("absent")
+    assert [path for path, _ in server.requests] == ["http://shards.invalid/absent"]
+    cache_of(server, tmp_path / "cache").copy("manifest.json")
+    assert server.requests[-1][0] == "manifest.json"
+
+
+def test_no_message_and_no_name_has_a_secret(server, tmp_path):
+    host = server.url.removeprefix("http://")
+    url = f"http://user:sesame@{host}/nowhere?X-Amz-Signature=sesame"
+    cache = ShardCache(url, str(tmp_path / "cache"), 10**6, attempts=1)
+    with pytest.raises(DataError, match="is not there") as absent:
+        cache.copy("manifest.json")
+    dead = ShardCache("http://user:sesame@127.0.0.1:9/x", str(tmp_path), 10**6, attempts=1)
+    with pytest.raises(DataError, match="127.0.0.1") as refused:
+        dead.copy("manifest.json")
+    with pytest.raises(ConfigError, match="not a URL") as other:
+        ShardCache("ssh://user:sesame@host/x", str(tmp_path), 10**6)
+    said = " ".join(map(str, (absent.value, refused.value, other.value, cache.root, dead.root)))
+    assert "sesame" not in said, said
+    (path, _), *_ = server.requests
+    assert path == "nowhere/manifest.json?X-Amz-Signature=sesame"

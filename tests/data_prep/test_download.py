@@ -192,3 +192,80 @@ def test_what_must_be_asked_for_says_where(tmp_path):
     assert "books_large_p1.txt" in done.stdout and "rochester.edu" in done.stdout
     with pytest.raises(ConfigError, match="lm1c: no such set; did you mean 'lm1b'"):
         main(["lm1c", "--out", str(tmp_path)])
+
+
+def plain(server, name: str = "emerging.dev.conll") -> File:
+    return File(f"{server.url}/{name}", f"WNUT17/{name}")
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_two_versions_of_a_file_are_never_joined(mirror, tmp_path, careless):
+    old = (mirror.folder / "emerging.dev.conll").read_bytes()
+    new = old.replace(b"paulwalk", b"mollywlk")
+    mirror.careless, mirror.tags = careless, {"emerging.dev.conll": '"old"'}
+    served = mirror.folder / "emerging.dev.conll"
+    mirror.faults[served.name] = ["drop", "503"]
+
+    def change(seconds: float) -> None:  # between the first and the second attempt
+        if mirror.requests:
+            served.write_bytes(new)
+            mirror.tags[served.name] = '"new"'
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download.time, "sleep", change)
+        download.obtain(plain(mirror), tmp_path / "data")
+    assert (tmp_path / "data" / "WNUT17" / served.name).read_bytes() == new
+    assert f"bytes={len(old) // 2}-" in [range_ for _, range_ in mirror.requests]
+
+
+def test_a_part_of_unknown_version_is_kept_only_where_a_hash_will_tell(mirror, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".emerging.dev.conll.part").write_bytes(b"of another year")
+    download.obtain(plain(mirror), tmp_path / "data")
+    assert b"year" not in (tmp_path / "data" / "WNUT17" / "emerging.dev.conll").read_bytes()
+    assert [range_ for _, range_ in mirror.requests] == [None]
+    assert [path.name for path in (tmp_path / "data").glob(".e*")] == []
+
+
+def test_a_login_page_is_never_kept(mirror, tmp_path, capsys):
+    for file in (plain(mirror), File(f"{mirror.url}/SST-2.zip", "SST-2", "0" * 24)):
+        mirror.faults[file.name] = ["portal"]
+        with pytest.raises(DataError, match="a web page came in its place.*login"):
+            download.obtain(file, tmp_path / "data")
+        assert not list((tmp_path / "data").rglob("*.part"))
+    for junk in (b" \n", b"\0\1", b'{"error": "log in"}'):
+        (mirror.folder / "emerging.dev.conll").write_bytes(junk)
+        with pytest.raises(DataError, match="empty, or is no text of the set"):
+            download.obtain(plain(mirror), tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.is_file()] == [
+        ".download.lock"
+    ]
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_set_without_a_known_hash_says_so_and_no_message_has_a_secret(
+    mirror, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    secret = mirror.url.replace("http://", "http://user:sesame@")
+    main(["wnut17", "--out", str(tmp_path / "data"), "--url", f"{secret}/?token=sesame"])
+    said = capsys.readouterr()
+    assert said.err.count("warning: ") == 3 and "only length and form" in said.err
+    assert (tmp_path / "data" / "WNUT17" / "emerging.dev.conll").exists()
+    failed = []
+    for url in (f"{secret}?token=sesame", "ssh://user:sesame@host", "http://u:sesame@[", "mirror"):
+        with pytest.raises((ConfigError, DataError)) as error:
+            main(["race", "--out", str(tmp_path / "data"), "--url", url])
+        failed.append(str(error.value))
+    assert "sesame" not in said.err + said.out + " ".join(failed), failed
+    assert "the server says 404" in failed[0] and all("--url" in line for line in failed)
+
+
+def test_a_bad_out_is_one_line_at_once(mirror, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".SST-2.zip.part").mkdir()
+    for out in (tmp_path / "file", tmp_path / "data", "/proc"):
+        with pytest.raises(DataError, match=f"--out {out}: .*another folder"):
+            get(mirror, Path(out), "sst2")
+    assert len(mirror.requests) <= 1, "no second attempt"

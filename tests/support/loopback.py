@@ -13,6 +13,9 @@ Then the first three requests for this file fail, and later requests succeed.
 | stall    | half of the bytes, then silence until the server ends |
 | 503      | an error                                             |
 | all      | all bytes: Range is ignored                          |
+| portal   | the login page of a network                          |
+
+`tags` are the ETags of files. If-Range is obeyed, unless `careless`.
 """
 
 import threading
@@ -33,6 +36,8 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         """(path, Range) of every GET."""
         self.ended = threading.Event()
+        self.tags: dict[str, str] = {}
+        self.careless = False
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Print no traceback: the tests expect clients that close the connection."""
@@ -49,17 +54,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(None)
 
     def do_GET(self) -> None:
-        faults = self.server.faults[Path(self.path).name]
+        faults = self.server.faults[Path(self.path.partition("?")[0]).name]
         self.server.requests.append((self.path.lstrip("/"), self.headers.get("Range")))
         self._answer(faults.pop(0) if faults else "")
 
     def _answer(self, fault: str | None) -> None:
-        path = self.server.folder / self.path.lstrip("/")
+        path = self.server.folder / self.path.lstrip("/").partition("?")[0]
         if fault == "503" or not path.is_file():
             return self.send_error(503 if fault == "503" else 404)
-        data = path.read_bytes()
+        data = b"<!DOCTYPE html><p>Log in" if fault == "portal" else path.read_bytes()
         first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
-        if fault == "all":
+        tag = self.server.tags.get(path.name)
+        changed = not self.server.careless and self.headers.get("If-Range") not in (None, tag)
+        if fault in ("all", "portal") or changed:
             first = 0
         if first and first >= len(data):
             self.send_response(416)
@@ -71,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         half = body[: len(body) // 2]
         self.send_response(code)
+        if tag:
+            self.send_header("ETag", tag)
         if first:
             self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(half) if fault == "truncate" else len(body)))

@@ -11,7 +11,7 @@ tokens a step. Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 
 
 import math
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -27,17 +27,15 @@ from gpt1_ds.base.records import SKIPPED_FILE
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.state import CheckpointState
-from gpt1_ds.data.batches import Batches, BatchSizes, Share, total_steps
-from gpt1_ds.data.manifest import Manifest, read_manifest
-from gpt1_ds.data.opening import fingerprint, local_shards, open_streams, sound_manifest
-from gpt1_ds.data.order import Cursor, WindowOrder
-from gpt1_ds.data.token_stream import TokenStream
-from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
+from gpt1_ds.data.batches import Batches
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.data.opening import local_shards, sound_manifest
+from gpt1_ds.data.order import Cursor
+from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives, rendezvous
 from gpt1_ds.distributed.console import note
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.internals import set_batch
-from gpt1_ds.engine.memory import activation_bytes, bucket_bytes, state_bytes, zero_variant
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import layer_norms, loss_scale
 from gpt1_ds.engine.timing import StepTimer, profiled
@@ -45,10 +43,14 @@ from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.perplexity import validation_loss
 from gpt1_ds.model.sampling import sample_text
 from gpt1_ds.runs.losses import REMEDY, LossHistory, Spike, record_skipped
+from gpt1_ds.runs.pre_training import (
+    Pretraining,
+    announce,
+    facts_of,
+    open_corpora,
+    skipped_windows,
+)
 from gpt1_ds.runs.setup import (
-    Run,
-    Settings,
-    Started,
     check_tokenizer,
     load_initial_weights,
     read_settings,
@@ -60,36 +62,6 @@ from gpt1_ds.settings.sections import PretrainConfig
 WARM_STEPS = 10
 """Steps of a start before its speed tells how long the run will take."""
 DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "pretrain_gpt1.yaml")
-
-
-@dataclass
-class Corpora:
-    """The token streams of a run, by corpus, and the order in which their windows are trained."""
-
-    train: dict[str, TokenStream]
-    valid: dict[str, TokenStream]
-    order: WindowOrder
-    sizes: BatchSizes
-    total_steps: int
-
-
-class Pretraining(Run[PretrainConfig]):
-    """A pre-training run in progress."""
-
-    def __init__(
-        self, settings: Settings[PretrainConfig], started: Started, stop: StopFlag, data: Corpora
-    ):
-        super().__init__(settings, started, stop, data.total_steps, "pre-training")
-        self.data = data
-        self.time_left_shown = False
-
-    def batches(self, state: CheckpointState) -> Batches:
-        """This rank's batches from the place of `state` on."""
-        data, micro_batch = self.data, self.engine.train_micro_batch_size_per_gpu()
-        share = Share(collectives.rank(), collectives.world_size())
-        return Batches(
-            data.train, data.order, state.cursor, data.sizes, micro_batch, share, state.step
-        )
 
 
 def main(argv: list[str]) -> None:
@@ -119,27 +91,6 @@ def main(argv: list[str]) -> None:
             train_past_spikes(run, started.state)
 
 
-def open_corpora(config: PretrainConfig, n_ctx: int, manifest: Manifest) -> Corpora:
-    train, valid = (open_streams(config.data, manifest, split) for split in ("train", "valid"))
-    tokens = {name: stream.tokens for name, stream in train.items()}
-    order = WindowOrder(tokens, n_ctx, config.run.seed, config.data.weights)
-    steps = total_steps(order, config.train)
-    return Corpora(train, valid, order, BatchSizes.of(config.train), steps)
-
-
-def facts_of(
-    config: PretrainConfig, shape: GPTConfig, tokenizer: Tokenizer, manifest: Manifest
-) -> CheckpointState:
-    """Step 0 of the run, with what every checkpoint says of its model, tokenizer and shards."""
-    return CheckpointState(
-        step=0,
-        model=asdict(shape),
-        tokenizer_sha256=tokenizer.sha256,
-        seed=config.run.seed,
-        data=fingerprint(manifest),
-    )
-
-
 def train_past_spikes(run: Pretraining, state: CheckpointState) -> None:
     """`train` from `state` to the end; after each loss spike, again from a checkpoint before it."""
     while True:
@@ -160,7 +111,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
     step, cursor = batches.step, batches.cursor
     if validation_due(run, step) and not run.log.has(step, "valid") and not validate(run, step):
         raise stopped(run, losses, step, cursor)
-    if step == run.total_steps:
+    if step >= run.total_steps:
         return
     run.throughput.restart()
     for batch in run.timer.waiting(batches.until(run.stop.requested)):
@@ -175,7 +126,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
         step, cursor = step + 1, batch.after
         losses.add(loss, step, engine.skipped_steps > skipped_before)
         run.bar.update()
-        last = step == run.total_steps
+        last = step >= run.total_steps
         if step % config.log.every == 0 or last:
             log_step(run, losses, step, cursor, lr, norms or {})
         if validation_due(run, step) and not validate(run, step):
@@ -224,7 +175,7 @@ def norms_due(config: PretrainConfig, step: int) -> bool:
 
 def validation_due(run: Pretraining, step: int) -> bool:
     every = run.config.eval.every or run.total_steps
-    return step % every == 0 or step == run.total_steps
+    return step % every == 0 or step >= run.total_steps
 
 
 def log_step(
@@ -357,36 +308,13 @@ def roll_back(run: Pretraining, losses: LossHistory, spike: Spike) -> Checkpoint
     )
     run.log.rewind(state.step)
     run.bar.update(state.step - run.bar.n)
-    history = {**(state.losses or {}), "rollbacks": losses.rollbacks + 1}
+    read = run.data.order.index_of(spike.cursor) - run.data.order.index_of(state.cursor)
+    history = {
+        **(state.losses or {}),
+        "rollbacks": losses.rollbacks + 1,
+        "skipped_windows": skipped_windows(run.data, state) + read,
+    }
     return replace(state, cursor=spike.cursor, losses=history)
-
-
-def announce(run: Pretraining, step: int) -> None:
-    train, shape, order, sizes = run.config.train, run.shape, run.data.order, run.data.sizes
-    ranks = collectives.world_size()
-    counts = zip(order.corpora, order.tokens, strict=True)
-    corpora = ", ".join(f"{name} {tokens:,}" for name, tokens in counts)
-    epochs = sizes.before(run.total_steps) / order.epoch_windows
-    ramp = f"{sizes.start} to " if sizes.ramp else ""
-    micro_batch = run.ds["train_micro_batch_size_per_gpu"]
-    variant = zero_variant(run.ds)
-    buckets = bucket_bytes(run.ds, shape.parameters, run.precision)
-    state = state_bytes(shape.parameters, variant, run.precision, ranks, buckets)
-    host = f", and {state.host / 1e9:.1f} GB on the host" if state.host else ""
-    checkpointing, flash = train.activation_checkpointing, torch.cuda.is_available()
-    activations = activation_bytes(shape, micro_batch, run.precision, checkpointing, flash)
-    run.announce(
-        step,
-        {
-            "model": f"{shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, "
-            f"{shape.parameters:,} parameters",
-            "data": f"{corpora} tokens; {epochs:.2f} epochs",
-            "batch": f"{ramp}{train.global_batch} windows a step on {ranks} ranks, micro-batch "
-            f"{micro_batch}, ZeRO-{variant}, {run.precision}",
-            "memory": f"about {state.device / 1e9:.1f} GB a rank for weights, gradients and "
-            f"moments{host}, and {activations / 1e9:.1f} GB for activations",
-        },
-    )
 
 
 cli = command(main, __name__, "the same command resumes the run", LAUNCHER_RANKS)

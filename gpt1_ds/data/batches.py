@@ -81,6 +81,8 @@ class BatchSizes:
     full: int
     start: int = 0
     ramp: int = 0
+    more: int = 0
+    """Windows that earlier starts of a run, which had other sizes, trained beyond these sizes."""
 
     @classmethod
     def of(cls, train: TrainConfig) -> "BatchSizes":
@@ -99,10 +101,12 @@ class BatchSizes:
 
     def before(self, step: int) -> int:
         """Number of windows of all steps before `step`."""
-        return int(self._ramp_ends[min(step, self.ramp)]) + self.full * max(0, step - self.ramp)
+        of_ramp = int(self._ramp_ends[min(step, self.ramp)])
+        return of_ramp + self.full * max(0, step - self.ramp) + self.more
 
     def steps_in(self, windows: float) -> int:
         """Number of complete steps in the first `windows` windows."""
+        windows -= self.more
         rest = windows - self._ramp_ends[-1]
         if rest < 0:
             return int(np.searchsorted(self._ramp_ends, windows, side="right")) - 1
@@ -249,12 +253,15 @@ def _put(ahead: "queue.Queue[Batch | BaseException]", batch: Batch, stop: thread
         return
 
 
-def total_steps(order: WindowOrder, train: TrainConfig) -> int:
+def total_steps(
+    order: WindowOrder, train: TrainConfig, sizes: BatchSizes | None = None, done: int = 0
+) -> int:
     """Optimizer steps of the run.
 
-    The smallest of: `max_steps`, the complete batches in `epochs`, and those in `tokens`.
+    The smallest of: `max_steps`, the complete batches in `epochs`, and those in `tokens`. A run
+    that has `done` more steps already has no further ones.
     """
-    sizes = BatchSizes.of(train)
+    sizes = sizes or BatchSizes.of(train)
     limits = []
     if train.epochs is not None:
         limits.append(sizes.steps_in(int(train.epochs * order.epoch_windows)))
@@ -262,7 +269,7 @@ def total_steps(order: WindowOrder, train: TrainConfig) -> int:
         limits.append(sizes.steps_in(train.tokens // order.n_ctx))
     if train.max_steps is not None:
         limits.append(train.max_steps)
-    steps = min(limits)
+    steps = max(done, min(limits))
     if steps < 1:
         raise ConfigError(
             f"train.epochs {train.epochs} or train.tokens {train.tokens} holds fewer windows of "

@@ -99,16 +99,18 @@ def lr_at(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) ->
         return peak * (1 - progress)
     if schedule.kind == "wsd":
         decay_steps = max(1, round(schedule.decay_fraction * total_steps))
-        return peak * min(1.0, (total_steps - step) / decay_steps)
+        return peak * min(1.0, max(0, total_steps - step) / decay_steps)
     return peak
 
 
 def set_lr(engine: Engine, config: PretrainConfig, step: int, total_steps: int) -> float:
     """Set the rate of `step` in the engine's optimizer and return it (see `lr_at`).
 
-    Each parameter group gets its share of the rate (`internals.keep_lr_shares`).
+    `total_steps` is that of the run, for a schedule that has none of its own. Each parameter group
+    gets its share of the rate (`internals.keep_lr_shares`).
     """
-    lr = lr_at(step, total_steps, config.optim.lr, config.schedule)
+    schedule = config.schedule
+    lr = lr_at(step, schedule.total_steps or total_steps, config.optim.lr, schedule)
     for group, share in zip(engine.optimizer.param_groups, engine.lr_shares, strict=True):
         group["lr"] = share * lr
     return lr

@@ -6,6 +6,8 @@ May import every other package; only the commands import this one. The files, in
 - `directory`: the run's folder: one writer at a time, the settings it was made with.
 - `log`: its records: metrics.jsonl, TensorBoard, samples, status.json.
 - `losses`: the losses it remembers, loss spikes, and the list of skipped steps.
+- `budget`: what a resumed run says if its schedule ends at another step than before.
+- `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
 - `fine_tuning`: what a fine-tuning run has besides: examples, their order, predictions, result.
 - `trained`: a finished run loaded again, for evaluation, generation and export.
 """

@@ -94,13 +94,17 @@ class LossHistory(StepLosses):
         self.in_a_row = saved.get("in_a_row", 0)
         self.recent: list[float] = list(saved.get("recent", []))
         self.rollbacks: int = saved.get("rollbacks", 0)
+        self.skipped_windows: int = saved.get("skipped_windows", 0)
+        """Windows between the checkpoints that were gone back to and the spikes."""
 
     def to_dict(self) -> Json:
+        skipped = {"skipped_windows": self.skipped_windows} if self.skipped_windows else {}
         return {
             "recent": self.recent,
             "steps": [step.item() for step in self.steps],
             "in_a_row": self.in_a_row,
             "rollbacks": self.rollbacks,
+            **skipped,
         }
 
     def add(self, loss: Tensor, step: int, skipped: bool) -> None:

@@ -188,6 +188,8 @@ class ScheduleConfig:
     """Steps of linear warm-up from 0; null: schedule.warmup_fraction of the run."""
     warmup_fraction: float = setting(0.002, SHARE)
     """Warm-up as a share of all steps, where schedule.warmup_steps is null."""
+    total_steps: int | None = setting(None, COUNT)
+    """Steps that the schedule spans, whatever the budget of the run; null: all steps of the run."""
 
 
 @dataclass

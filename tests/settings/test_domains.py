@@ -41,6 +41,7 @@ DOMAINS = {
     "optim.weight_decay": NUMBER,
     "schedule.decay_fraction": SHARE,
     "schedule.warmup_steps": COUNT_OR_ZERO,
+    "schedule.total_steps": COUNT,
     "schedule.warmup_fraction": SHARE,
     "eval.every": COUNT,
     "eval.batches": COUNT,

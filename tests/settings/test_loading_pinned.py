@@ -57,6 +57,7 @@ SECTIONS = {
         "decay_fraction": 0.1,
         "warmup_steps": 2000,
         "warmup_fraction": 0.002,
+        "total_steps": None,
     },
     "eval": {"every": 1000, "batches": 50},
     "checkpoint": {"every": 1000, "keep": 3, "keep_every": None},

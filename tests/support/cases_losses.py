@@ -1,10 +1,12 @@
 """Functions that ranks run for test_losses.py: pre-training on partly bad data, with kills."""
 
+import importlib
+import io
 import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -62,6 +64,14 @@ def pretrain(
             sums[f"{parameter}.{key}"] = [tensor.sum().item(), tensor.square().sum().item()]
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return sums, metrics, read_records(folder / "skipped.jsonl")
+
+
+def said(target: str, *arguments: object) -> tuple[object, str]:
+    """What a case returns, and what it prints on standard output."""
+    module, _, function = target.partition(":")
+    with redirect_stdout(io.StringIO()) as text:
+        result = getattr(importlib.import_module(module), function)(*arguments)
+    return result, text.getvalue()
 
 
 @contextmanager

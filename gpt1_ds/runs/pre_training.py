@@ -1,0 +1,127 @@
+"""What a pre-training run has besides: its corpora, the sizes of its batches, and where it ends."""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from gpt1_ds.checkpoints.state import CheckpointState
+from gpt1_ds.data.batches import Batches, BatchSizes, Share, total_steps
+from gpt1_ds.data.manifest import Manifest
+from gpt1_ds.data.opening import fingerprint, open_streams
+from gpt1_ds.data.order import WindowOrder
+from gpt1_ds.data.token_stream import TokenStream
+from gpt1_ds.data.tokenizer import Tokenizer
+from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed.preemption import StopFlag
+from gpt1_ds.engine.memory import activation_bytes, bucket_bytes, state_bytes, zero_variant
+from gpt1_ds.model.gpt import GPTConfig
+from gpt1_ds.runs.budget import tell_schedule
+from gpt1_ds.runs.setup import Run, Settings, Started
+from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
+
+
+@dataclass
+class Corpora:
+    """The token streams of a run, by corpus, and the order in which their windows are trained."""
+
+    train: dict[str, TokenStream]
+    valid: dict[str, TokenStream]
+    order: WindowOrder
+    sizes: BatchSizes
+    total_steps: int
+
+
+class Pretraining(Run[PretrainConfig]):
+    """A pre-training run in progress."""
+
+    def __init__(
+        self, settings: Settings[PretrainConfig], started: Started, stop: StopFlag, data: Corpora
+    ):
+        config, state = settings.config, started.state
+        self.data = continued(data, config.train, state)
+
+        def earlier_total(earlier: PretrainConfig) -> int:
+            return continued(data, earlier.train, state).total_steps
+
+        tell_schedule(started, config, self.data.total_steps, earlier_total)
+        super().__init__(settings, started, stop, self.data.total_steps, "pre-training")
+        self.time_left_shown = False
+
+    def batches(self, state: CheckpointState) -> Batches:
+        """This rank's batches from the place of `state` on."""
+        data, micro_batch = self.data, self.engine.train_micro_batch_size_per_gpu()
+        share = Share(collectives.rank(), collectives.world_size())
+        return Batches(
+            data.train, data.order, state.cursor, data.sizes, micro_batch, share, state.step
+        )
+
+
+def open_corpora(config: PretrainConfig, n_ctx: int, manifest: Manifest) -> Corpora:
+    train, valid = (open_streams(config.data, manifest, split) for split in ("train", "valid"))
+    tokens = {name: stream.tokens for name, stream in train.items()}
+    order = WindowOrder(tokens, n_ctx, config.run.seed, config.data.weights)
+    steps = total_steps(order, config.train)
+    return Corpora(train, valid, order, BatchSizes.of(config.train), steps)
+
+
+def facts_of(
+    config: PretrainConfig, shape: GPTConfig, tokenizer: Tokenizer, manifest: Manifest
+) -> CheckpointState:
+    """Step 0 of the run, with what every checkpoint says of its model, tokenizer and shards."""
+    return CheckpointState(
+        step=0,
+        model=asdict(shape),
+        tokenizer_sha256=tokenizer.sha256,
+        seed=config.run.seed,
+        data=fingerprint(manifest),
+    )
+
+
+def continued(data: Corpora, train: TrainConfig, state: CheckpointState) -> Corpora:
+    """The corpora for a run with the settings `train` that goes on from `state`.
+
+    Its budget counts the windows that were trained, in steps of whatever size.
+    """
+    sizes = BatchSizes.of(train)
+    trained = data.order.index_of(state.cursor) - skipped_windows(data, state)
+    sizes = replace(sizes, more=trained - sizes.before(state.step))
+    return replace(data, sizes=sizes, total_steps=total_steps(data.order, train, sizes, state.step))
+
+
+def skipped_windows(data: Corpora, state: CheckpointState) -> int:
+    """Windows before the cursor that no step was trained on, after spikes.
+
+    An early version counted only the rollbacks; its batches had one size.
+    """
+    losses = state.losses or {}
+    if losses.get("rollbacks") and "skipped_windows" not in losses:
+        return data.order.index_of(state.cursor) - data.sizes.before(state.step)
+    return losses.get("skipped_windows", 0)
+
+
+def announce(run: Pretraining, step: int) -> None:
+    train, shape, order, sizes = run.config.train, run.shape, run.data.order, run.data.sizes
+    ranks = collectives.world_size()
+    counts = zip(order.corpora, order.tokens, strict=True)
+    corpora = ", ".join(f"{name} {tokens:,}" for name, tokens in counts)
+    epochs = sizes.before(run.total_steps) / order.epoch_windows
+    ramp = f"{sizes.start} to " if sizes.ramp else ""
+    micro_batch = run.ds["train_micro_batch_size_per_gpu"]
+    variant = zero_variant(run.ds)
+    buckets = bucket_bytes(run.ds, shape.parameters, run.precision)
+    state = state_bytes(shape.parameters, variant, run.precision, ranks, buckets)
+    host = f", and {state.host / 1e9:.1f} GB on the host" if state.host else ""
+    checkpointing, flash = train.activation_checkpointing, torch.cuda.is_available()
+    activations = activation_bytes(shape, micro_batch, run.precision, checkpointing, flash)
+    run.announce(
+        step,
+        {
+            "model": f"{shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, "
+            f"{shape.parameters:,} parameters",
+            "data": f"{corpora} tokens; {epochs:.2f} epochs",
+            "batch": f"{ramp}{train.global_batch} windows a step on {ranks} ranks, micro-batch "
+            f"{micro_batch}, ZeRO-{variant}, {run.precision}",
+            "memory": f"about {state.device / 1e9:.1f} GB a rank for weights, gradients and "
+            f"moments{host}, and {activations / 1e9:.1f} GB for activations",
+        },
+    )

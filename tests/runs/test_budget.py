@@ -1,0 +1,102 @@
+"""A resumed run ends where its budget says, in windows that were trained; a new end is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gpt1_ds.data.batches import BatchSizes, total_steps
+from gpt1_ds.data.manifest import read_manifest
+from gpt1_ds.data.order import WindowOrder
+from gpt1_ds.engine.optimizer import lr_at
+from gpt1_ds.settings.sections import ScheduleConfig, TrainConfig
+from tests.settings.test_deepspeed_json import FOLDER
+
+N_CTX = 32
+CASES = "tests.support.cases_losses"
+
+
+def order_of(shards: Path) -> WindowOrder:
+    corpora = read_manifest(shards).splits["train"].items()
+    return WindowOrder({name: corpus.tokens for name, corpus in corpora}, N_CTX, 1, {})
+
+
+@pytest.fixture
+def start(ranks, tiny_shards, tmp_path):
+    """Start the run "r" once more with `words`: its metrics, and what it said."""
+
+    def start_again(*words: str) -> tuple[list[dict], str]:
+        names = str(FOLDER / "cpu.json"), str(tiny_shards), str(tmp_path), "r"
+        case = f"{CASES}:said", f"{CASES}:pretrain"
+        (_, metrics, _), said = ranks(2).run(*case, *names, list(words))[0]
+        return metrics, said
+
+    return start_again
+
+
+def places(metrics: list[dict]) -> list[tuple[int, int]]:
+    """Step and windows of the lines of training."""
+    lines = [record for record in metrics if record["split"] == "train"]
+    return [(line["step"], line["tokens"] // N_CTX) for line in lines]
+
+
+@pytest.mark.parametrize("budget", ["max_steps", "tokens", "epochs"])
+def test_a_changed_batch_ends_where_the_budget_says(start, tiny_shards, tmp_path, budget):
+    """Six steps of 8 windows, then steps of 16, up to 112 windows or a little more."""
+
+    def words(steps: int, windows: float) -> list[str]:
+        epochs = windows / order_of(tiny_shards).epoch_windows
+        value = {"max_steps": steps, "tokens": windows * N_CTX, "epochs": epochs}[budget]
+        none = {"max_steps": "null", "epochs": "null"} | {budget: value}
+        return [f"train.{name}={value}" for name, value in none.items()]
+
+    start(*words(6, 50))
+    metrics, said = start("train.global_batch=16", *words(10, 120))
+    windows = [8, 16, 24, 32, 40, 48, 64, 80, 96, 112]
+    assert places(metrics) == list(enumerate(windows, 1)), "the number of tokens never jumps"
+    assert "steps    6 of 10 done" in said
+    metrics, said = start("train.global_batch=4", *words(8, 100))
+    assert places(metrics) == list(enumerate(windows, 1)), "it is past that end already"
+    assert "steps    10 of 10 done" in said and "this run is done" in said
+    metrics, _ = start("train.global_batch=4", *words(12, 121))
+    assert places(metrics)[10:] == [(11, 116), (12, 120)]
+    status = json.loads((tmp_path / "r" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("done", 12)
+
+
+def test_windows_that_a_spike_skipped_are_not_trained_ones(ranks, tiny_shards, tmp_path):
+    """Back to step 8 from step 11, then to the 13 steps of the budget, then batches of 16."""
+    names = str(FOLDER / "cpu.json"), str(tiny_shards), str(tmp_path), "r"
+    words = ["optim.lr=1e-2", "train.epochs=null", "train.max_steps=null"]
+    for batch, windows in ((8, 13 * 8), (16, 13 * 8 + 40)):
+        more = [*words, f"train.tokens={windows * N_CTX}", f"train.global_batch={batch}"]
+        _, metrics, events = ranks(2).run(f"{CASES}:pretrain", *names, more, [80, 88])[0]
+        assert len(events) == 1
+    assert places(metrics)[-3:] == [(13, 104), (14, 120), (15, 136)]
+
+
+def test_a_new_end_of_the_schedule_is_told_and_can_be_set(start):
+    cosine = "schedule.kind=cosine"
+    _, said = start(cosine, "train.max_steps=4")
+    assert "schedule:" not in said
+    metrics, said = start(cosine, "train.max_steps=8")
+    told = next(line for line in said.splitlines() if line.startswith("schedule: "))
+    assert "the cosine now ends at step 8 and not at 4" in told
+    assert "the rate of step 5 is 0.00225 and not 0; schedule.total_steps sets" in told
+    metrics, said = start(cosine, "train.max_steps=10", "schedule.total_steps=8")
+    assert "schedule:" not in said
+    rates = [record["lr"] for record in metrics if record["split"] == "train"]
+    whole = [lr_at(step, 8, 3e-3, ScheduleConfig(warmup_steps=2)) for step in range(10)]
+    assert rates[4:] == whole[4:] and rates[8:] == [0.0, 0.0]
+
+
+def test_sizes_that_changed_count_from_what_was_trained(tiny_shards):
+    sizes = BatchSizes(16, more=-48)  # 48 windows in six steps
+    assert [sizes.before(step) for step in (6, 7, 10)] == [48, 64, 112]
+    assert [sizes.steps_in(windows) for windows in (48, 63, 64, 112, 127)] == [6, 6, 7, 10, 10]
+    order = order_of(tiny_shards)
+    for windows, steps in ((20, 6), (48, 6), (64, 7), (120, 10)):
+        train = TrainConfig(epochs=None, tokens=windows * N_CTX)
+        assert total_steps(order, train, sizes, 6) == steps
+    for kind in ("cosine", "linear", "wsd"):
+        assert lr_at(30, 20, 1.0, ScheduleConfig(kind=kind, warmup_steps=2)) == 0.0

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         run = FineTuning(settings, started, stop, data)
         announce(run, started.state.step)
         with run.watched():
-            best = train(run, started.state)
+            best = train(run, run.state)
             splits = finish(run)
             collectives.on_main(lambda: write_result(run, best, splits))
 
@@ -129,11 +129,11 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
     config, engine = run.config, run.engine
     step, cursor, best = state.step, state.cursor, state.best
     losses = TaskLosses()
-    if step and run.score_due(step, cursor) and not run.log.has(step, "task"):
+    if step and run.score_due(step, cursor) and (not run.log.has(step, "task") or best is None):
         best = score(run, step, cursor, best)
         if best is None:
             raise stopped(run, step)
-    done = step == run.total_steps or run.given_up(best)
+    done = step >= run.total_steps or run.given_up(best)
     run.throughput.restart()
     for batch, after in () if done else run.timer.waiting(run.batches(cursor)):
         lr = set_lr(engine, config, step, run.total_steps)
@@ -145,7 +145,7 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
         losses.tokens += run.data.tokens(batch)
         run.bar.update()
         stopping = run.stop.agreed()
-        done = step == run.total_steps
+        done = step >= run.total_steps
         if step % config.log.every == 0 or done or stopping:
             log_step(run, losses, step, cursor, lr)
         if run.score_due(step, cursor):

@@ -178,8 +178,7 @@ class SavedParameters:
 
     def __init__(self, folder: Path, manifest: CheckpointManifest):
         stage = manifest.layout.zero_stage
-        prefix = "zero_pp_rank_0_" if stage == 3 else ""
-        model = _load(folder / f"{prefix}mp_rank_00_model_states.pt")
+        model = _load_model_states(folder, manifest)
         self.counters: dict[str, int] = {
             name: model[name] for name in ("global_steps", "global_samples", "skipped_steps")
         }
@@ -309,6 +308,20 @@ class SavedParameters:
         for where, start, length in spans:
             cuts.append(flat(where).flatten()[start : start + length])
         return torch.cat(cuts)[: shape.numel()].view(shape)
+
+
+def saved_batch(folder: Path, manifest: CheckpointManifest) -> int | None:
+    """Windows or examples of a step under the DeepSpeed JSON of the start that made `folder`.
+
+    Call `allow_known_classes` before.
+    """
+    ds = _load_model_states(folder, manifest).get("ds_config")
+    return ds.get("train_batch_size") if isinstance(ds, dict) else None
+
+
+def _load_model_states(folder: Path, manifest: CheckpointManifest) -> Json:
+    prefix = "zero_pp_rank_0_" if manifest.layout.zero_stage == 3 else ""
+    return _load(folder / f"{prefix}mp_rank_00_model_states.pt")
 
 
 def _load(path: Path) -> Json:

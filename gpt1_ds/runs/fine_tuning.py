@@ -3,20 +3,28 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.checkpoints.folder import find_checkpoint, read_state
+from gpt1_ds.checkpoints.deepspeed_files import saved_batch
+from gpt1_ds.checkpoints.folder import (
+    find_checkpoint,
+    read_checkpoint_manifest,
+    read_state,
+    step_folder,
+)
 from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.opening import local_shards
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.runs.budget import tell_schedule
 from gpt1_ds.runs.setup import InitialWeights, Run, Settings, Started, shape_of
 from gpt1_ds.runs.trained import run_tokenizer
 from gpt1_ds.settings.loading import run_folder
@@ -78,7 +86,15 @@ class FineTuning(Run[FinetuneConfig]):
         self, settings: Settings[FinetuneConfig], started: Started, stop: StopFlag, data: TaskData
     ):
         config = settings.config
-        super().__init__(settings, started, stop, total_steps(config, data), config.task.name)
+        self.state = continued(config, data, started)
+        """Where training begins."""
+        steps = total_steps(config, data, self.state)
+
+        def earlier_total(earlier: FinetuneConfig) -> int:
+            return total_steps(earlier, data, started.state)
+
+        tell_schedule(started, config, steps, earlier_total)
+        super().__init__(settings, started, stop, steps, config.task.name)
         self.data = data
         self.steps_per_epoch = data.steps_per_epoch(config.train.global_batch)
 
@@ -89,7 +105,7 @@ class FineTuning(Run[FinetuneConfig]):
         """
         every = self.config.eval.every
         due = cursor.index == 0 if every is None else step % every == 0
-        return due or step == self.total_steps
+        return due or step >= self.total_steps
 
     def given_up(self, best: Json | None) -> bool:
         """Whether the last `task.patience` scores brought nothing better."""
@@ -113,15 +129,46 @@ class FineTuning(Run[FinetuneConfig]):
             epoch, index = epoch + 1, 0
 
 
-def total_steps(config: FinetuneConfig, data: TaskData) -> int:
-    """`train.max_steps`, or the steps of `train.epochs`, whichever is less."""
+def total_steps(
+    config: FinetuneConfig, data: TaskData, state: CheckpointState | None = None
+) -> int:
+    """`train.max_steps`, or the steps of `train.epochs`, whichever is less.
+
+    A run at `state` needs as many further steps as there are batches between its cursor and the end
+    of the epochs. It has no further ones if it has more steps already.
+    """
     train = config.train
+    done, cursor = (state.step, state.cursor) if state else (0, Cursor())
     limits = []
     if train.epochs is not None:
-        limits.append(math.ceil(train.epochs * data.steps_per_epoch(train.global_batch)))
+        an_epoch = data.steps_per_epoch(train.global_batch)
+        seen = cursor.epoch * an_epoch + cursor.index
+        limits.append(done + math.ceil(train.epochs * an_epoch) - seen)
     if train.max_steps is not None:
         limits.append(train.max_steps)
-    return min(limits)
+    return max(done, min(limits))
+
+
+def continued(config: FinetuneConfig, data: TaskData, started: Started) -> CheckpointState:
+    """The state to go on from: its cursor counts batches of the present size.
+
+    Batches of another size hold other examples. So within an epoch the place is about the same.
+    """
+    state, cursor = started.state, started.state.cursor
+    if not cursor.index:
+        return state
+    folder = step_folder(started.folder / "checkpoints", state.step)
+    before = saved_batch(folder, read_checkpoint_manifest(folder))
+    if before in (None, config.train.global_batch):
+        return state
+    steps, steps_before = map(data.steps_per_epoch, (config.train.global_batch, before))
+    index = round(cursor.index * steps / steps_before)
+    say(
+        f"train.global_batch was {before}: epoch {cursor.epoch + 1} goes on after {index} of its "
+        f"{steps} batches; some examples come twice in it, and others not at all"
+    )
+    place = Cursor(cursor.epoch + 1, 0) if index >= steps else Cursor(cursor.epoch, index)
+    return replace(state, cursor=place)
 
 
 def read_task_data(

@@ -32,7 +32,7 @@ def test_what_is_not_finite_on_one_rank_is_never_committed(ranks, tiny_shards, t
         assert kept == ["step-00000001", "step-00000002"], "a sound state is saved afterwards"
 
 
-@pytest.mark.parametrize("stage, at", [(2, 2), (0, 4), (3, 4)])
+@pytest.mark.parametrize("stage, at", [(2, 2), (3, 4)])
 def test_a_run_whose_weights_are_spoiled_ends_with_its_last_sound_checkpoint(
     ranks, tiny_shards, tmp_path, stage, at
 ):
@@ -55,7 +55,7 @@ def test_settings_of_a_resume_take_effect(ranks, tiny_shards, tmp_path, before, 
         assert now == {"groups": CHANGED, "clip": 0.25}
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [2])
 def test_a_changed_loss_scaler_keeps_its_scale(ranks, tiny_shards, tmp_path, stage):
     files = []
     for window, power in ((1, 4), (500, 9)):

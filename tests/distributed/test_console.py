@@ -37,7 +37,7 @@ def lost(number: int, how: str) -> None:
         os.dup2(writer, number)
 
 
-@pytest.mark.parametrize("out, err", [("broken", ""), ("full",) * 2, ("closed",) * 2])
+@pytest.mark.parametrize("out, err", [("broken", ""), ("full", "full"), ("closed", "closed")])
 def test_a_stream_that_is_lost_raises_nothing_and_is_told_on_the_other(tmp_path, out, err):
     done = subprocess.run(
         [sys.executable, "-c", PRINTER, str(tmp_path / "file")],

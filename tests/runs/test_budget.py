@@ -11,6 +11,7 @@ from gpt1_ds.data.order import WindowOrder
 from gpt1_ds.engine.optimizer import lr_at
 from gpt1_ds.settings.sections import ScheduleConfig, TrainConfig
 from tests.settings.test_deepspeed_json import FOLDER
+from tests.support.fine_tuning import TINY, arguments, logged, task_of
 
 N_CTX = 32
 CASES = "tests.support.cases_losses"
@@ -40,25 +41,26 @@ def places(metrics: list[dict]) -> list[tuple[int, int]]:
     return [(line["step"], line["tokens"] // N_CTX) for line in lines]
 
 
-@pytest.mark.parametrize("budget", ["max_steps", "tokens", "epochs"])
+@pytest.mark.parametrize("budget", ["tokens", "epochs"])
 def test_a_changed_batch_ends_where_the_budget_says(start, tiny_shards, tmp_path, budget):
     """Six steps of 8 windows, then steps of 16, up to 112 windows or a little more."""
 
-    def words(steps: int, windows: float) -> list[str]:
+    def words(windows: int) -> list[str]:
         epochs = windows / order_of(tiny_shards).epoch_windows
-        value = {"max_steps": steps, "tokens": windows * N_CTX, "epochs": epochs}[budget]
-        none = {"max_steps": "null", "epochs": "null"} | {budget: value}
-        return [f"train.{name}={value}" for name, value in none.items()]
+        value = {"tokens": windows * N_CTX, "epochs": epochs}[budget]
+        return ["train.epochs=null", f"train.{budget}={value}"]
 
-    start(*words(6, 50))
-    metrics, said = start("train.global_batch=16", *words(10, 120))
+    start(*words(50))
+    metrics, said = start("train.global_batch=16", *words(120))
     windows = [8, 16, 24, 32, 40, 48, 64, 80, 96, 112]
     assert places(metrics) == list(enumerate(windows, 1)), "the number of tokens never jumps"
     assert "steps    6 of 10 done" in said
-    metrics, said = start("train.global_batch=4", *words(8, 100))
+    metrics, said = start("train.global_batch=4", *words(100))
     assert places(metrics) == list(enumerate(windows, 1)), "it is past that end already"
     assert "steps    10 of 10 done" in said and "this run is done" in said
-    metrics, _ = start("train.global_batch=4", *words(12, 121))
+    metrics, _ = start("train.global_batch=4", "train.max_steps=5", *words(121))
+    assert places(metrics) == list(enumerate(windows, 1))
+    metrics, _ = start("train.global_batch=4", *words(121))
     assert places(metrics)[10:] == [(11, 116), (12, 120)]
     status = json.loads((tmp_path / "r" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("done", 12)
@@ -88,6 +90,30 @@ def test_a_new_end_of_the_schedule_is_told_and_can_be_set(start):
     rates = [record["lr"] for record in metrics if record["split"] == "train"]
     whole = [lr_at(step, 8, 3e-3, ScheduleConfig(warmup_steps=2)) for step in range(10)]
     assert rates[4:] == whole[4:] and rates[8:] == [0.0, 0.0]
+
+
+def test_a_fine_tuning_with_a_changed_batch_ends_with_its_epochs(
+    ranks, sample, tiny_shards, tmp_path
+):
+    """Ten steps of 4 of the 32 examples, which is 1.25 epochs; then steps of 8."""
+    words = arguments(tmp_path, "cpu", *TINY, *task_of(sample, "sst2"), "task.max_examples=32")
+    words += ["init.checkpoint=none", f"data.shards={tiny_shards}", "eval.batches=1"]
+    words += ["train.epochs=2", "train.global_batch=4"]
+    tuned = [f"{CASES}:said", "tests.support.cases_finetune:tuned"]
+
+    def start(*more: str) -> str:
+        return ranks(2).run(*tuned, [*words, *more])[0][1]
+
+    start("train.max_steps=10")
+    said = start("train.global_batch=8")
+    assert "epoch 2 goes on after 1 of its 4 batches" in said
+    assert "the linear now ends at step 13 and not at 10" in said
+    for fewer in ("train.epochs=1", "train.max_steps=5"):
+        assert "steps    13 of 13 done" in start("train.global_batch=8", fewer)
+    lines = logged(tmp_path / "sst2", "train")
+    epochs = [*(step / 8 for step in range(1, 11)), 1.5, 1.75, 2.0]
+    assert [line["epoch"] for line in lines] == epochs
+    assert json.loads((tmp_path / "sst2" / "status.json").read_text())["state"] == "done"
 
 
 def test_sizes_that_changed_count_from_what_was_trained(tiny_shards):

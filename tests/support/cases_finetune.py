@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpt1_ds import finetune
 from gpt1_ds.distributed import collectives
+from tests.support.cases_losses import end_of_process
 
 
 def stop_after(step: int, metrics_file: str, argv: list[str], number: int = signal.SIGUSR1) -> None:
@@ -33,3 +34,9 @@ def stop_after(step: int, metrics_file: str, argv: list[str], number: int = sign
         finetune.main(argv)
     finally:
         finished.set()
+
+
+def tuned(argv: list[str]) -> None:
+    """Fine-tune, so that this process can start the same run once more."""
+    with end_of_process():
+        finetune.main(argv)

@@ -22,6 +22,7 @@ import io
 import json
 import random
 import re
+import sys
 from collections.abc import Iterator
 
 import sentencepiece
@@ -42,6 +43,9 @@ RULES = ("nmt_nfkc_cf", "nmt_nfkc", "identity")
 
 UNK_ID = len(CONTROL_PIECES)
 """SentencePiece insists on such a piece; with byte fallback it never occurs."""
+FEWEST_PIECES = UNK_ID + 1
+MOST_PIECES = 2**31 - 1
+"""SentencePiece counts pieces in 32 bits."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,9 +90,12 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     sources = find_sources(args.corpus, [])
     cleaning = Cleaning(parse_steps(args.clean, {source.corpus for source in sources}))
-    for name, value in (("--vocab-size", args.vocab_size), ("--sample-bytes", args.sample_bytes)):
-        if value < 1:
-            raise ConfigError(f"{name} {value}: must be at least 1")
+    for name, value, least, most in (
+        ("--vocab-size", args.vocab_size, FEWEST_PIECES, MOST_PIECES),
+        ("--sample-bytes", args.sample_bytes, 1, sys.maxsize),
+    ):
+        if not least <= value <= most:
+            raise ConfigError(f"{name} {value}: must be at least {least} and at most {most}")
     text = _TrainingText(sources, cleaning, args.sample_bytes, args.seed)
     model = _train(text, args.vocab_size, args.normalization_rule)
     record = {
@@ -124,8 +131,19 @@ class _TrainingText:
         """Of text given to the trainer so far."""
         self.sources_read: list[dict[str, str | int]] = []
         """Sources read to their end."""
+        self.fault: BaseException | None = None
+        """What ended the reading early: SentencePiece turns it into an error of its own."""
 
     def __iter__(self) -> Iterator[str]:
+        try:
+            yield from self._lines()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.fault = error
+            raise
+
+    def _lines(self) -> Iterator[str]:
         total = sum(source.bytes for source in self._sources)
         with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
             before = 0  # bytes of the sources read to their end
@@ -158,7 +176,10 @@ def _chunks(line: str) -> Iterator[str]:
 
 
 def _train(text: _TrainingText, vocab_size: int, rule: str) -> bytes:
-    """The bytes of the model. ConfigError if the text is too small or rich for `vocab_size`."""
+    """The bytes of the model. ConfigError if the text is too small or rich for `vocab_size`.
+
+    DataError if there is no text. What ends the reading of the text is raised as it is.
+    """
     model = io.BytesIO()
     pad, bos, eos, *others = CONTROL_PIECES
     try:
@@ -181,7 +202,9 @@ def _train(text: _TrainingText, vocab_size: int, rule: str) -> bytes:
             minloglevel=2,
             num_threads=2,  # a constant, since the model's bytes record it
         )
-    except RuntimeError as error:
+    except Exception as error:  # SentencePiece raises several classes
+        if text.fault is not None:
+            raise text.fault from None
         most = re.search(r"set it to a value <= (\d+)", str(error))
         required = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         if most:
@@ -189,6 +212,11 @@ def _train(text: _TrainingText, vocab_size: int, rule: str) -> bytes:
         elif required:
             least = int(required[1]) + 1
             fix = f"bytes and the corpus's characters alone need more; use at least {least}"
+        elif re.search("sentences_.empty|all_chars_count", str(error)):
+            raise DataError(
+                f"--corpus: no character to learn from in the {text.bytes:,} bytes of text that"
+                " were taken; give other text, or a larger --sample-bytes"
+            ) from error
         else:
             raise
         raise ConfigError(f"--vocab-size {vocab_size}: {fix}") from error

@@ -216,7 +216,7 @@ class ShardBuilder:
         """The shard's entry in the manifest, None if it is not written yet."""
         record, path = self._record(plan), self._out / plan.file
         if record.exists() and path.exists():
-            shard = Shard(**json.loads(record.read_text()))
+            shard = Shard(**json.loads(record.read_text(encoding="utf-8")))
             return shard if path.stat().st_size == shard.bytes else None
         return None
 

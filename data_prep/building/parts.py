@@ -80,7 +80,7 @@ class Parts:
 
     def __init__(self, units: list[Unit], work: Path, near: float, drop_bad: bool):
         self.units, self.work, self.drop_bad = units, work, drop_bad
-        self.records = [json.loads(unit.marker(work).read_text()) for unit in units]
+        self.records = [json.loads(unit.marker(work).read_text(encoding="utf-8")) for unit in units]
         self.names: list[str] = []
         self.unit_of: list[Unit] = []
         """By part."""

@@ -109,7 +109,7 @@ def read_manifest(root: Path | str) -> Manifest:
     """
     path = Path(root) / MANIFEST
     try:
-        manifest = Manifest(**json.loads(path.read_text(), object_hook=_record))
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8"), object_hook=_record))
         _check_manifest(manifest)
     except FileNotFoundError:
         raise DataError(f"{path}: no such shard manifest; {_BUILD_HINT}") from None

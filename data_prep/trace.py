@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.inspect_shards import document_spans
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import Parser, path, summary
-from gpt1_ds.base.records import SKIPPED_FILE, read_skipped
+from gpt1_ds.base.records import MOST_STEPS, SKIPPED_FILE, read_skipped
 from gpt1_ds.data.batches import BatchSizes
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.step < 1:
         raise ConfigError(f"--step {args.step}: steps are counted from 1")
+    if args.step >= MOST_STEPS:
+        raise ConfigError(f"--step {args.step}: no run has so many steps; give one that it did")
     overrides = [f"data.shards={args.shards}"] if args.shards else []
     config = load(PretrainConfig, args.run / "config.yaml", overrides)
     manifest = read_manifest(local_shards(config.data))

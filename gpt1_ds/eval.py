@@ -39,6 +39,7 @@ if __name__ == "__main__" and not __package__:
 import numpy as np
 
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
+from gpt1_ds.base.options import Parser
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.data.manifest import MANIFEST, read_manifest
@@ -88,9 +89,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder (runs/NAME) or one of its checkpoints/step-*")
     parser.add_argument(
         "--data",

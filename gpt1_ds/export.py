@@ -31,6 +31,7 @@ from torch import Tensor
 
 from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.options import Parser
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
@@ -93,9 +94,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "source", metavar="RUN", help="run folder or one of its checkpoints; or a folder to import"
     )

@@ -18,6 +18,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt1_ds.base.errors import ConfigError, command
+from gpt1_ds.base.options import Parser
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress_bar
@@ -56,9 +57,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder (runs/NAME) or one of its checkpoints/step-*")
     parser.add_argument(
         "--prompt",

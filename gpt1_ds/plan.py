@@ -21,6 +21,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt1_ds.base.errors import ConfigError, command
+from gpt1_ds.base.options import Parser
 from gpt1_ds.data.batches import total_steps
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import WindowOrder
@@ -214,9 +215,7 @@ def main(argv: list[str]) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config",
         metavar="YAML",

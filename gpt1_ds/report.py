@@ -17,14 +17,13 @@ if __name__ == "__main__" and not __package__:
 
 from gpt1_ds.base.errors import DataError, command
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.options import Parser
 from gpt1_ds.reports.page import report_page
 from gpt1_ds.reports.run_files import RunFiles
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder (runs/NAME)")
     parser.add_argument(
         "--out",

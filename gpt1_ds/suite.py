@@ -36,6 +36,7 @@ import yaml
 
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, command, near
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.options import Parser
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.folder import find_checkpoint, read_state
 from gpt1_ds.distributed import collectives, environment
@@ -106,9 +107,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--init", metavar="RUN", help="pre-training run (or checkpoint) that all start from"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.urls import hide_secrets
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,4 +25,6 @@ def path(text: str) -> Path:
     """A path of the command line. No shell expands the `~` in `--out=~/x`."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{hide_secrets(text)} is an address; give a local path")
     return Path(os.path.expanduser(text))

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-_LOGIN = re.compile(r"(\w://)[^\s/?#]*@")
-_QUERY = re.compile(r"(\w://[^\s?#'\"]*)[?#][^\s'\"),;]*")
+# With one slash: a path of an address.
+_LOGIN = re.compile(r"(\w:/{1,2})[^\s/?#]*@")
+_QUERY = re.compile(r"(\w:/{1,2}[^\s?#'\"]*)[?#][^\s'\"),;]*")
 _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|script|meta|\?xml|!--)", re.I)
 _SNIFFED_BYTES = 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -8,6 +8,7 @@ import os
 
 import yaml
 
+from gpt1_ds.base.options import Parser
 from gpt1_ds.distributed.environment import rank_environment
 from gpt1_ds.settings.loading import Config, load, to_yaml
 from gpt1_ds.settings.sections import PretrainConfig
@@ -21,7 +22,7 @@ def arguments(
     `about` is the description in `--help`, `default` the YAML file of a run without `--config`.
     With `--print-config` it prints the configuration and ends the program.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=about,
         epilog=describe(cls),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,5 +1,6 @@
 """Tests of data_prep/train_tokenizer.py. More are in tests/data/test_tokenizer.py."""
 
+import gzip
 import random
 import re
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from data_prep import train_tokenizer
 from data_prep.train_tokenizer import main
+from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.data.tokenizer import load_tokenizer
 
 
@@ -51,3 +54,37 @@ def test_normalization_rule_of_the_model(
     assert (tokenizer.encode("\uff11") == tokenizer.encode("1")) == nfkc
     assert (tokenizer.encode("THE") == tokenizer.encode("the")) == lower
     assert tokenizer.decode(tokenizer.encode("The Cold")) == ("the cold" if lower else "The Cold")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "error", "says"),
+    [
+        (b" \n \n", "300", DataError, "no character to learn from"),
+        (b"\0\1\n" * 50, "300", DataError, "no character to learn from"),
+        ("\ufffd \u2581 ".encode() * 99, "300", DataError, "no character to learn from"),
+        (b"one line\n" * 50, "300 --sample-bytes 1", DataError, "a larger --sample-bytes"),
+        (b"words here\n" * 50, "5", ConfigError, "--vocab-size 5: must be at least 6"),
+        (b"words here\n" * 50, "2147483648", ConfigError, "at most 2147483647"),
+        (b"words here\n" * 50, "9999", ConfigError, "--vocab-size 9999: .* use at most"),
+        (b"words here\n" * 50, f"300 --sample-bytes {'9' * 400}", ConfigError, "--sample-bytes 9"),
+    ],
+)
+def test_text_and_numbers_that_no_model_comes_of(tmp_path, content, options, error, says) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    words = ["--out", str(tmp_path / "tok"), "--vocab-size", *options.split()]
+    with pytest.raises(error, match=says):
+        main(["--corpus", f"a={tmp_path / 'a.txt'}", *words])
+    assert not (tmp_path / "tok").exists()
+
+
+def test_what_ends_the_reading_is_not_hidden_by_sentencepiece(text, tmp_path, monkeypatch) -> None:
+    def interrupted(line: str) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_tokenizer, "_chunks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(text, tmp_path)
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"some words\n" * 999)[:-9])
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="cut.txt.gz: cannot be read"):
+        trained(tmp_path / "cut.txt.gz", tmp_path)

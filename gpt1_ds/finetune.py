@@ -67,19 +67,19 @@ from gpt1_ds.tasks.scores import confusion_matrix, scores_by_part, task_metrics
 
 def main(argv: list[str]) -> None:
     keep_going_without_output()
-    settings = read_settings(FinetuneConfig, argv, __doc__, None)
-    config = settings.config
-    task = tasks.build_task(config.task)
-    resumes = settings.resumes()
-    shape, tokenizer, source = starting_point(config, resumes)
-    tokenizer.check_choice(**vars(config.tokenizer))
-    # The run's config.yaml shows the shape that is trained, which may be the checkpoint's.
-    config = replace(config, model=replace(config.model, **shape_of(shape)))
-    settings = replace(settings, config=config)
-    data = read_task_data(config, task, tokenizer, shape.n_ctx)
-    facts = facts_of(config, data, shape, source, resumes)
+    with rendezvous.joining() as meeting:
+        settings = read_settings(meeting, FinetuneConfig, argv, __doc__, None)
+        config = settings.config
+        task = tasks.build_task(config.task)
+        resumes = settings.resumes()
+        shape, tokenizer, source = starting_point(config, resumes)
+        tokenizer.check_choice(**vars(config.tokenizer))
+        # The run's config.yaml shows the shape that is trained, which may be the checkpoint's.
+        config = replace(config, model=replace(config.model, **shape_of(shape)))
+        settings = replace(settings, config=config)
+        data = read_task_data(config, task, tokenizer, shape.n_ctx)
+        facts = facts_of(config, data, shape, source, resumes)
 
-    rendezvous.join_process_group(config.distributed.timeout_seconds)
     stop = StopFlag()
     with collectives.peer_faults():
         torch.manual_seed(config.run.seed)  # the same draw on every rank

@@ -66,13 +66,13 @@ DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "pretrain_gpt1.yaml")
 
 def main(argv: list[str]) -> None:
     keep_going_without_output()
-    settings = read_settings(PretrainConfig, argv, __doc__, DEFAULT_CONFIG)
-    config = settings.config
-    root = local_shards(config.data)
-    manifest = read_manifest(root)
-    tokenizer = check_tokenizer(config, root / "tokenizer", manifest)
+    with rendezvous.joining() as meeting:
+        settings = read_settings(meeting, PretrainConfig, argv, __doc__, DEFAULT_CONFIG)
+        config = settings.config
+        root = local_shards(config.data)
+        manifest = read_manifest(root)
+        tokenizer = check_tokenizer(config, root / "tokenizer", manifest)
 
-    rendezvous.join_process_group(config.distributed.timeout_seconds)
     stop = StopFlag()
     with collectives.peer_faults():
         manifest = sound_manifest(config.data, manifest)

@@ -4,6 +4,7 @@ May import `base`. The files, in reading order:
 
 - `environment`: rank and world size, read from the launcher's variables.
 - `rendezvous`: the ranks connect to MASTER_ADDR and form the process group.
+- `agreement`: before that, the ranks compare their settings and share their errors.
 - `collectives`: the few collectives that the rest of the code uses.
 - `heartbeat`: a counter of each rank, to find the rank that hangs.
 - `launchers`: which ancestors of this process are launchers.

@@ -90,17 +90,25 @@ def on_main(action: Callable[[], object]) -> None:
 
 @contextmanager
 def peer_faults() -> Iterator[None]:
-    """Turns the error of a collective into a `PeerError` if a peer died or hung."""
+    """Turns the error of a collective into a `PeerError` if a peer died or hung.
+
+    Of any error that ends this rank, it decides whether this rank prints it.
+    """
     try:
         yield
+    except UserError as error:
+        heartbeat.choose_speaker(error)
+        raise
     except RuntimeError as error:
         text = str(error)
         of_a_backend = any(word in text for word in BACKEND_WORDS)
         if not isinstance(error, dist.DistError) and not of_a_backend:
             raise
         suspects = heartbeat.suspects() or "see which rank died"
-        raise PeerError(
+        fault = PeerError(
             f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); {suspects}; "
             "start the run again to resume",
             of_this_rank=suspects.startswith("rank 0 "),
-        ) from error
+        )
+        heartbeat.choose_speaker(fault)
+        raise fault from error

@@ -7,6 +7,7 @@ reports the ranks that are in another part of the step than most ranks.
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,10 +15,20 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from gpt1_ds.base.errors import PeerError, UserError
+
 T = TypeVar("T")
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 3 * BEAT_SECONDS
 MOST_RANKS_SHOWN = 8
+POLL_SECONDS = 0.02
+SAY_SECONDS = 5.0
+"""How long a rank with an error waits for rank 0 to have the same."""
+LEAVE_SECONDS = 2.0
+"""How long rank 0 waits for ranks that have its error too."""
+SAID, READERS = "said", "said/readers"
+LOST_PEER = "a lost peer"
+"""What the errors about a lost peer have in common; each rank has its own text."""
 LEFT = "left"
 """The value that a rank writes when it ends because of another rank."""
 place = "start"
@@ -79,6 +90,29 @@ class Heartbeat:
         parts = "/".join(sorted(set(elsewhere.values())))
         return f"{_ranks(list(elsewhere))} alive, in {parts}, others in {common}"
 
+    def say(self, topic: str) -> None:
+        """On rank 0: write that it prints an error, and wait for ranks that have it too."""
+        call_within(LOOK_SECONDS, lambda: self.looking.set(SAID, topic))
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < deadline:
+            readers = call_within(LOOK_SECONDS, lambda: self.looking.add(READERS, 0))
+            if readers is None or readers >= len(self.keys) - 1:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def is_said(self, topic: str) -> bool:
+        """On the other ranks: whether rank 0, or another rank before this one, prints it."""
+        said = call_within(SAY_SECONDS + LOOK_SECONDS, self._said)
+        if said is not None:
+            call_within(LOOK_SECONDS, lambda: self.looking.add(READERS, 1))
+            return said == topic or topic == LOST_PEER
+        first = call_within(LOOK_SECONDS, lambda: self.looking.add(f"{SAID}/{topic}", 1))
+        return first is not None and first > 1
+
+    def _said(self) -> str:
+        self.looking.wait([SAID], timedelta(seconds=SAY_SECONDS))
+        return bytes(self.looking.get(SAID)).decode()
+
     def _read(self) -> list[str]:
         self.looking.wait(self.keys, timedelta(seconds=LOOK_SECONDS))
         return [value.decode() for value in self.looking.multi_get(self.keys)]
@@ -116,6 +150,23 @@ def suspects() -> str:
     found = _heartbeat.suspects()
     _heartbeat.leave()
     return found
+
+
+def choose_speaker(error: UserError) -> None:
+    """Choose which rank prints `error`, which ends this rank: set `error.of_this_rank`.
+
+    Rank 0 does, if it has the same error. If it has not, perhaps because it still waits for
+    something else, the first rank with this error does: no run ends without a line.
+    """
+    global _heartbeat
+    if _heartbeat is None:
+        return
+    beats, _heartbeat = _heartbeat, None
+    topic = LOST_PEER if isinstance(error, PeerError) else str(error)
+    if beats.rank == 0:
+        beats.say(topic)
+    elif not error.of_this_rank:
+        error.of_this_rank = not beats.is_said(topic)
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -7,6 +7,7 @@ what it waits for, because a wrong address looks the same as a late rank.
 
 import ctypes
 import errno
+import ipaddress
 import os
 import socket
 import sys
@@ -19,8 +20,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from gpt1_ds.base.errors import ConfigError, PeerError
+from gpt1_ds.base.errors import ConfigError, PeerError, UserError
+from gpt1_ds.base.protocols import Json
 from gpt1_ds.distributed import heartbeat
+from gpt1_ds.distributed.agreement import PATIENCE_SECONDS, Exchange
 from gpt1_ds.distributed.environment import RankEnv, rank_environment
 
 NOTICE_SECONDS = 20.0
@@ -30,41 +33,141 @@ ANSWER_SECONDS = 40.0
 PROBE_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 PENDING_CONNECTIONS = 4096
+DEFAULT_TIMEOUT_SECONDS = 600.0
+"""Longest wait for the other ranks, until the settings say how long it is."""
 # Parameters of mallopt, from malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 LARGEST_HEAP_BLOCK = 1 << 30
 
 
-def join_process_group(timeout_seconds: float) -> RankEnv:
-    """Join the process group (NCCL on GPUs, gloo on CPUs); returns the rank of this process."""
-    env = rank_environment(os.environ)
-    os.environ.update(
-        RANK=str(env.rank),
-        WORLD_SIZE=str(env.world_size),
-        LOCAL_RANK=str(env.local_rank),
-        MASTER_ADDR=env.master_addr,
-        MASTER_PORT=str(env.master_port),
-    )
-    os.umask(0o077)
-    if torch.cuda.is_available():
-        backend = "nccl"
-        torch.cuda.set_device(_own_gpu(env.local_rank, torch.cuda.device_count()))
-    else:
-        backend = "gloo"
-        _refuse_missing_gpus()
-        _prepare_cpu()
-    timeout = timedelta(seconds=timeout_seconds)
-    try:
-        if not dist.is_initialized():
-            with _waiting_shown(env):
-                store = _open_store(env, timeout)
-                _take_rank(store, env)
-                dist.init_process_group(
-                    backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout
-                )
+class Meeting:
+    """The ranks of one start, on their way from the settings to the process group."""
+
+    def __init__(self) -> None:
+        self.timeout_seconds = DEFAULT_TIMEOUT_SECONDS
+        self.facts: Json = {}
+        """What the ranks compare when they join; `compare` does so earlier."""
+        self._exchange: Exchange | None = None
+        self._store: dist.TCPStore | None = None
+        self._settled = False
+        """Whether the error that ends this start needs no further telling."""
+
+    def compare(self, facts: Json, timeout_seconds: float) -> None:
+        """Compare `facts` (plain JSON data by name) with those of the other ranks.
+
+        ConfigError, on all ranks, if they differ. `timeout_seconds` is the longest wait for a rank,
+        here and when they join.
+        """
+        self.timeout_seconds = timeout_seconds
+        env = rank_environment(os.environ)
+        if env.world_size > 1:
+            self._agree(env, {"WORLD_SIZE": env.world_size, **facts})
+
+    def tell(self, error: UserError) -> None:
+        """Tell the other ranks of an error of this rank, so that none of them waits.
+
+        Raises the error that all ranks raise. It returns if they cannot be told: then this rank
+        alone prints its line.
+        """
+        if self._settled:
+            return
+        env = rank_environment(os.environ)
+        if env.world_size == 1:
+            return
+        if self._exchange is None:
+            self.timeout_seconds = PATIENCE_SECONDS
+        try:
+            self._agree(env, {}, error)
+        except PeerError as unreached:
+            if unreached.of_this_rank:
+                error.of_this_rank = True
+                return
+            raise
+
+    def _agree(self, env: RankEnv, facts: Json, error: UserError | None = None) -> None:
+        with _reached(env):
+            try:
+                store = self._open(env)
+                if self._exchange is None:
+                    self._exchange = Exchange(store, env, self.timeout_seconds)
+                self._exchange.agree(facts, error)
+            except UserError:
+                self._settled = True
+                raise
+
+    def _open(self, env: RankEnv) -> dist.TCPStore:
+        if self._store is None:
+            os.environ.update(
+                RANK=str(env.rank),
+                WORLD_SIZE=str(env.world_size),
+                LOCAL_RANK=str(env.local_rank),
+                MASTER_ADDR=env.master_addr,
+                MASTER_PORT=str(env.master_port),
+            )
+            self._store = _open_store(env, timedelta(seconds=self.timeout_seconds))
+            _take_rank(self._store, env)
+        return self._store
+
+    def join(self, backend: str) -> RankEnv:
+        """Form the process group, once all ranks have come so far."""
+        env = rank_environment(os.environ)
+        os.umask(0o077)
+        if dist.is_initialized():
+            return env
+        if env.world_size > 1:
+            self._agree(env, self.facts)
+        timeout = timedelta(seconds=self.timeout_seconds)
+        with _reached(env):
+            store = self._open(env)
+            dist.init_process_group(
+                backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout
+            )
             if env.world_size > 1:
                 heartbeat.start_heartbeat(store, env.rank, env.world_size)
+        return env
+
+
+@contextmanager
+def joining() -> Iterator[Meeting]:
+    """The part of a start in which a rank reads its settings and data; then the ranks join.
+
+    Nobody else may notice that one rank has an error here. So it is told to the others, and all
+    ranks raise it. PeerError if the ranks do not find each other.
+    """
+    meeting = Meeting()
+    try:
+        yield meeting
+        backend = _prepare_device(rank_environment(os.environ))
+    except UserError as error:
+        meeting.tell(error)
+        raise
+    meeting.join(backend)
+
+
+def join_process_group(timeout_seconds: float) -> RankEnv:
+    """Join the process group (NCCL on GPUs, gloo on CPUs); returns the rank of this process."""
+    with joining() as meeting:
+        meeting.timeout_seconds = timeout_seconds
+    return rank_environment(os.environ)
+
+
+def _prepare_device(env: RankEnv) -> str:
+    """Choose this rank's GPU, or prepare its CPU; the backend of the process group."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_own_gpu(env.local_rank, torch.cuda.device_count()))
+        return "nccl"
+    _refuse_missing_gpus()
+    _prepare_cpu(env)
+    return "gloo"
+
+
+@contextmanager
+def _reached(env: RankEnv) -> Iterator[None]:
+    """Shows what this rank waits for; PeerError if it does not find the others."""
+    try:
+        with _waiting_shown(env):
+            yield
     except (RuntimeError, ValueError, OSError) as error:
         raise PeerError(
             f"rank {env.rank} of {env.world_size} found no process group at "
@@ -72,31 +175,47 @@ def join_process_group(timeout_seconds: float) -> RankEnv:
             "rank is up, or give the launcher another --master_port",
             of_this_rank=True,
         ) from error
-    return env
+
+
+def _resolve(host: str) -> str:
+    """The address of `host`, an IPv4 address if it has one."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    first = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    address, scope = str(first[4][0]), host.partition("%")[2]
+    return f"{address}%{scope}" if scope and "%" not in address else address
 
 
 def _open_store(env: RankEnv, timeout: timedelta) -> dist.TCPStore:
     """The store of the process group: rank 0 opens it, and the other ranks connect to it."""
-    address = socket.gethostbyname(env.master_addr)
-    loopback = env.master_addr == "localhost" or env.master_addr.startswith("127.")
+    address = _resolve(env.master_addr)
+    at_home = ipaddress.ip_address(address).is_loopback
+    loopback = env.master_addr == "localhost" or (at_home and env.master_addr == address)
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if env.rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return _reach_store(env, timeout, timeout)
     # The hosts file of a machine may map its own name to the loopback interface, which other
     # machines cannot reach. In that case listen on every interface.
-    interface = address if loopback or not address.startswith("127.") else ""
+    interface = address if loopback or not at_home else ""
+    own, everywhere = ("::1", "::") if ":" in address else ("127.0.0.1", "")
     try:
-        server = socket.create_server((interface, env.master_port), backlog=PENDING_CONNECTIONS)
+        server = _listen(interface or everywhere, env.master_port)
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
         # MASTER_ADDR belongs to a service or a NAT, and to no interface of this machine.
-        server = socket.create_server(("", env.master_port), backlog=PENDING_CONNECTIONS)
-        store = _serve_store("127.0.0.1", env.master_port, server, timeout)
+        server = _listen(everywhere, env.master_port)
+        store = _serve_store(own, env.master_port, server, timeout)
         _reach_store(env, timeout, timedelta(0))
         return store
-    return _serve_store(interface or "127.0.0.1", env.master_port, server, timeout)
+    return _serve_store(interface or own, env.master_port, server, timeout)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if ":" not in host:
+        return socket.create_server((host, port), backlog=PENDING_CONNECTIONS)
+    address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4]  # with the scope
+    return socket.create_server(address, family=socket.AF_INET6, backlog=PENDING_CONNECTIONS)
 
 
 def _serve_store(host: str, port: int, server: socket.socket, timeout: timedelta) -> dist.TCPStore:
@@ -201,7 +320,7 @@ def _own_gpu(local_rank: int, visible: int) -> int:
 
 
 def _refuse_missing_gpus() -> None:
-    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE") or "0"
     if gpus != "0":
         raise ConfigError(
             f"Slurm gave {socket.gethostname()} {gpus} GPUs, but torch sees none: look at its CUDA "
@@ -209,14 +328,15 @@ def _refuse_missing_gpus() -> None:
         )
 
 
-def _prepare_cpu() -> None:
+def _prepare_cpu(env: RankEnv) -> None:
     """Divide the cores among the ranks of this machine, and keep freed memory in the heap.
 
     Without that, page faults on new memory take a quarter of a step.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        sizes = (os.environ.get(name) for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        local_ranks = next(int(size) for size in sizes if size is not None)
+        sizes = (os.environ.get(name, "") for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"))
+        known = (int(size) for size in sizes if size.isdigit() and int(size) > 0)
+        local_ranks = next(known, env.world_size)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     _call_libc("mallopt", M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
     _call_libc("mallopt", M_TRIM_THRESHOLD, -1)

@@ -3,6 +3,7 @@
 May import every other package; only the commands import this one. The files, in reading order:
 
 - `setup`: the start of a run, the same for pre-training and fine-tuning, and the `Run` itself.
+- `start_facts`: what all ranks of a start must have in common.
 - `directory`: the run's folder: one writer at a time, the settings it was made with.
 - `log`: its records: metrics.jsonl, TensorBoard, samples, status.json.
 - `losses`: the losses it remembers, loss spikes, and the list of skipped steps.

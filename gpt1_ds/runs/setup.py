@@ -28,11 +28,13 @@ from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress_bar, say
 from gpt1_ds.distributed.environment import rank_environment
 from gpt1_ds.distributed.preemption import StopFlag
+from gpt1_ds.distributed.rendezvous import Meeting
 from gpt1_ds.engine.start import initialize, require_async_io
 from gpt1_ds.engine.timing import StepTimer, Throughput
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.directory import claim_folder, record_settings
 from gpt1_ds.runs.log import RunLog
+from gpt1_ds.runs.start_facts import checkpoint_facts, start_facts
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.command_line import arguments
 from gpt1_ds.settings.loading import run_folder
@@ -82,11 +84,16 @@ class Started(NamedTuple):
 
 
 def read_settings(
-    config_class: type[ConfigT], argv: list[str], about: str | None, default: str | None
+    meeting: Meeting,
+    config_class: type[ConfigT],
+    argv: list[str],
+    about: str | None,
+    default: str | None,
 ) -> Settings[ConfigT]:
     """The settings that the command line `argv` names; `about` is the text of `--help`.
 
-    `default` is the YAML file that is read without --config.
+    `default` is the YAML file that is read without --config. ConfigError on all ranks if the other
+    ranks of the `meeting` have other settings, or other code.
     """
     args, config = arguments(config_class, argv, about, default)
     place = rank_environment(os.environ)
@@ -95,7 +102,14 @@ def read_settings(
     if place.rank == 0:  # there is no process group yet, so `note` would print on every rank
         for line in deepspeed_json.warnings(args.deepspeed_config, ds, config):
             print(line, file=sys.stderr, flush=True)
-    return Settings(config, ds, args.from_scratch)
+    settings = Settings(config, ds, args.from_scratch)
+    if place.world_size > 1:
+        facts = start_facts(config, ds, args.from_scratch)
+        meeting.compare(facts, config.distributed.timeout_seconds)
+        if config.init.checkpoint and not settings.resumes():
+            meeting.facts |= checkpoint_facts(config.init.checkpoint)
+    meeting.timeout_seconds = config.distributed.timeout_seconds
+    return settings
 
 
 def shape_of(model: ModelConfig | GPTConfig) -> Json:

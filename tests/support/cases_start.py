@@ -1,0 +1,33 @@
+"""Functions that ranks of the pool run for tests of the start: several starts in one process."""
+
+import os
+from unittest.mock import patch
+
+from gpt1_ds.base.errors import UserError
+from gpt1_ds.distributed import agreement, collectives, rendezvous
+from gpt1_ds.runs.setup import read_settings
+from gpt1_ds.settings.sections import PretrainConfig
+
+
+def starts(cases: list[list[tuple[list[str], dict[str, str]]]], ports: list[int]) -> list[str]:
+    """For each case: the error of a start with this rank's words and variables; empty if none.
+
+    The error begins with `!` if this rank has to print it, and with its exit code.
+    """
+    said = []
+    # These processes live on, and where WORLD_SIZE is 3, a rank is missing.
+    with patch.multiple(agreement, LEAVE_SECONDS=0.1, PATIENCE_SECONDS=0.5):
+        for case, port in zip(cases, ports, strict=True):
+            words, variables = case[collectives.rank()]
+            with patch.dict(os.environ, {**variables, "MASTER_PORT": str(port)}):
+                said.append(start(words))
+    return said
+
+
+def start(words: list[str]) -> str:
+    try:
+        with rendezvous.joining() as meeting:
+            read_settings(meeting, PretrainConfig, words, None, None)
+    except UserError as error:
+        return f"{'!' * error.of_this_rank}{error.exit_code} {error}"
+    return ""

@@ -20,7 +20,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from gpt1_ds.base.errors import ConfigError, PeerError, UserError
+from gpt1_ds.base.errors import ConfigError, PeerError, UserError, as_user_error
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.distributed import heartbeat
 from gpt1_ds.distributed.agreement import PATIENCE_SECONDS, Exchange
@@ -139,9 +139,12 @@ def joining() -> Iterator[Meeting]:
     try:
         yield meeting
         backend = _prepare_device(rank_environment(os.environ))
-    except UserError as error:
-        meeting.tell(error)
-        raise
+    except Exception as error:
+        told = as_user_error(error)
+        if told is None:
+            raise
+        meeting.tell(told)
+        raise told from error
     meeting.join(backend)
 
 

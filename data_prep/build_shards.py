@@ -26,7 +26,7 @@ from typing import IO
 
 from data_prep.building.corpus_table import print_corpus_table, warn_of_splits
 from data_prep.building.duplicates import bands
-from data_prep.building.earlier import LOCK, WORK, is_finished
+from data_prep.building.earlier import LOCK, WORK, is_finished, note_manifest
 from data_prep.building.encoding import Encoder, Unit, plan_units
 from data_prep.building.layout import Layout, ShardBuilder, plan_shards
 from data_prep.building.parts import Parts
@@ -45,6 +45,7 @@ from gpt1_ds.data.manifest import (
     SPLITS,
     CorpusEntry,
     Manifest,
+    manifest_text,
     read_manifest,
     write_manifest,
 )
@@ -311,6 +312,7 @@ def _finish(
             entry.shards.append(shard)
             entry.documents += shard.documents
             entry.tokens += shard.tokens
+        note_manifest(args.out, manifest_text(manifest))
         write_manifest(args.out, manifest)
         shutil.rmtree(args.out / WORK)
     print_corpus_table(manifest)

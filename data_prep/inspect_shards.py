@@ -1,11 +1,11 @@
 """Lists the documents of a shard directory, or prints one back as text.
 
     python -m data_prep.inspect_shards shards/
-    python -m data_prep.inspect_shards shards/ --corpus books --document emma.txt
+    python -m data_prep.inspect_shards shards/ --corpus books --split valid --document emma.txt
 
 The first lists each document: split, corpus, tokens, id. The second decodes one document to its
-normalised text. Only the samples' json, found by the manifest's offsets, and the tokens of that
-document are read.
+normalised text. Documents of several splits or corpora may have the same id. Only the samples'
+json, found by the manifest's offsets, and the tokens of that document are read.
 """
 
 import json
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m data_prep.inspect_shards", description=summary(__doc__))
     parser.add_argument("directory", type=path, help="shard directory, the --out of build_shards")
     parser.add_argument("--corpus", metavar="NAME", help="look into this corpus (default: all)")
+    parser.add_argument("--split", choices=SPLITS, help="look into this split (default: both)")
     parser.add_argument(
         "--document", metavar="ID", help="print the text of this document (default: list them)"
     )
@@ -52,21 +53,39 @@ def main(argv: list[str]) -> None:
         corpora |= dict.fromkeys(manifest.splits.get(split, {}))
     if args.corpus and args.corpus not in corpora:
         raise ConfigError(f"--corpus {args.corpus}: not in {root}; {near(args.corpus, corpora)}")
-    for split, corpus in product(SPLITS, corpora if args.corpus is None else [args.corpus]):
-        if corpus not in manifest.splits.get(split, {}):
-            continue
-        for spans in documents(root, manifest, split, corpus):
-            document = spans[0].document
-            if args.document is None:
-                tokens = sum(span.tokens for span in spans)
-                print(f"{split}\t{corpus}\t{tokens}\t{document}")
-            elif args.document == document:
-                print(text(root, manifest, spans))
-                return
+    places = product(
+        [args.split] if args.split else SPLITS, [args.corpus] if args.corpus else corpora
+    )
+    places_here = [
+        (split, name) for split, name in places if name in manifest.splits.get(split, {})
+    ]
     if args.document is not None:
-        raise DataError(
-            f"--document {args.document}: not in {root}; without the option, all are listed"
+        print(text(root, manifest, _find(root, manifest, places_here, args.document)))
+        return
+    for split, corpus in places_here:
+        for spans in documents(root, manifest, split, corpus):
+            tokens = sum(span.tokens for span in spans)
+            print(f"{split}\t{corpus}\t{tokens}\t{spans[0].document}")
+
+
+def _find(
+    root: Path, manifest: Manifest, places: list[tuple[str, str]], document: str
+) -> list[DocumentSpan]:
+    """The spans of the document in one of the `places`: split and corpus."""
+    found: dict[tuple[str, str], list[DocumentSpan]] = {}
+    for place in places:
+        for spans in documents(root, manifest, *place):
+            if spans[0].document == document:
+                found[place] = spans
+                break
+    if not found:
+        raise DataError(f"--document {document}: not in {root}; without the option, all are listed")
+    if len(found) > 1:
+        where = " and ".join("/".join(place) for place in found)
+        raise ConfigError(
+            f"--document {document}: is in {where}; choose one by --split and --corpus"
         )
+    return next(iter(found.values()))
 
 
 def documents(

@@ -9,6 +9,7 @@ Steps are counted as in metrics.jsonl, from 1. The batch settings must have been
 start of the run.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from data_prep.inspect_shards import document_spans
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import Parser, path, summary
-from gpt1_ds.base.records import MOST_STEPS, SKIPPED_FILE, read_skipped
+from gpt1_ds.base.records import MOST_STEPS, SKIPPED_FILE, read_metrics, read_object, read_skipped
 from gpt1_ds.data.batches import BatchSizes
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--step {args.step}: no run has so many steps; give one that it did")
     overrides = [f"data.shards={args.shards}"] if args.shards else []
     config = load(PretrainConfig, args.run / "config.yaml", overrides)
+    _refuse_untrained(args.run, args.step)
     manifest = read_manifest(local_shards(config.data))
     if config.data.quarantine:
         manifest = sound_manifest(config.data, manifest)
@@ -58,6 +60,32 @@ def main(argv: list[str]) -> None:
         corpus = order.corpora[number]
         for line in documents_in(streams[corpus], start, n_ctx + 1):
             print(f"{window}\t{corpus}\t{line}")
+
+
+def _refuse_untrained(run: Path, step: int) -> None:
+    """ConfigError for a step that the run did not train, as far as its files say."""
+    records = read_metrics(run)
+    checkpoints = (run / "checkpoints").glob("step-*")
+    known = [int(record["step"]) for record in records]
+    known += [int(path.name[5:]) for path in checkpoints if path.name[5:].isdecimal()]
+    reported = read_object(run / "status.json").get("step")
+    known += [reported] if isinstance(reported, int) else []
+    if not known:
+        print(
+            f"warning: {run}: no record says which steps were trained; step {step} is traced as if"
+            " it was",
+            file=sys.stderr,
+        )
+    last = max(known, default=MOST_STEPS)
+    if step > last:
+        fix = f"choose one from 1 to {last}" if last else "train it first"
+        raise ConfigError(f"--step {step}: {run} was trained up to step {last}; {fix}")
+    first = min(records, key=lambda record: float(record["step"]), default=None)
+    if first and first["split"] == "start" and step <= first["step"]:
+        raise ConfigError(
+            f"--step {step}: the records of {run} begin after step {first['step']:g}; choose a"
+            " later step"
+        )
 
 
 def documents_in(stream: TokenStream, start: int, length: int) -> list[str]:

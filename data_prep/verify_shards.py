@@ -8,7 +8,6 @@ with what is wrong.
 Every shard is read twice: for its hash, and for its samples.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.building.consistency import find_contradictions
 from data_prep.building.corpus_table import print_corpus_table
 from data_prep.inspect_shards import documents
 from gpt1_ds.base.errors import DataError, command
@@ -118,19 +118,16 @@ def draw_lengths(root: Path, manifest: Manifest, path: Path) -> Path:
 def verify(root: Path | str, progress: Callable[[float], object] | None = None) -> list[str]:
     """Problems of a shard directory, one line each, in manifest order; none if it is whole.
 
-    Checks the tokenizer's hash, every shard's size and hash, and every sample's count, place,
-    dtype, id range and document offsets. `progress` is called with the bytes of each shard done.
+    Checks every value of the manifest, the tokenizer, every shard's size and hash, and every
+    sample's count, place, dtype, id range and document offsets. `progress` is called with the bytes
+    of each shard done.
     DataError if no manifest can be read.
     """
     root = Path(root)
     manifest = read_manifest(root)
-    problems = _verify_tokenizer(root, manifest)
-    for split, corpora in manifest.splits.items():
+    problems = find_contradictions(root, manifest)
+    for corpora in manifest.splits.values():
         for corpus, entry in corpora.items():
-            if sum(shard.documents for shard in entry.shards) != entry.documents:
-                problems.append(
-                    f"{split}/{corpus}: the shards' documents do not add up to {entry.documents}"
-                )
             for shard in entry.shards:
                 problem = _verify_shard(root, manifest, corpus, shard)
                 if problem:
@@ -138,18 +135,6 @@ def verify(root: Path | str, progress: Callable[[float], object] | None = None) 
                 if progress:
                     progress(shard.bytes)
     return problems
-
-
-def _verify_tokenizer(root: Path, manifest: Manifest) -> list[str]:
-    digest = hashlib.sha256()
-    for name in manifest.tokenizer["files"]:
-        path = root / "tokenizer" / name
-        if not path.is_file():
-            return [f"{path}: missing"]
-        digest.update(path.read_bytes())
-    if digest.hexdigest() != manifest.tokenizer["sha256"]:
-        return [f"{root / 'tokenizer'}: not the tokenizer of the manifest (sha256 differs)"]
-    return []
 
 
 def _verify_shard(root: Path, manifest: Manifest, corpus: str, shard: Shard) -> str | None:

@@ -1,5 +1,6 @@
 """What an earlier build left in the output folder: all, a part, or something else."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from gpt1_ds.data.manifest import MANIFEST, SPLITS, Manifest, read_manifest
 WORK = ".work"
 PLAN = ".plan.json"
 """What the directory is built from, with the sources' times. It stays there, so that a rerun needs
-not read them again."""
+not read them again. At the end, the manifest's hash is added."""
 LOCK = ".lock"
 WORK_FORMAT = 2
 """Of the files in `WORK`. An unfinished build of another format is built anew."""
@@ -28,7 +29,7 @@ def is_finished(out: Path, settings: Mapping[str, object], sources: list[Source]
     continued. If its sources have changed, it is removed.
     """
     listed = [[s.corpus, s.name, s.validation, s.bytes, s.mtime_ns] for s in sources]
-    plan = {"settings": settings, "sources": listed, "work_format": WORK_FORMAT}
+    plan: Json = {"settings": settings, "sources": listed, "work_format": WORK_FORMAT}
     before = _read_plan(out)
     finished = (out / MANIFEST).exists()
     if finished:
@@ -51,8 +52,22 @@ def is_finished(out: Path, settings: Mapping[str, object], sources: list[Source]
             shutil.rmtree(out / folder, ignore_errors=True)
     else:
         _refuse_other_settings(out, settings, before["settings"])
+    if finished and before and "manifest" in before:
+        plan["manifest"] = before["manifest"]
     write_atomically(out / PLAN, json.dumps(plan))
     return finished
+
+
+def note_manifest(out: Path, text: str) -> None:
+    """Note the hash of a manifest that is about to be written, so that any change is found."""
+    plan = _read_plan(out) or {}
+    plan["manifest"] = hashlib.sha256(text.encode()).hexdigest()
+    write_atomically(out / PLAN, json.dumps(plan))
+
+
+def manifest_sha256(out: Path) -> str | None:
+    """The noted hash; None if there is none, as in a copy without hidden files."""
+    return (_read_plan(out) or {}).get("manifest")
 
 
 def _read_plan(out: Path) -> Json | None:

@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,19 +110,33 @@ def read_manifest(root: Path | str) -> Manifest:
     """
     path = Path(root) / MANIFEST
     try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8"), object_hook=_record))
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text, object_pairs_hook=_record)
+        if "version" not in raw:
+            raise ValueError("no version")
+        manifest = Manifest(**raw)
         _check_manifest(manifest)
     except FileNotFoundError:
         raise DataError(f"{path}: no such shard manifest; {_BUILD_HINT}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise DataError(f"{path}: malformed manifest ({error!r}); {_BUILD_HINT}") from error
     return manifest
 
 
-def _record(raw: Json) -> Shard | CorpusEntry | Json:
-    """The JSON object as a `Shard` or a `CorpusEntry` if it has these keys, else unchanged."""
+def _record(pairs: list[tuple[str, Any]]) -> Shard | CorpusEntry | Json:
+    """The JSON object as a `Shard` or a `CorpusEntry` if it has these keys, else as a dict."""
+    raw = dict(pairs)
+    if len(raw) < len(pairs):
+        raise ValueError(f"a key twice among {', '.join(name for name, _ in pairs)}")
     if {"sample_offsets", "sample_tokens"} <= raw.keys():
         # An array needs 8 bytes for a number: 10^5 shards have 2.5 * 10^7 samples.
         for name in ("sample_offsets", "sample_tokens"):
@@ -145,12 +160,27 @@ def _check_manifest(manifest: Manifest) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}")
         for corpus, entry in corpora.items():
+            if not isinstance(entry, CorpusEntry):
+                raise ValueError(f"{split}/{corpus}: must have just documents, shards and tokens")
+            _check_counts(entry, f"{split}/{corpus}")
             for shard in entry.shards:
+                if not isinstance(shard, Shard):
+                    raise ValueError(f"{split}/{corpus}: a shard without its samples")
+                _check_counts(shard, shard.file)
                 _check_entry(shard, manifest.dtype.itemsize)
             if sum(shard.tokens for shard in entry.shards) != entry.tokens:
                 raise ValueError(
                     f"{split}/{corpus}: the shards' tokens do not add up to {entry.tokens}"
                 )
+
+
+def _check_counts(entry: Shard | CorpusEntry, place: str) -> None:
+    for name, value in vars(entry).items():
+        if name in ("bytes", "samples", "documents", "tokens"):
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{place}: {name} is {value!r}")
+        elif name == "sha256" and not isinstance(value, str):
+            raise ValueError(f"{place}: sha256 is {value!r}")
 
 
 def _check_entry(shard: Shard, token_bytes: int) -> None:
@@ -172,9 +202,12 @@ def _check_entry(shard: Shard, token_bytes: int) -> None:
 
 def write_manifest(root: Path | str, manifest: Manifest) -> None:
     """Write `manifest.json` atomically; call it after all shards are written."""
+    write_atomically(Path(root) / MANIFEST, manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
     raw = dataclasses.asdict(manifest)
-    text = json.dumps(raw, sort_keys=True, ensure_ascii=False, default=list)
-    write_atomically(Path(root) / MANIFEST, text + "\n")
+    return json.dumps(raw, sort_keys=True, ensure_ascii=False, default=list) + "\n"
 
 
 def find_damage(path: Path, shard: Shard, hashed: bool) -> str | None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from data_prep import inspect_shards, trace, verify_shards
+from data_prep import build_shards, inspect_shards, trace, verify_shards
 from data_prep.inspect_shards import document_spans, documents
 from gpt1_ds.base.errors import ConfigError, DataError
+from gpt1_ds.base.records import write_records
 from gpt1_ds.data.batches import Batches, BatchSizes, Share
 from gpt1_ds.data.manifest import CorpusEntry, Manifest, read_manifest, write_manifest
 from gpt1_ds.data.opening import open_streams
@@ -24,6 +25,7 @@ from gpt1_ds.data.tokenizer import SPECIAL_NAMES, load_tokenizer
 from gpt1_ds.settings.loading import to_dict
 from gpt1_ds.settings.sections import DataConfig, PretrainConfig
 from tests.conftest import succeed
+from tests.support import shards_built
 
 
 def tale(name: str) -> str:
@@ -74,15 +76,13 @@ def shards(tmp_path_factory) -> Path:
         "special_ids": tokenizer.special_ids,
     }
     assert tuple(record["special_ids"]) == SPECIAL_NAMES
-    text = {"text_bytes": sum(map(len, TEXTS.values())), "unknown": 0}
-    about = {
-        "split": "hash",
-        "dropped": {"empty": 2, "duplicate": 1},
-        "mended": {"nul": 0},
-        "text": {"train": text},
-    }
+    about = shards_built.about(3)
+    about["documents_read"] = 6
+    about["dropped"] |= {"empty": 2, "duplicate": 1}
     splits = {"train": {"tales": CorpusEntry(3, len(stream), written)}, "valid": {}}
-    write_manifest(root / "shards", Manifest(record, {"corpora": {"tales": about}}, splits))
+    settings = shards_built.SETTINGS | {"tokenizer": tokenizer.sha256}
+    preparation = {"settings": settings, "corpora": {"tales": about}}
+    write_manifest(root / "shards", Manifest(record, preparation, splits))
     return root / "shards"
 
 
@@ -183,6 +183,67 @@ def test_a_trace_follows_moved_shards_and_refuses_step_0(shards, run, capsys, tm
     assert capsys.readouterr().out == there
     with pytest.raises(ConfigError, match="--step 0: steps are counted from 1"):
         trace.main([str(folder), "--step", "0"])
+
+
+def test_a_trace_refuses_steps_that_were_not_trained(shards, run, capsys):
+    folder, _ = run
+    trace.main([str(folder), "--step", "9"])
+    assert "warning: " in capsys.readouterr().err, "nothing says what was trained"
+    with pytest.raises(ConfigError, match=f"--step {10**30}: "):
+        trace.main([str(folder), "--step", str(10**30)])
+    capsys.readouterr()
+    records = [{"step": 0, "split": "start"}, {"step": 10, "split": "train"}]
+    for last, write in (
+        (0, lambda: write_records(folder / "metrics.jsonl", records[:1])),
+        (10, lambda: write_records(folder / "metrics.jsonl", records)),
+        (12, lambda: (folder / "status.json").write_text('{"step": 12}')),
+        (14, lambda: (folder / "checkpoints" / "step-00000014").mkdir(parents=True)),
+    ):
+        write()
+        for step in (last + 1, 10**11):
+            with pytest.raises(ConfigError, match=f"--step {step}: .* up to step {last};"):
+                trace.main([str(folder), "--step", str(step)])
+        for step in (1, last) if last else ():
+            trace.main([str(folder), "--step", str(step)])
+        assert capsys.readouterr().err == ""
+    for step in (0, -1, -(10**12)):
+        with pytest.raises(ConfigError, match=f"--step {step}: steps are counted from 1"):
+            trace.main([str(folder), "--step", str(step)])
+    write_records(folder / "metrics.jsonl", [{"step": 8, "split": "start"}, records[1]])
+    trace.main([str(folder), "--step", "9"])
+    with pytest.raises(ConfigError, match="--step 8: the records of .* begin after step 8"):
+        trace.main([str(folder), "--step", "8"])
+
+
+def test_documents_of_one_name_are_told_apart(tokenizer, tmp_path, capsys):
+    """books/train/0001.txt and books/valid/0001.txt, and the same name in another corpus."""
+    options = ["--tokenizer", str(tokenizer), "--out", str(tmp_path / "out")]
+    for option, name in (("corpus", "a"), ("validation", "a"), ("corpus", "b")):
+        folder = tmp_path / f"{option}-{name}"
+        folder.mkdir()
+        (folder / "0001.txt").write_text(f"the {option} of {name}")
+        options += [f"--{option}", f"{name}={folder}"]
+    build_shards.main(options)
+    capsys.readouterr()
+    found = [str(tmp_path / "out"), "--document", "0001.txt"]
+    for chosen, text in (
+        (["--split", "valid"], "the validation of a"),
+        (["--split", "train", "--corpus", "a"], "the corpus of a"),
+        (["--corpus", "b"], "the corpus of b"),
+    ):
+        inspect_shards.main([*found, *chosen])
+        assert capsys.readouterr().out == text + "\n"
+    for chosen, where in (
+        ([], "train/a and train/b and valid/a"),
+        (["--corpus", "a"], "train/a and valid/a"),
+        (["--split", "train"], "train/a and train/b"),
+    ):
+        with pytest.raises(ConfigError, match=f"is in {where}; choose one by --split"):
+            inspect_shards.main([*found, *chosen])
+    inspect_shards.main([str(tmp_path / "out"), "--split", "valid"])
+    assert [line[0] for line in lines(capsys)] == ["valid"]
+    with pytest.raises(DataError, match="--document 0001.txt: not in"):
+        inspect_shards.main([*found, "--corpus", "b", "--split", "valid"])
 
 
 def test_stats_are_the_manifests_and_a_picture(shards, tmp_path, capsys):

@@ -1,16 +1,62 @@
 """Makes shard directories for tests: random tokens in samples and shards of given sizes."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from sentencepiece import sentencepiece_model_pb2
 
 from gpt1_ds.data.manifest import CorpusEntry, Manifest, Shard, write_manifest
 from gpt1_ds.data.shard_writer import ShardWriter
+from gpt1_ds.data.tokenizer import CONTROL_PIECES
 
 VOCAB_SIZE = 8000
-MODEL = b"a tokenizer's bytes"
+
+
+@functools.cache
+def model(vocab_size: int) -> bytes:
+    """A SentencePiece model of so many pieces."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    kinds = proto.SentencePiece
+    for piece in CONTROL_PIECES:
+        proto.pieces.add(piece=piece, type=kinds.CONTROL)
+    proto.pieces.add(piece="<unk>", type=kinds.UNKNOWN)
+    for number in range(len(proto.pieces), vocab_size):
+        proto.pieces.add(piece=f"w{number}")
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    return proto.SerializeToString(deterministic=True)
+
+
+MODEL = model(VOCAB_SIZE)
+SETTINGS = {
+    "tokenizer": hashlib.sha256(MODEL).hexdigest(),
+    "by_the_tokenizer": {},
+    "normalization": {"steps": {}, "versions": {}, "bad_text": "mend"},
+    "duplicate_paragraphs": 200,
+    "near_duplicates": 0.0,
+    "block_lines": 10_000,
+    "sample_tokens": 65_536,
+    "shard_tokens": 1 << 24,
+    "validation_fraction": 0.005,
+}
+
+
+DROPPED = ("empty", "bad_text", "duplicate", "near_duplicate", "duplicate_paragraphs")
+
+
+def about(documents: int) -> dict[str, object]:
+    """The manifest's record of a corpus that is all training."""
+    text = {"text_bytes": 2 * documents, "unknown": 0}
+    return {
+        "split": "hash",
+        "documents_read": documents,
+        "mended": {},
+        "dropped": dict.fromkeys(DROPPED, 0),
+        "text": {"train": text, "valid": dict.fromkeys(text, 0)},
+        "sources": [],
+    }
 
 
 @dataclass
@@ -60,14 +106,17 @@ def build(
         documents = sum(shard.documents for shard in shards)
         entries[corpus] = CorpusEntry(documents, len(streams[corpus]), shards)
     (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "tokenizer.model").write_bytes(MODEL)
+    (root / "tokenizer" / "tokenizer.model").write_bytes(model(vocab_size))
     tokenizer = {
         "kind": "sentencepiece",
         "files": ["tokenizer.model"],
-        "sha256": hashlib.sha256(MODEL).hexdigest(),
+        "sha256": hashlib.sha256(model(vocab_size)).hexdigest(),
         "vocab_size": vocab_size,
         "special_ids": {"pad": 0, "s": 1, "e": 2, "delim": 3, "eot": 4},
     }
-    manifest = Manifest(tokenizer, {}, {"train": entries, "valid": {}})
+    corpora = {name: about(entry.documents) for name, entry in entries.items()}
+    settings = SETTINGS | {"tokenizer": tokenizer["sha256"]}
+    preparation = {"settings": settings, "corpora": corpora}
+    manifest = Manifest(tokenizer, preparation, {"train": entries, "valid": {}})
     write_manifest(root, manifest)
     return Built(root, manifest, streams)

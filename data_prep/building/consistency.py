@@ -151,9 +151,7 @@ def _preparation_problems(manifest: Manifest) -> Iterator[str]:
     ):
         if settings[name] != value:
             yield f"preparation.settings.{name} is {settings[name]}, but must be {value}"
-    for corpus in sorted(
-        {name for split in manifest.splits.values() for name in split} - set(corpora)
-    ):
+    for corpus in sorted(set().union(*manifest.splits.values()) - set(corpora)):
         yield f"preparation.corpora.{corpus} is missing"
     for corpus, record in corpora.items():
         place = f"preparation.corpora.{corpus}"
@@ -196,5 +194,5 @@ def _tokenizer_problems(root: Path, manifest: Manifest) -> list[str]:
 
 def _unlisted_files(root: Path, manifest: Manifest) -> list[str]:
     listed = {root / shard.file for shard in manifest.shards()}
-    found = [path for split in SPLITS for path in sorted((root / split).glob("*/*.tar"))]
+    found = sorted(root.glob("*/*/*.tar"))
     return [f"{path}: is not in the manifest" for path in found if path not in listed]

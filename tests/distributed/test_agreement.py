@@ -59,6 +59,11 @@ def test_ranks_that_differ_end_with_one_line(ranks, cases):
         assert rank_1 == rank_0, name
 
 
+def test_an_error_of_one_rank_alone_is_printed_by_that_rank(ranks):
+    """Rank 0 may still wait for something else; else a run ends without a line."""
+    assert ranks(2).run("tests.support.cases_start:speakers") == [[False], [True, True, False]]
+
+
 def test_ranks_with_other_code(tmp_path):
     """Two real starts: rank 1 has a copy of the package in which one comment was added."""
     shutil.copytree(ROOT / "gpt1_ds", tmp_path / "gpt1_ds", ignore=shutil.ignore_patterns("*.pyc"))

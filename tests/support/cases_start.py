@@ -3,8 +3,8 @@
 import os
 from unittest.mock import patch
 
-from gpt1_ds.base.errors import UserError
-from gpt1_ds.distributed import agreement, collectives, rendezvous
+from gpt1_ds.base.errors import DataError, PeerError, UserError
+from gpt1_ds.distributed import agreement, collectives, heartbeat, rendezvous
 from gpt1_ds.runs.setup import read_settings
 from gpt1_ds.settings.sections import PretrainConfig
 
@@ -31,3 +31,19 @@ def start(words: list[str]) -> str:
     except UserError as error:
         return f"{'!' * error.of_this_rank}{error.exit_code} {error}"
     return ""
+
+
+def speakers() -> list[bool]:
+    """Whether this rank prints an error that rank 1 alone has (twice), and one that both have."""
+    beats, said = heartbeat._heartbeat, []
+    with patch.object(heartbeat, "SAY_SECONDS", 0.2):
+        for error in (DataError("one"), PeerError("lost"), DataError("both")):
+            if str(error) == "both":
+                collectives.barrier()
+            elif collectives.rank() == 0:
+                continue
+            heartbeat._heartbeat = beats  # these processes live on
+            heartbeat.choose_speaker(error)
+            said.append(error.of_this_rank)
+    heartbeat._heartbeat = beats
+    return said

@@ -278,7 +278,7 @@ def read_shards(root: Path, corpus: str | None, tokenizer: Tokenizer) -> Iterato
         raise DataError(
             f"--corpus {corpus}: not in the validation split of {root}; {near(corpus, corpora)}"
         )
-    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
+    if tokenizer.sha256 != manifest.tokenizer.get("sha256"):
         raise DataError(
             f"--data {root}: made with another tokenizer than the run's; build shards with that one"
         )

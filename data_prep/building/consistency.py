@@ -194,5 +194,8 @@ def _tokenizer_problems(root: Path, manifest: Manifest) -> list[str]:
 
 def _unlisted_files(root: Path, manifest: Manifest) -> list[str]:
     listed = {root / shard.file for shard in manifest.shards()}
-    found = sorted(root.glob("*/*/*.tar"))
-    return [f"{path}: is not in the manifest" for path in found if path not in listed]
+    problems = []
+    for split in SPLITS:
+        found = sorted((root / split).glob("*/*.tar"))
+        problems += [f"{path}: is not in the manifest" for path in found if path not in listed]
+    return problems

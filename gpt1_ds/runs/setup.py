@@ -203,7 +203,7 @@ class Run(Generic[ConfigT]):
 def check_tokenizer(config: PretrainConfig, folder: Path, manifest: Manifest) -> Tokenizer:
     """The tokenizer in `folder`, which must be the one that made the shards of `manifest`."""
     tokenizer = load_tokenizer(folder)
-    if tokenizer.sha256 != manifest.tokenizer["sha256"]:
+    if tokenizer.sha256 != manifest.tokenizer.get("sha256"):
         raise DataError(
             f"{folder}: not the tokenizer these shards were made with; restore it or rerun "
             "build_shards"

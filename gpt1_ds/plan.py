@@ -21,13 +21,14 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt1_ds.base.errors import ConfigError, command
-from gpt1_ds.base.options import Parser
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.data.batches import total_steps
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import WindowOrder
 from gpt1_ds.engine.memory import activation_bytes, state_bytes
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.settings import deepspeed_json
+from gpt1_ds.settings.bounds import COUNT, POSITIVE, Bounds
 from gpt1_ds.settings.command_line import field_docs
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
@@ -49,7 +50,15 @@ BOOKS_CORPUS_TOKENS = 1_430_000_000
 UNKNOWN_VOCAB_SIZE = 40_000
 """The paper's, where no shards are at hand."""
 ZERO_VARIANTS = ("0", "1", "2", "2+offload", "3", "3+offload")
+MACHINES = Bounds(high=1_000_000, open_low=True)
 SWEEP_GPUS = (8, 64, 512, 4096)
+DOMAINS = {
+    "nodes": MACHINES,
+    "gpus_per_node": MACHINES,
+    "utilization": Bounds(high=1, open_low=True),
+    "tokens": COUNT,
+}
+"""Of the options; all others are above 0."""
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -200,12 +209,12 @@ def best(shape: GPTConfig, cluster: Cluster, precision: str, global_batch: int) 
 def main(argv: list[str]) -> int | None:
     args = _parser().parse_intermixed_args(argv)
     names = [field.name for field in dataclasses.fields(Cluster)]
+    for name in [*names, "tokens"]:
+        value, bounds = getattr(args, name), DOMAINS.get(name, POSITIVE)
+        problem = "" if value is None else bounds.problem(value)
+        if problem:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; {problem}")
     cluster = Cluster(**{name: getattr(args, name) for name in names})
-    if min(dataclasses.astuple(cluster)) <= 0 or cluster.utilization > 1:
-        raise ConfigError(
-            "nodes, GPUs, memory, TFLOP/s, bandwidth and price must be above 0, "
-            "--utilization at most 1"
-        )
     config = load(PretrainConfig, args.config, args.overrides)
     if args.sweep:
         sweep(config, cluster)
@@ -218,12 +227,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config",
+        type=path,
         metavar="YAML",
         default=str(Path(__file__).parent / "configs/pretrain_gpt1.yaml"),
         help="meaning of the run (default: the paper's)",
     )
     parser.add_argument(
         "--deepspeed_config",
+        type=path,
         metavar="JSON",
         default=str(PROJECT / "ds_configs/zero2_bf16.json"),
         help="mechanics: precision and micro-batch (default: zero2_bf16.json)",
@@ -252,10 +263,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def table(
-    config: PretrainConfig, cluster: Cluster, deepspeed_config: str, tokens: int | None
+    config: PretrainConfig, cluster: Cluster, deepspeed_config: Path, tokens: int | None
 ) -> None:
     """One run on one cluster: a line for every ZeRO variant."""
     ds = resolve(deepspeed_config, config, cluster.gpus, on_this_machine=False)
+    for line in deepspeed_json.warnings(deepspeed_config, ds, config):
+        print(line, file=sys.stderr)
     precision, micro_batch = deepspeed_json.precision(ds), ds["train_micro_batch_size_per_gpu"]
     corpus = _corpus(config, tokens)
     numbers = dataclasses.asdict(config.model)

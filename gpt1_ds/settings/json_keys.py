@@ -98,7 +98,7 @@ EVERY_STAGE = in_stages(
         "reduce_bucket_size": integer(SIZE),
         "overlap_comm": nullable(FLAG),
         "load_from_fp32_weights": FLAG,
-        "elastic_checkpoint": FLAG,
+        "elastic_checkpoint": replace(FLAG, refusal=OWN_CHECKPOINTS),
         "cpu_offload": nullable(FLAG),
         "cpu_offload_use_pin_memory": nullable(FLAG),
         "zenflow": nullable(OBJECT),

@@ -8,6 +8,7 @@ import typing
 import pytest
 
 from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.plan import main as plan
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 
@@ -136,6 +137,37 @@ def test_each_end_of_a_domain_belongs_to_it():
         heads = ["model.n_head=1"] if name == "model.n_embd" else []
         for end in (low, high):
             load(cls, None, [*NEIGHBOURS.get(name, []), *heads, f"{name}={end!r}"])
+
+
+OPTIONS = {
+    "--nodes": (int, 1, 10**6),
+    "--gpus-per-node": (int, 1, 10**6),
+    "--gpu-memory": (float, TINY, 1e38),
+    "--host-memory": (float, TINY, 1e38),
+    "--tflops": (float, TINY, 1e38),
+    "--utilization": (float, TINY, 1),
+    "--network": (float, TINY, 1e38),
+    "--nvlink": (float, TINY, 1e38),
+    "--price": (float, TINY, 1e38),
+    "--tokens": (int, 1, 2**53),
+}
+TYPED = {"inf": math.inf, "nan": math.nan, "-1": -1, "0": 0, "1": 1, "1e30": 1e30, "x": None}
+
+
+def test_options_of_plan(capsys):
+    """Every number among them; `=` since argparse takes -1 for an option."""
+    for option, (kind, low, high) in OPTIONS.items():
+        for text, number in (TYPED | {str(2**64): 2**64, "1e-300": 1e-300}).items():
+            whole = kind is float or text.lstrip("-").isdigit()
+            right = number is not None and whole and low <= number <= high
+            try:
+                plan([f"{option}={text}", "train.max_steps=1", "train.epochs=1e9"])
+            except ConfigError as error:
+                assert option in str(error) and "\n" not in str(error)
+                assert not right, (option, text)
+            else:
+                assert right, (option, text)
+    assert "ZeRO" in capsys.readouterr().out
 
 
 def test_numbers_in_lists_and_mappings():

@@ -130,6 +130,10 @@ def test_every_value_of_every_key_is_right_or_refused_by_name(tmp_path):
         ({"optimizer": {"type": "OneBitAdam"}}, "optimizer.type is OneBitAdam; "),
         ({"optimizer": {"params": {"lr": "auto"}}}, "optimizer.type is missing"),
         ({"checkpoint": {"writer": {"type": "mock"}}}, "checkpoint.writer is"),
+        (
+            {"zero_optimization": {"stage": 2, "elastic_checkpoint": True}},
+            "checkpoints itself; rem",
+        ),
         ({"zero_allow_untested_optimizer": False, "zero_optimization": {"stage": 1}}, "remove it"),
         ('{"bf16": {"enabled": true, "enabled": true}}', "key 'enabled' is given twice"),
         ('{"bf16": {}, "bf16": {}}', "key 'bf16' is given twice"),

@@ -38,6 +38,7 @@ if __name__ == "__main__" and not __package__:
 
 import numpy as np
 
+from gpt1_ds.base.arguments import stdin_lines, whole
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.options import Parser
 from gpt1_ds.checkpoints.folder import find_checkpoint
@@ -57,9 +58,18 @@ from gpt1_ds.tasks.predicting import predict
 from gpt1_ds.tasks.scores import majority_score, scores_by_part, task_metrics
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
 
-MICRO_BATCH = 32
+MODES = ("predict", "task", "zero_shot")
+TAKES = {
+    "predict": ("predict", "task"),
+    "task": ("task", "data"),
+    "zero_shot": ("zero_shot", "data"),
+    "text": ("data", "corpus", "lines", "stride"),
+}
+"""The options that go with each mode of the command."""
 LARGEST_EXPONENT = 700.0
 """The largest float64 is about e^709."""
+OF_ONES_OWN = ("kind", "columns", "labels", "files", "metrics")
+"""The keys that describe a task in place of its name."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,26 @@ class Text:
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    if args.predict:
+    mode = next((name for name in MODES if getattr(args, name)), "text")
+    for name in ("data", "corpus", "lines", "stride", *MODES):
+        if getattr(args, name) and name not in TAKES[mode]:
+            raise ConfigError(f"{_option(name)} does not go with {_option(mode)}; leave it out")
+    if mode == "predict":
         predict_lines(args.run, args.task)
-    elif args.task:
+        return
+    if args.data is None and mode != "text":
+        raise ConfigError(f"--data is not set; give the file or folder for {_option(mode)}")
+    args.data = args.data or Path("shards")
+    if mode == "task":
         score_task(args.run, args.task, args.data)
-    elif args.zero_shot:
+    elif mode == "zero_shot":
         score_zero_shot(args.run, args.zero_shot, args.data)
     else:
         score_text(args)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,9 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         type=Path,
-        default="shards",
         metavar="PATH",
-        help="shard directory, text file (UTF-8) or folder of .txt files (default: %(default)s)",
+        help="shard directory, text file (UTF-8) or folder of .txt files (default: shards)",
     )
     parser.add_argument(
         "--corpus", help="shards: one corpus of the validation split (default: each)"
@@ -106,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--stride",
-        type=int,
+        type=whole("--stride", 0),
         metavar="TOKENS",
         help="step of the window; a smaller one gives each "
         "token more context and takes longer (default: the context, windows end to end)",
@@ -204,7 +225,11 @@ class FineTuned(NamedTuple):
 
 
 def load_fine_tuned(run: str, name: str | None) -> FineTuned:
-    """Load the best weights of `run`. Another task `name` must have the same kind and labels."""
+    """Load the best weights of `run`.
+
+    Another task `name` must have the same kind and labels. It keeps the options of the run's task,
+    such as squared_error: the head was trained with them.
+    """
     best = Path(run) / "best"
     folder = find_checkpoint(best if best.is_dir() else run)
     weights, state = load_weights(folder)
@@ -212,7 +237,8 @@ def load_fine_tuned(run: str, name: str | None) -> FineTuned:
     trained_for = (state.task or {})["name"]
     if name and name != trained_for:
         trained = task
-        task = build_task(TaskConfig(name=name))
+        options = {**(state.task or {})["config"], "name": name, **dict.fromkeys(OF_ONES_OWN)}
+        task = build_task(TaskConfig(**options), strict=False)
         if (task.kind, task.classes) != (trained.kind, trained.classes):
             raise ConfigError(
                 f"--task {name}: {folder} was trained for {trained_for}, with other labels"
@@ -223,7 +249,7 @@ def load_fine_tuned(run: str, name: str | None) -> FineTuned:
 def predict_lines(run: str, name: str | None) -> None:
     """Print a label for each line of stdin, before the line."""
     tuned = load_fine_tuned(run, name)
-    lines = [line.rstrip("\r\n") for line in sys.stdin]
+    lines = stdin_lines("--predict")
     examples = []
     for number, line in enumerate(lines, 1):
         examples.append(tuned.task.from_line(line, f"stdin line {number}"))
@@ -250,7 +276,7 @@ def score_task(run: str, name: str, data: Path) -> None:
 def predictions(tuned: FineTuned, examples: list[Example]) -> list[Label]:
     encoded = tuned.task.encode(examples, tuned.tokenizer, tuned.model.gpt.config.n_ctx)
     special = tuned.tokenizer.special_ids
-    found = predict(tuned.model, tuned.task, encoded, special, MICRO_BATCH, tuned.name)
+    found = predict(tuned.model, tuned.task, encoded, special, tuned.name)
     assert found is not None  # None only if a stop was requested, which cannot happen here
     return found
 

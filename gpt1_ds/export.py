@@ -19,7 +19,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 if __name__ == "__main__" and not __package__:
@@ -29,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1_ds.base.errors import ConfigError, DataError, command
+from gpt1_ds.base.arguments import real
+from gpt1_ds.base.errors import ConfigError, DataError, UserError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.options import Parser
 from gpt1_ds.base.protocols import Json
@@ -40,25 +40,39 @@ from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.interchange.card import ORIGINAL, model_card
 from gpt1_ds.interchange.configuration import config_json, gpt_config, read_config
+from gpt1_ds.interchange.equality import (
+    check_tokenizer,
+    import_transformers,
+    logits_in_transformers,
+    logits_of_tensors,
+    next_token_logits,
+    pipeline_logits,
+    probe_ids,
+    relative_difference,
+)
 from gpt1_ds.interchange.openai_release import Release, openai_files, read_openai
 from gpt1_ds.interchange.safetensors_files import read_weights, write_safetensors, write_weights
 from gpt1_ds.interchange.tokenizer_json import tokenizer_config_json, tokenizer_json
-from gpt1_ds.interchange.weights import score_weight, to_ours, to_theirs
-from gpt1_ds.model.gpt import GPT, Block, GPTConfig
+from gpt1_ds.interchange.weights import CLASSIFIER, score_weight, to_ours, to_theirs
+from gpt1_ds.model.gpt import GPT, Block
 from gpt1_ds.runs.trained import build_gpt, run_tokenizer
+from gpt1_ds.settings.sections import TaskConfig
+from gpt1_ds.tasks import Example, Task, build_task
+from gpt1_ds.tasks.heads import TaskModel
+from gpt1_ds.tasks.predicting import logits_of_rank
 
-TOLERANCE = 1e-4
-"""Largest allowed difference to transformers' logits, relative to the largest logit."""
-PROBES = (
-    "It's 10: \u201cCaf\u00e9 <e>\u201d, said A\u0301gnes\u2014 for $5...",
-    "  \ttwo  <s><pad> lines\n<eot>",
-    "\U0001f600",
-)
-"""Texts that our tokenizer and the exported one must give the same ids."""
 SEQUENCES = {"classification": 1, "entailment": 1, "multiple_choice": 1, "similarity": 2}
 """The kinds of tasks that transformers' sequence classifier supports, and for each the number of
 sequences that the logits are summed over."""
-PROBE_TOKENS = 64
+IN_PIPELINE = ("classification", "entailment", "similarity")
+"""Those of them whose texts the pipeline of transformers takes as they are."""
+CHECKED_EXAMPLES = 200
+MOST_GB = 1_000_000
+
+
+class DevExamples(NamedTuple):
+    task: Task
+    examples: list[Example]
 
 
 class Head(NamedTuple):
@@ -71,6 +85,8 @@ class Head(NamedTuple):
     labels: list[str] | None
     """The classes; None if `score` is None."""
     sequences: int
+    dev: DevExamples | None = None
+    """Examples that the exported pipeline is checked with."""
 
 
 def main(argv: list[str]) -> None:
@@ -78,19 +94,14 @@ def main(argv: list[str]) -> None:
     source, out = Path(args.source), Path(args.out)
     if out.exists():
         raise ConfigError(f"OUT {out}: exists; choose another")
-    if args.shard_gb <= 0:
-        raise ConfigError("--shard-gb must be above 0")
     with whole_folder(out) as folder:
         if args.from_hf or args.from_openai:
-            config = import_weights(source, folder, args.from_openai)
-            print(
-                f"{out}: {config.parameters:,} parameters; "
-                f"start from them with init.checkpoint={out}"
-            )
+            said = import_weights(source, folder, args.from_openai)
+            print(f"{out}: {said}; start from it with init.checkpoint={out}")
         else:
             command_line = shlex.join(["python", "-m", "gpt1_ds.export", *argv])
-            difference = export(source, folder, int(args.shard_gb * 1e9), command_line)
-            print(f"{out}: logits equal transformers' within {difference:.1e} of the largest")
+            said = export(source, folder, out, int(args.shard_gb * 1e9), command_line)
+            print(f"{out}: {said}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shard-gb",
-        type=float,
+        type=real("--shard-gb", lambda value: 0 < value <= MOST_GB, f"above 0, up to {MOST_GB:,}"),
         default=2.0,
         help="largest weights file, GB (default: %(default)s)",
     )
@@ -138,13 +149,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def export(source: Path, out: Path, shard_bytes: int, command_line: str) -> float:
-    """Write the export to `out`; returns the largest relative difference to transformers' logits.
+def export(source: Path, out: Path, name: Path, shard_bytes: int, command_line: str) -> str:
+    """Write the export to `out`, which becomes `name`; returns how it was compared, for the user.
 
     Memory holds the weights only once. They are written tensor by tensor and run, and then freed
     before transformers loads the export.
     """
-    _import_transformers()
+    import_transformers()
     has_best = (source / "best" / "checkpoints").is_dir()
     folder = find_checkpoint(source / "best" if has_best else source)
     weights, state = load_weights(folder)
@@ -165,15 +176,15 @@ def export(source: Path, out: Path, shard_bytes: int, command_line: str) -> floa
     write_weights(out, tensors, shard_bytes)
     home = folder.parents[1] / "tokenizer"
     _write_json(out / "config.json", config_json(model.config, tokenizer.special_ids, head.labels))
-    _write_json(out / "tokenizer.json", tokenizer_json(tokenizer, home))
+    _write_json(out / "tokenizer.json", tokenizer_json(tokenizer, home, bool(head.weights)))
     _write_json(out / "tokenizer_config.json", tokenizer_config_json(model.config.n_ctx))
     tokenizer.copy_to(out / "tokenizer")
-    card = model_card(folder, state.to_json(), model.config, head.labels, command_line)
+    card = model_card(folder, state.to_json(), model.config, head.labels, name, command_line)
     if tokenizer.pipeline == "original":
         card += ORIGINAL
     write_atomically(out / "README.md", card)
-    _check_tokenizer(tokenizer, out, home)
-    return _largest_difference(model, tensors, out, head, tokenizer.special_ids)
+    check_tokenizer(tokenizer, out, home)
+    return _check(model, tensors, out, head, tokenizer)
 
 
 def _take(weights: dict[str, Tensor], prefix: str, others: bool = False) -> dict[str, Tensor]:
@@ -199,81 +210,81 @@ def _head(weights: dict[str, Tensor], model: GPT, state: CheckpointState) -> Hea
     if score is None:
         return Head(weights, None, None, sequences)
     labels = task["classes"] if len(score) == len(task["classes"]) else ["score"]
-    return Head(weights, score, labels, sequences)
+    return Head(weights, score, labels, sequences, _dev_examples(state, sequences))
 
 
 def _write_json(path: Path, content: Json) -> None:
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _check_tokenizer(tokenizer: Tokenizer, out: Path, home: Path) -> None:
-    """Raises DataError if the exported tokenizer gives other ids than ours for `PROBES`."""
-    if tokenizer.pipeline == "original":
-        return  # tokenizer.json cannot express this pipeline; the model card says so
-    theirs = _import_transformers().AutoTokenizer.from_pretrained(out)
-    for text in PROBES:
-        if theirs.encode(text) != tokenizer.encode(text):
-            raise DataError(
-                f"{home}: transformers makes other ids of {text!r}; install transformers 5.23"
-            )
+def _dev_examples(state: CheckpointState, sequences: int) -> DevExamples | None:
+    """Some dev examples of the run's task, if its data are at hand and the pipeline takes them."""
+    task = state.task or {}
+    if not sequences or task["kind"] not in IN_PIPELINE:
+        return None
+    try:
+        config = TaskConfig(**task["config"])
+        if not config.data or not Path(config.data).exists():
+            return None
+        built = build_task(config, strict=False)
+        examples = built.read(config.data, "dev")
+    except (UserError, TypeError):
+        return None
+    return DevExamples(built, examples[:: -(-len(examples) // CHECKED_EXAMPLES)])
 
 
-@torch.inference_mode()
-def _largest_difference(
-    model: GPT,
-    tensors: dict[str, Tensor],
-    out: Path,
-    head: Head,
-    special_ids: dict[str, int],
-) -> float:
-    """Compare the logits of two random sequences; returns the largest relative difference.
+@torch.no_grad()
+def _dev_logits(dev: DevExamples, model: GPT, head: Head, tokenizer: Tokenizer) -> Tensor:
+    """Our logits (examples, K) of the dev examples."""
+    task_model = TaskModel(model, dev.task.kind, dev.task.n_outputs, "last", 0.0).eval()
+    task_model.head.load_state_dict(head.weights)
+    encoded = dev.task.encode(dev.examples, tokenizer, model.config.n_ctx)
+    rows = logits_of_rank(task_model, encoded, tokenizer.special_ids, "dev")
+    assert rows is not None  # None only if a stop was requested, which cannot happen here
+    return torch.tensor([rows[index] for index in range(len(encoded))])
 
-    `model` and `tensors` are freed before transformers loads the export. Raises DataError above
-    `TOLERANCE`.
+
+def _check(
+    model: GPT, tensors: dict[str, Tensor], out: Path, head: Head, tokenizer: Tokenizer
+) -> str:
+    """Compare logits with those of transformers; returns how far they differ, for the user.
+
+    `model` and `tensors` are freed before transformers loads the export. Raises DataError if they
+    differ.
     """
-    vocab_size = model.config.vocab_size
-    shape = 2, min(model.config.n_ctx, PROBE_TOKENS)
-    ids_BT = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    ids_BT[ids_BT == special_ids["pad"]] = special_ids["e"]
-    ids_BT[:, -1] = special_ids["e"]
-    hidden_BTC, _ = model(ids_BT)
-    logits_of = {"AutoModelForCausalLM": F.linear(hidden_BTC, model.wte)[..., :vocab_size]}
+    ids_BT = probe_ids(model, tokenizer.special_ids)
+    logits_of = {"AutoModelForCausalLM": next_token_logits(model, ids_BT)}
     if head.labels:
-        state_C = hidden_BTC[: head.sequences, -1].sum(0)
-        logits_K = F.linear(state_C, head.weights["weight"], head.weights["bias"])
+        with torch.no_grad():
+            state_C = model(ids_BT)[0][: head.sequences, -1].sum(0)
+            logits_K = F.linear(state_C, head.weights["weight"], head.weights["bias"])
         logits_of["AutoModelForSequenceClassification"] = logits_K
+    dev = head.dev if tokenizer.pipeline != "original" else None
+    ours = _dev_logits(dev, model, head, tokenizer) if dev else None
     tensors.clear()
     model.to_empty(device="meta")
-    transformers = _import_transformers()
     largest = 0.0
-    for name, ours in logits_of.items():
-        theirs = getattr(transformers, name).from_pretrained(out)(ids_BT).logits
-        if ours.ndim == 1:
+    for name, expected in logits_of.items():
+        theirs = logits_in_transformers(out, name, ids_BT)
+        if expected.ndim == 1:
             theirs = theirs[: head.sequences].sum(0)
-        difference = ((ours - theirs).abs().max() / ours.abs().max()).item()
-        if not difference < TOLERANCE:
-            share = f"{difference:.1e} of the largest"
-            raise DataError(f"{out}: logits of {name} differ by {share}; nothing is exported")
+        difference = relative_difference(expected, theirs, f"{out}: logits of {name}")
         largest = max(largest, difference)
-    return largest
+    said = f"logits equal transformers' within {largest:.1e} of the largest"
+    if dev and ours is not None:
+        theirs = pipeline_logits(out, dev.task, dev.examples)
+        difference = relative_difference(ours, theirs, f"{out}: logits of the pipeline")
+        said += f", and within {difference:.1e} on {len(dev.examples)} dev examples in its pipeline"
+    elif head.labels:
+        said += "; no dev examples at hand to compare its pipeline with"
+    return said
 
 
-def _import_transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError(
-            "gpt1_ds.export needs transformers: pip install 'gpt1-ds[interchange]'"
-        ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def import_weights(source: Path, out: Path, openai: bool) -> GPTConfig:
+def import_weights(source: Path, out: Path, openai: bool) -> str:
     """Import `source` as a weights-only checkpoint with its tokenizer in the folder `out`.
 
-    The weights of an export by this project are restored bit for bit.
+    The weights of an export by this project are restored bit for bit. Returns what was imported
+    and how it was compared, for the user.
     """
     if openai:
         theirs = read_openai(source)
@@ -296,8 +307,37 @@ def import_weights(source: Path, out: Path, openai: bool) -> GPTConfig:
         tokenizer_sha256=tokenizer.sha256,
         imported=str(source.resolve()),
     )
+    said = f"{ours.parameters:,} parameters; {_compared(source, theirs, weights, state, openai)}"
     save_weights(out, weights, state)
-    return ours
+    if CLASSIFIER in theirs.tensors:
+        head = {CLASSIFIER: theirs.tensors[CLASSIFIER].float()}
+        write_safetensors(out / "head.safetensors", head, {"format": "pt"})
+        said += f"; the decoder is imported, {CLASSIFIER} lies beside it in head.safetensors"
+    if theirs.left_out:
+        said += f"; {theirs.left_out} arrays after those of the decoder are left out"
+    return said
+
+
+def _compared(
+    source: Path, theirs: Release, weights: dict[str, Tensor], state: CheckpointState, openai: bool
+) -> str:
+    """Compare the imported model's logits with the source's; DataError if they differ."""
+    model = build_gpt(dict(weights), state, source)
+    rows = theirs.tensors_of_decoder["tokens_embed.weight"].shape[0]
+    ids_BT = probe_ids(model, {"pad": 0, "e": 1}).clamp(max=rows - 1)
+    ours = next_token_logits(model, ids_BT)[..., :rows]
+    try:
+        if openai:
+            expected = logits_of_tensors(theirs.tensors_of_decoder, theirs.config, ids_BT)
+        else:
+            expected = logits_in_transformers(source, "AutoModelForCausalLM", ids_BT)
+    except ConfigError:
+        return "not compared with the source, because transformers is not installed"
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).split("\n")[0][:200]
+        return f"not compared with the source, which transformers cannot load ({reason})"
+    difference = relative_difference(expected, ours, f"{source}: logits and the imported ones")
+    return f"logits equal the source's within {difference:.1e} of the largest"
 
 
 cli = command(main, __name__)

@@ -32,7 +32,8 @@ from gpt1_ds import tasks
 from gpt1_ds.base.errors import LAUNCHER_RANKS, DivergedError, StopRequested, command
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.base.streams import keep_going_without_output
-from gpt1_ds.checkpoints.folder import read_state
+from gpt1_ds.checkpoints.flat_tensors import whole_weights
+from gpt1_ds.checkpoints.folder import checkpoint_sha256, read_state
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.saving import save_checkpoint
 from gpt1_ds.checkpoints.state import CheckpointState
@@ -49,14 +50,17 @@ from gpt1_ds.runs.fine_tuning import (
     TaskData,
     load_transferred_weights,
     read_task_data,
+    settle_best,
     starting_point,
     write_predictions,
     write_result,
 )
 from gpt1_ds.runs.losses import TaskLosses
+from gpt1_ds.runs.provenance import facts_of_run
 from gpt1_ds.runs.setup import read_settings, shape_of, start_engine
 from gpt1_ds.runs.trained import build_task_model
 from gpt1_ds.settings.deepspeed_json import zero_stage
+from gpt1_ds.settings.loading import run_folder
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.tasks.batches import collate, micro_batches, n_lm_targets, n_targets
 from gpt1_ds.tasks.examples import Label
@@ -79,6 +83,7 @@ def main(argv: list[str]) -> None:
         settings = replace(settings, config=config)
         data = read_task_data(config, task, tokenizer, shape.n_ctx)
         facts = facts_of(config, data, shape, source, resumes)
+        before = facts_of_run(run_folder(config)) if resumes else None
 
     stop = StopFlag()
     with collectives.peer_faults():
@@ -90,20 +95,24 @@ def main(argv: list[str]) -> None:
         module = TaskModel(gpt, task.kind, task.n_outputs, config.task.pool, config.task.clf_pdrop)
         started = start_engine(settings, module, tokenizer, initial, facts)
         run = FineTuning(settings, started, stop, data)
+        earlier = before if run.is_done(run.state) else None
         announce(run, started.state.step)
         with run.watched():
             best = train(run, run.state)
             splits = finish(run)
-            collectives.on_main(lambda: write_result(run, best, splits))
+            collectives.on_main(lambda: write_result(run, best, splits, earlier))
 
 
 def facts_of(
     config: FinetuneConfig, data: TaskData, shape: GPTConfig, source: Path | None, resumes: bool
 ) -> CheckpointState:
     """Step 0 of the run, with what every checkpoint says of its model, tokenizer and task."""
-    init: str | None = str(source or "none") if config.task.n_transfer != -1 else "none"
+    init, init_sha256 = None, None
     if resumes and source:
-        init = read_state(source).init
+        began = read_state(source)
+        init, init_sha256 = began.init, began.init_sha256
+    elif source and config.task.n_transfer != -1:
+        init, init_sha256 = str(source), checkpoint_sha256(source)
     task = {
         "name": config.task.name,
         "kind": data.task.kind,
@@ -115,7 +124,9 @@ def facts_of(
         model=asdict(shape),
         tokenizer_sha256=data.tokenizer.sha256,
         seed=config.run.seed,
-        init=init,
+        data=data.digests,
+        init=init or "none",
+        init_sha256=init_sha256,
         task=task,
     )
 
@@ -129,7 +140,10 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
     config, engine = run.config, run.engine
     step, cursor, best = state.step, state.cursor, state.best
     losses = TaskLosses()
-    if step and run.score_due(step, cursor) and (not run.log.has(step, "task") or best is None):
+    if not run.is_done(state):
+        best = settle_best(run.folder, best)
+    is_scored = best is not None and run.log.has(step, "task")
+    if step and run.score_due(step, cursor) and not is_scored:
         best = score(run, step, cursor, best)
         if best is None:
             raise stopped(run, step)
@@ -250,7 +264,7 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
     """
     with run.throughput.paused():
         data, task = run.data, run.data.task
-        predictions = predict_split(run, run.engine, data.dev, "dev")
+        predictions = predict_split(run, scoring_model(run), data.dev, "dev")
         if predictions is None:
             return None
         values = task_metrics(task.metrics, data.gold, predictions, len(task.classes))
@@ -282,21 +296,27 @@ def save_best(run: FineTuning, state: CheckpointState, predictions: Sequence[Lab
     )
 
 
+def scoring_model(run: FineTuning) -> TaskModel:
+    """The model in float32, as a checkpoint of this moment would be loaded; all ranks call.
+
+    So every score of a run is what `eval` gives, whatever precision it is trained in.
+    """
+    task = run.config.task
+    with torch.device("meta"):
+        model = TaskModel(
+            GPT(run.shape), run.data.task.kind, run.data.task.n_outputs, task.pool, task.clf_pdrop
+        )
+    model.load_state_dict(whole_weights(run.engine), assign=True)
+    return model.eval()
+
+
 def predict_split(
-    run: FineTuning, model: Engine | TaskModel, examples: Sequence[tasks.Encoded], split: str
+    run: FineTuning, model: TaskModel, examples: Sequence[tasks.Encoded], split: str
 ) -> list[Label] | None:
     """Predictions for all examples, on every rank; None if a stop request cut it short."""
     data = run.data
-    micro_batch = run.engine.train_micro_batch_size_per_gpu()
-    return predict(
-        model,
-        data.task,
-        examples,
-        data.tokenizer.special_ids,
-        micro_batch,
-        split,
-        run.stop.agreed,
-    )
+    special = data.tokenizer.special_ids
+    return predict(model, data.task, examples, special, split, run.stop.agreed)
 
 
 def commit(run: FineTuning, step: int, cursor: Cursor, best: Json | None, must: bool) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt1_ds.base.arguments import real, stdin_lines, text_of, whole
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import Parser
 from gpt1_ds.data.tokenizer import Tokenizer
@@ -26,10 +27,12 @@ from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.sampling import Sampling, generate
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 
+MOST_NEW_TOKENS = 10_000_000
+MOST_SAMPLES = 100_000
+
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    _check(args)
     model, tokenizer = load(args.run)
     eot = tokenizer.special_ids["eot"]
     sequences: list[list[int]] = []
@@ -67,44 +70,45 @@ def _parser() -> argparse.ArgumentParser:
         "(default: begin a document)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=120, help="tokens a sample (default: %(default)s)"
+        "--max-new-tokens",
+        type=whole("--max-new-tokens", 1, MOST_NEW_TOKENS),
+        default=120,
+        help="tokens a sample (default: %(default)s)",
     )
     parser.add_argument(
-        "--num-samples", type=int, default=1, help="samples a prompt (default: %(default)s)"
+        "--num-samples",
+        type=whole("--num-samples", 1, MOST_SAMPLES),
+        default=1,
+        help="samples a prompt (default: %(default)s)",
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=real("--temperature", lambda value: value >= 0, "from 0"),
         default=0.8,
         help="0: always the likeliest (default: %(default)s)",
     )
     parser.add_argument(
-        "--top-k", type=int, default=40, help="of the K likeliest; 0: of all (default: %(default)s)"
+        "--top-k",
+        type=whole("--top-k", 0),
+        default=40,
+        help="of the K likeliest; 0: of all (default: %(default)s)",
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=real("--top-p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
         default=1.0,
         help="of the likeliest that together have this probability (above 0, default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the sampling (default: %(default)s)"
+        "--seed",
+        type=whole("--seed", 0),
+        default=0,
+        help="of the sampling (default: %(default)s)",
     )
     parser.add_argument(
         "--traceback", action="store_true", help="show the Python traceback of an error"
     )
     return parser
-
-
-def _check(args: argparse.Namespace) -> None:
-    usable = args.temperature >= 0  # False for NaN
-    if not usable or args.top_k < 0 or args.max_new_tokens < 1 or args.num_samples < 1:
-        raise ConfigError(
-            "--temperature and --top-k must be 0 or more, --max-new-tokens and --num-samples 1 or "
-            "more"
-        )
-    if not 0 < args.top_p <= 1 or args.seed < 0:
-        raise ConfigError("--top-p must be above 0 and at most 1, --seed 0 or more")
 
 
 def load(run: Path | str) -> tuple[GPT, Tokenizer]:
@@ -119,11 +123,7 @@ def read_prompts(given: Sequence[str] | None) -> list[str]:
         return [""]
     texts: list[str] = []
     for text in given:
-        if text == "-":
-            # Invalid UTF-8 is replaced here, so that it does not end the run with an error.
-            texts += sys.stdin.buffer.read().decode(errors="replace").splitlines()
-        else:
-            texts.append(text)
+        texts += stdin_lines("--prompt -") if text == "-" else [text_of("--prompt", text)]
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise ConfigError("--prompt: no text; give some, or leave it out to begin a document")

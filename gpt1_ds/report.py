@@ -34,9 +34,14 @@ def main(argv: list[str]) -> None:
     folders = [Path(run) for run in args.runs]
     default_folder = folders[0] if len(folders) == 1 else Path()
     out = Path(args.out) if args.out else default_folder / "report.html"
-    page = report_page([RunFiles(folder) for folder in folders])
+    runs = [RunFiles(folder) for folder in folders]
+    page = report_page(runs)
+    for run in runs:
+        for text in run.lost:
+            print(f"warning: {run.folder}: {text}", file=sys.stderr)
     try:
-        write_atomically(out, page)
+        # JSON may hold a half of a surrogate pair, which UTF-8 cannot.
+        write_atomically(out, page.encode("utf-8", "replace"))
     except OSError as error:
         raise DataError(
             f"--out {out}: {error.strerror}; give a file in a folder that can be written"

@@ -32,20 +32,21 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import yaml
 
+from gpt1_ds.base.arguments import whole
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, command, near
-from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.files import folder_sha256, write_atomically
 from gpt1_ds.base.options import Parser
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.checkpoints.folder import find_checkpoint, read_state
+from gpt1_ds.checkpoints.folder import checkpoint_sha256, find_checkpoint, read_state
 from gpt1_ds.distributed import collectives, environment
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import GRACE_SECONDS, SIGNALS
 from gpt1_ds.reports.suite_files import LAYERS_PREFIX, VARIANTS, read_json, run_name
 from gpt1_ds.reports.suite_table import sections, write
+from gpt1_ds.runs.planned import refuse_other_facts
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
-from gpt1_ds.settings.loading import load, to_dict
+from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.tasks.scores import majority_score, task_metrics
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
@@ -54,10 +55,10 @@ CONFIGS = Path(__file__).parent / "configs"
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "task.data")
 """Keys that the suite sets for each run."""
-COMPARED_SECTIONS = ("init", "task", "optim", "schedule", "train")
-COMPARED_TRAIN_KEYS = ("epochs", "max_steps", "global_batch")
 FOLDERS = {"cola": "CoLA", "sst2": "SST-2", "race": "RACE", "dpr": "DPR"}
 """The folder of each zero-shot task in --data."""
+MOST_RANKS = 1024
+"""Processes of one host."""
 POLL_SECONDS = 0.2
 LINGER_SECONDS = 2 * GRACE_SECONDS
 """Time limit of the wait for ranks after their launcher ended. A zombie counts as a rank."""
@@ -115,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks", nargs="+", default=[], metavar="TASK", help="each has its finetune_TASK.yaml"
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="(default: 1 2 3)"
+        "--seeds",
+        nargs="+",
+        type=whole("--seeds", 0),
+        default=[1, 2, 3],
+        metavar="N",
+        help="(default: 1 2 3)",
     )
     parser.add_argument(
         "--data",
@@ -137,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--layers",
         nargs="+",
-        type=int,
+        type=whole("--layers", 0),
         default=[],
         metavar="K",
         help="also with the first K blocks alone transferred: Figure 2, left",
@@ -157,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ranks",
-        type=int,
+        type=whole("--ranks", 1, MOST_RANKS),
         default=torch.cuda.device_count() or 1,
         metavar="N",
         help="processes a run (default: the GPUs, or 1)",
@@ -206,7 +212,7 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
                     f"task.data={data}",
                 ]
                 job = Job(name, known[task], [*overrides, *own, *words])
-                refuse_other_settings(out / name, load(FinetuneConfig, job.config, job.overrides))
+                refuse_other_facts(out / name, load(FinetuneConfig, job.config, job.overrides))
                 jobs.append(job)
     return jobs
 
@@ -233,22 +239,6 @@ def _variants(args: argparse.Namespace) -> dict[str, list[str]]:
         else:
             wanted[f"{LAYERS_PREFIX}{count}"] = [f"task.n_transfer={count}"]
     return wanted
-
-
-def refuse_other_settings(folder: Path, planned: FinetuneConfig) -> None:
-    """ConfigError if `folder` has a finished run with other settings: the table would show it."""
-    if not (folder / "result.json").exists():
-        return
-    before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    now = to_dict(planned)
-    for section in COMPARED_SECTIONS:
-        for key, value in now[section].items():
-            was = before[section].get(key, value)
-            compared = section != "train" or key in COMPARED_TRAIN_KEYS
-            if compared and was != value:
-                raise ConfigError(
-                    f"{folder}: made with {section}.{key} {was}, now {value}; choose another --out"
-                )
 
 
 class Stop:
@@ -312,7 +302,7 @@ def run(job: Job, out: Path, args: argparse.Namespace, stop: Stop) -> Outcome:
     status = out / job.name / "status.json"
     if status.exists() and status.stat().st_mtime >= started:
         # The launcher may hide the exit code of its ranks.
-        code = read_json(status)["exit_code"] or code
+        code = read_json(status).get("exit_code") or code
     errors = [line for line in lines if line.startswith("error: ")] or lines
     return Outcome(code if code >= 0 else SIGNAL_EXIT - code, errors[-1].removeprefix("error: "))
 
@@ -365,8 +355,8 @@ def die_with_parent() -> None:
 def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
     """Write the zero-shot scores of each checkpoint of --init to zero_shot.json.
 
-    The file holds {init, scores: {STEP: {TASK: {score, majority}}}}. Scores that are already in it
-    are not computed again.
+    The file holds {init, scores: {STEP: {TASK: {score, majority, checkpoint, data}}}}, the last two
+    as hashes. Scores of the same checkpoint and data are not computed again.
     """
     folders = {task: args.data / folder for task, folder in FOLDERS.items()}
     unknown = [task for task in args.zero_shot if task not in folders]
@@ -377,10 +367,13 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
     known = read_json(record)
     if known.get("init") != args.init:
         known = {"init": args.init, "scores": {}}
+    data = {task: folder_sha256(folders[task]) for task in tasks}
     for folder in sorted(find_checkpoint(args.init).parent.glob("step-*")):
         step = int(folder.name.removeprefix("step-"))
         scores = known["scores"].setdefault(str(step), {})
-        wanted = [task for task in tasks if task not in scores]
+        sha256 = checkpoint_sha256(folder)
+        made_from = {task: {"checkpoint": sha256, "data": data[task]} for task in tasks}
+        wanted = [task for task in tasks if not is_of(scores.get(task), made_from[task])]
         if not wanted:
             continue
         model, state, _ = load_gpt(folder)
@@ -390,9 +383,14 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
             metric = ZERO_SHOT_METRICS[task][0]
             score = task_metrics([metric], *answers)[metric]
             majority = majority_score(metric, answers.gold, answers.gold)
-            scores[task] = {"score": score, "majority": majority}
+            scores[task] = {"score": score, "majority": majority, **made_from[task]}
             write_atomically(record, json.dumps(known, indent=1) + "\n")
             say(f"{folder.name}: zero-shot {task}, {metric} {score:.4f}")
+
+
+def is_of(score: Json | None, facts: Json) -> bool:
+    """Whether a score of zero_shot.json was made from these facts."""
+    return score is not None and facts.items() <= score.items()
 
 
 cli = command(main, __name__)

@@ -35,6 +35,8 @@ RESULT_KEYS = {
     "cut",
     "splits",
     "confusion",
+    "files",
+    "made_from",
 }
 
 
@@ -237,7 +239,7 @@ def test_learns_the_sample_and_is_scored_and_used(
     for options in (["--task", "sst2", "--data", dev], ["--task", "sst2", "--data", dev.parent]):
         said = succeed("python", "-m", "gpt1_ds.eval", run, *options).stdout
         score = float(re.search(r"accuracy ([0-9.]+); 400 examples", said)[1])
-        assert score == pytest.approx(result["score"], abs=0.01)  # float32 here, bf16 there
+        assert score == pytest.approx(result["score"], abs=5e-5)  # as printed
     lines = [line.split("\t")[0].strip() for line in dev.read_text().splitlines()[1:]]
     said = subprocess.run(
         [sys.executable, "-m", "gpt1_ds.eval", run, "--predict"],
@@ -251,8 +253,7 @@ def test_learns_the_sample_and_is_scored_and_used(
     assert list(texts) == lines
     rows = (run / "predictions-dev.tsv").read_text().splitlines()[1:]
     predicted = [row.split("\t")[2] for row in rows]
-    agreeing = sum(mine == theirs for mine, theirs in zip(labels, predicted, strict=True))
-    assert agreeing >= 0.99 * len(predicted)
+    assert list(labels) == predicted
     export.main([str(run), str(tmp_path / "hf")])
     head = load_file(tmp_path / "hf" / "head.safetensors")
     assert torch.equal(head["weight"], weights(run / "best")["head.weight"])

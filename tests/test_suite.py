@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import yaml
 from gpt1_ds import suite
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.reports.suite_files import VARIANTS, read_json
+from gpt1_ds.runs import planned
+from gpt1_ds.runs.planned import planned_facts
 from gpt1_ds.settings.loading import load, to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
 from tests.conftest import ROOT, run
@@ -164,6 +167,39 @@ def test_bad_usage_is_refused_before_anything_runs(
     assert "\n" not in str(error.value)
 
 
+def test_a_finished_run_of_other_settings_weights_or_data_is_refused(
+    tiny_run: Path, sample: Path, tmp_path: Path
+):
+    """Whatever the result was made from is compared; the paths of the same content are not."""
+    data = tmp_path / "tasks"
+    shutil.copytree(sample / "tasks" / "SST-2", data / "SST-2")
+    args = arguments(tiny_run, tmp_path, tasks=["sst2"], seeds=[1], data=data)
+    [job] = suite.plan(args, tmp_path, [])
+    facts = planned_facts(load(FinetuneConfig, job.config, job.overrides))
+    made(tmp_path, job.name, [0.5], made_from=facts)
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    assert suite.plan(Namespace(**{**vars(args), "data": moved}), tmp_path, [])
+    for word, said in (
+        ("eval.batches=1", "eval.batches None, now 1"),
+        ("model.resid_pdrop=0", "model.resid_pdrop 0.1, now 0"),
+        ("optim.betas=[0.9,0.95]", "optim.betas"),
+        ("task.patience=3", "task.patience None, now 3"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            suite.plan(args, tmp_path, [word])
+    assert suite.plan(args, tmp_path, ["train.micro_batch=1", "log.every=3"])
+    with (data / "SST-2" / "dev.tsv").open("a") as file:
+        file.write("a further line\t1\n")
+    planned.cached_data.cache_clear()
+    with pytest.raises(ConfigError, match="data of dev 400 examples, .* now 401 examples"):
+        suite.plan(args, tmp_path, [])
+    facts["init_sha256"] = "0" * 64
+    (tmp_path / job.name / "result.json").write_text(json.dumps({"made_from": facts}))
+    with pytest.raises(ConfigError, match="init sha256 000000000000, now "):
+        suite.plan(args, tmp_path, [])
+
+
 def test_checkpoints_are_scored_zero_shot_once(
     tiny_run: Path, sample: Path, tmp_path: Path, monkeypatch
 ):
@@ -178,6 +214,12 @@ def test_checkpoints_are_scored_zero_shot_once(
     monkeypatch.setattr(suite, "zero_shot", None)  # the second time nothing is left to do
     suite.score_checkpoints(args, tmp_path)
     assert read_json(tmp_path / "zero_shot.json") == found
+    # Those of another checkpoint of this name are made anew.
+    monkeypatch.undo()
+    found["scores"]["60"]["sst2"] |= {"checkpoint": "0", "score": 7}
+    (tmp_path / "zero_shot.json").write_text(json.dumps(found))
+    suite.score_checkpoints(args, tmp_path)
+    assert read_json(tmp_path / "zero_shot.json")["scores"]["60"]["sst2"]["score"] < 1
     with pytest.raises(ConfigError, match="--zero-shot rte"):
         suite.score_checkpoints(arguments(tiny_run, tmp_path, zero_shot=["rte"]), tmp_path)
 

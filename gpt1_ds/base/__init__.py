@@ -7,6 +7,7 @@ May import only the standard library and torch. The files, in reading order:
 - `streams`: output that may be lost while a command goes on.
 - `files`: atomic writes, flushing to the disk, locks, hashes.
 - `urls`: addresses without their secrets, and what came from them.
+- `arguments`: numbers and texts of a command line, lines of standard input.
 - `records`: JSON-lines files such as metrics.jsonl.
 - `formatting`: numbers as text.
 - `protocols`: types for the members of DeepSpeed's engine that the project uses.

@@ -91,3 +91,12 @@ def file_sha256(path: Path | str) -> str:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """One hash for the names and the contents of all files below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()

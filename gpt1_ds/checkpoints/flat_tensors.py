@@ -186,6 +186,33 @@ def _own_elements(parameter: Any) -> Tensor:
     return parameter.ds_tensor.view(-1)[: max(0, real)]
 
 
+def whole_weights(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter whole and in float32, on each rank's device: what a checkpoint would hold.
+
+    All ranks call. Without ZeRO-3, float32 parameters are the tensors of the module themselves.
+    Otherwise each rank gets a copy, 4 bytes a parameter: its share of each parameter, and zeros
+    that the bits of the other ranks' shares are added to. `ds_shape` is the shape of a parameter
+    that ZeRO-3 has partitioned.
+    """
+    parameters = dict(engine.module.named_parameters())
+    is_float32 = all(parameter.dtype == torch.float32 for parameter in parameters.values())
+    if is_float32 and engine.zero_optimization_stage() < 3:
+        return {name: parameter.detach() for name, parameter in parameters.items()}
+    weights = {}
+    for name, parameter in parameters.items():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        weights[name] = torch.zeros(shape, device=collectives.device())
+    with ResidentPart(engine) as resident:
+        for flat_slice in flat_slices(engine):
+            resident.load(flat_slice.part)
+            own = flat_slice.of_parameter(weights[flat_slice.name].view(-1))
+            own.copy_(flat_slice.weights())
+    if engine.zero_optimization_stage():
+        for name, own in weights.items():
+            weights[name] = collectives.all_sum(own.view(torch.int32)).view(torch.float32)
+    return weights
+
+
 def release_gathered(engine: Engine) -> None:
     """ZeRO-3: give up the whole parameters that are gathered on this rank at the moment.
 

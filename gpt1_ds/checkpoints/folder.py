@@ -94,6 +94,12 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
         raise DataError(f"{MANIFEST} is missing or damaged") from error
 
 
+def checkpoint_sha256(folder: Path) -> str:
+    """The hash of the manifest of a checkpoint, which holds the hashes of all its files."""
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return str(content["sha256"])
+
+
 def read_state(folder: Path) -> CheckpointState:
     """The state saved with the checkpoint in `folder`; DataError if it cannot be read."""
     path = folder / STATE

@@ -40,9 +40,11 @@ class CheckpointState:
     tokenizer_sha256: str
     seed: int | None = None
     data: dict[str, str] | None = None
-    """A fingerprint of the shards of each corpus."""
+    """A fingerprint of the shards of each corpus; fine-tuning: of the examples of train and dev."""
     init: str | None = None
     """The checkpoint whose weights fine-tuning began with, or "none"."""
+    init_sha256: str | None = None
+    """The hash of its manifest."""
     task: Json | None = None
     """Name, kind, classes and config of the task."""
     imported: str | None = None

@@ -61,7 +61,7 @@ class Meeting:
         """
         self.timeout_seconds = timeout_seconds
         env = rank_environment(os.environ)
-        if env.world_size > 1:
+        if env.world_size > 1 and not dist.is_initialized():
             self._agree(env, {"WORLD_SIZE": env.world_size, **facts})
 
     def tell(self, error: UserError) -> None:
@@ -73,7 +73,7 @@ class Meeting:
         if self._settled:
             return
         env = rank_environment(os.environ)
-        if env.world_size == 1:
+        if env.world_size == 1 or dist.is_initialized():
             return
         if self._exchange is None:
             self.timeout_seconds = PATIENCE_SECONDS

@@ -8,5 +8,6 @@ arrays, because loading a pickle can run code. The files, in reading order:
 - `safetensors_files`: reads and writes `model.safetensors`, as one file or in shards.
 - `tokenizer_json`: writes our tokenizers as files that transformers loads.
 - `openai_release`: OpenAI's released parameter arrays and tokenizer files.
+- `equality`: compares logits and token ids with those of transformers.
 - `card`: the model card of an export.
 """

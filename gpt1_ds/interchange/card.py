@@ -30,15 +30,45 @@ cannot express: it gives
 transformers' ids, which differ in places. `tokenizer/` gives the model's own.
 """
 HEAD = """
-Inputs are `<s> text <e>` or `<s> first <delim> second <e>`. `head.safetensors` holds `weight` \
-(K, C) and `bias` (K) of
-the linear layer on the last block's states: at `<e>`, for similarity the sum over both orders of \
-the pair, for
-token_classification at each word's first piece. {loadable}
+Inputs are `<s> text <e>` or `<s> first <delim> second <e>`; `tokenizer.json` adds these pieces. \
+`head.safetensors` holds
+`weight` (K, C) and `bias` (K) of the linear layer on the last block's states: {state}. {loadable}
 """
+STATES = {
+    "similarity": "at {place}, the sum over both orders of the pair",
+    "multiple_choice": "at {place} of each answer",
+    "token_classification": "at each word's first piece",
+}
+"""For some kinds of tasks, the states that the head reads; for the others they are at {place}."""
 LOADABLE = """`AutoModelForSequenceClassification` gives its logits, the bias folded into \
 `score.weight`: of one
-sequence, for multiple_choice of one answer, for similarity as the sum of both orders' outputs."""
+sequence, for multiple_choice of one answer, for similarity as the sum of both orders' outputs. \
+`truncation=True` cuts long texts as the run does (multiple_choice: the run cuts the context alone).
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{out}", truncation=True)
+{use}
+```
+"""
+USES = {
+    "classification": 'classify("a text")',
+    "entailment": 'classify({"text": "a premise", "text_pair": "a hypothesis"})',
+    "similarity": """one, other = "a text", "another text"
+orders = [{"text": one, "text_pair": other}, {"text": other, "text_pair": one}]
+each = classify(orders, function_to_apply="none", top_k=None)
+totals = {}
+for scores in each:
+    for score in scores:
+        totals[score["label"]] = totals.get(score["label"], 0) + score["score"]
+max(totals, key=totals.get)  # of a task with scores: the expectation under their softmax""",
+    "multiple_choice": """context, answers = "a context and its question", ["one", "other"]
+texts = [{"text": context, "text_pair": answer} for answer in answers]
+scores = [found["score"] for found in classify(texts, function_to_apply="none")]
+scores.index(max(scores))""",
+}
+"""How the pipeline of transformers is called for each kind of task."""
 UNLOADABLE = "transformers has no class for this head."
 
 
@@ -47,13 +77,14 @@ def model_card(
     state: Json,
     config: GPTConfig,
     labels: list[str] | None,
+    out: Path,
     command: str,
 ) -> str:
     """The text of the card for the checkpoint in `folder`.
 
     `state` is the content of its state.json. Losses and scores are the last ones in the run's
-    metrics.jsonl. `labels`: the classes, if transformers can load the head. `command`: the command
-    line of the export.
+    metrics.jsonl. `labels`: the classes, if transformers can load the head. `out`: the folder of
+    the export, and `command` its command line.
     """
     in_best = folder.parents[1].name == "best"
     run = folder.parents[2] if in_best else folder.parents[1]
@@ -78,9 +109,17 @@ def model_card(
         command=command,
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
-    if task:
-        card += HEAD.format(loadable=LOADABLE if labels else UNLOADABLE)
-    return card
+    return card + _head(task, out, labels is not None) if task else card
+
+
+def _head(task: Json, out: Path, is_loadable: bool) -> str:
+    pool = task.get("config", {}).get("pool", "last")
+    place = "`<s>` (task.pool=first)" if pool == "first" else "`<e>`"
+    state = STATES.get(task["kind"], "at {place}").format(place=place)
+    loadable = UNLOADABLE
+    if is_loadable:
+        loadable = LOADABLE.format(out=out, use=USES[task["kind"]])
+    return HEAD.format(state=state, loadable=loadable)
 
 
 def _last_scores(run: Path, step: int) -> dict[str, str]:

@@ -27,6 +27,13 @@ class Release(NamedTuple):
     """By their names in transformers."""
     config: Json
     """With the keys of `config.json`. Attention heads are 64 wide."""
+    left_out: int = 0
+    """Number of arrays after those of the decoder."""
+
+    @property
+    def tensors_of_decoder(self) -> dict[str, Tensor]:
+        """The tensors by their names in the decoder, without the prefix of a model around it."""
+        return {name.removeprefix("transformer."): item for name, item in self.tensors.items()}
 
 
 def read_openai(folder: Path) -> Release:
@@ -61,7 +68,7 @@ def read_openai(folder: Path) -> Release:
         "n_layer": n_layer,
         "n_head": n_embd // HEAD_WIDTH or 1,
     }
-    return Release(tensors, config)
+    return Release(tensors, config, len(shapes) - len(tensors))
 
 
 def _names(n_layer: int) -> list[str]:

@@ -17,8 +17,11 @@ DELETED = "\x01"
 """A control character that SentencePiece's rules delete."""
 
 
-def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> Json:
-    """`tokenizer.json` that gives the same ids as `tokenizer`, which has its files in `folder`."""
+def tokenizer_json(tokenizer: Tokenizer, folder: Path, for_task: bool = False) -> Json:
+    """`tokenizer.json` that gives the same ids as `tokenizer`, which has its files in `folder`.
+
+    With `for_task` it adds the control pieces of a task's sequences.
+    """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = []
     for piece in CONTROL_PIECES:
@@ -35,7 +38,23 @@ def tokenizer_json(tokenizer: Tokenizer, folder: Path) -> Json:
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "post_processor": None,
+        "post_processor": _template(tokenizer.special_ids) if for_task else None,
+    }
+
+
+def _template(special_ids: dict[str, int]) -> Json:
+    """`<s> text <e>`, or `<s> first <delim> second <e>`."""
+    pieces: Json = {}
+    for name in ("s", "delim", "e"):
+        piece = f"<{name}>"
+        pieces[piece] = {"id": piece, "ids": [special_ids[name]], "tokens": [piece]}
+    start, delimiter, end = ({"SpecialToken": {"id": piece, "type_id": 0}} for piece in pieces)
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [start, first, end],
+        "pair": [start, first, delimiter, second, end],
+        "special_tokens": pieces,
     }
 
 
@@ -50,6 +69,8 @@ def tokenizer_config_json(n_ctx: int) -> Json:
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": n_ctx,
+        # Not token_type_ids: transformers' model would add embeddings of them.
+        "model_input_names": ["input_ids", "attention_mask"],
     }
 
 

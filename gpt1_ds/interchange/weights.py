@@ -26,8 +26,10 @@ from gpt1_ds.model.gpt import GPT, GPTConfig
 PREFIX = "transformer."
 EMBEDDINGS = {"wte": "tokens_embed.weight", "wpe": "positions_embed.weight"}
 LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-NOT_WEIGHTS = ("attn.bias", "position_ids", "lm_head.weight", "score.weight")
-"""Ends of the names of tensors that the decoder does not need: masks, positions and heads."""
+OUTPUT, CLASSIFIER = "lm_head.weight", "score.weight"
+"""The output matrix of a language model, and the head of a sequence classifier."""
+NOT_WEIGHTS = (".attn.bias", "position_ids", CLASSIFIER)
+"""Ends of the names of tensors that the decoder does not need: masks, positions, a task's head."""
 SMALLEST_CONSTANT = 1e-3
 """`score_weight` gives None below it, because it divides by the constant."""
 
@@ -49,11 +51,19 @@ def to_ours(theirs: dict[str, Tensor], config: GPTConfig, source: Path) -> dict[
     """Float32 weights for `GPT(config)` from transformers' tensors, which were read from `source`.
 
     If the source has no rows for the five control pieces, they are drawn from N(0, 0.02) with a
-    fixed seed. Raises DataError for a missing tensor, a wrong shape and an unknown tensor.
+    fixed seed. Raises DataError for a missing tensor, a wrong shape, an unknown tensor, and for an
+    output matrix that is not the token embedding.
     """
     with torch.device("meta"):
         wanted = GPT(config).state_dict()
     theirs = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in theirs.items()}
+    output = theirs.pop(PREFIX + OUTPUT, None)
+    embedding = theirs.get(PREFIX + EMBEDDINGS["wte"])
+    if output is not None and embedding is not None and not torch.equal(output, embedding):
+        raise DataError(
+            f"{source}: {OUTPUT} is not the token embedding (tie_word_embeddings is false); this "
+            "model has one matrix for both, so take a source with tied weights"
+        )
     weights = {}
     for name, like in wanted.items():
         key, view = to_theirs(name, like, config)

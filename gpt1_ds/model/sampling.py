@@ -16,6 +16,7 @@ from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.model.gpt import GPT, KVCache
 
 BATCH_SEQUENCES = 32
+FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ class Sampling:
         if self.temperature == 0:
             return int(logits_V.argmax())
         values_K, ids_K = logits_V.topk(min(self.top_k or len(logits_V), len(logits_V)))
-        weights_K = ((values_K - values_K[0]) / self.temperature).softmax(-1)
+        # Outside the range of float32 the division would give 0/0 or inf/inf.
+        temperature = min(max(self.temperature, FLOAT32.tiny), FLOAT32.max)
+        weights_K = ((values_K - values_K[0]) / temperature).softmax(-1)
         reached_K = weights_K.cumsum(-1) - weights_K >= self.top_p  # the likelier tokens suffice
+        reached_K[0] = False  # a top_p below the smallest float32 counts as 0
         weights_K[reached_K] = 0.0
         return int(ids_K[torch.multinomial(weights_K, 1, generator=generator)])
 
@@ -103,7 +107,8 @@ class _Batch:
     generators: list[torch.Generator]
 
 
-@torch.inference_mode()
+# Not in inference mode: the weights that ZeRO-3 gathers in it could not be trained afterwards.
+@torch.no_grad()
 def _continue(
     model: GPT, special_ids: dict[str, int], batch: _Batch, sampling: Sampling
 ) -> Iterator[tuple[int, int]]:

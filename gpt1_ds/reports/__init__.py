@@ -2,6 +2,7 @@
 
 May import `model`, `settings` and `base`. The files, in reading order:
 
+- `checking`: reads damaged files, and keeps what has the expected form.
 - `run_files`: reads the files of a run folder.
 - `facts`: the final numbers of a run, with their names.
 - `page`: the HTML page about one or several runs.

@@ -61,11 +61,14 @@ def facts_of(run: RunFiles) -> Facts:
 
 def _state(run: RunFiles) -> Facts:
     code = run.status.get("exit_code")
-    state = run.status.get("state", "unknown")
+    state = str(run.status.get("state", "unknown"))
     facts = {"state": f"{state}, exit code {code}" if code else state}
     model = run.state.get("model")
     if model:
-        facts["parameters"] = f"{GPTConfig(**model).parameters:,}"
+        try:
+            facts["parameters"] = f"{GPTConfig(**model).parameters:,}"
+        except (TypeError, ArithmeticError) as error:
+            run.lost.append(f"state.json: model is not one that this version knows ({error})")
     return facts
 
 
@@ -101,7 +104,8 @@ def _summaries(run: RunFiles) -> Facts:
 
 def _course(run: RunFiles) -> Facts:
     """The course of the run: time, starts, skipped steps and checkpoints."""
-    skipped_steps = run.train[-1].get("skipped_steps", 0) if run.train else 0
+    skipped = with_number(run.train[-1:], "skipped_steps")
+    skipped_steps = skipped[0]["skipped_steps"] if skipped else 0
     rolled_back = f"; {len(run.skipped)} rolled back" if run.skipped else ""
     facts = {
         "wall time": duration(run.seconds),
@@ -109,12 +113,17 @@ def _course(run: RunFiles) -> Facts:
         "skipped steps": f"{skipped_steps}{rolled_back}",
     }
     if run.saves:
-        megabytes = median(save.get("bytes", 0) for save in run.saves) / 1e6
-        stall_seconds = median(save.get("seconds", 0) for save in run.saves)
+        megabytes = _median(run, "bytes") / 1e6
+        stall_seconds = _median(run, "seconds")
         facts["checkpoints"] = (
             f"{len(run.saves)}; {megabytes:,.1f} MB, training stood {stall_seconds:.1f} s (medians)"
         )
     return facts
+
+
+def _median(run: RunFiles, key: str) -> float:
+    """Of the checkpoints' records."""
+    return median([save[key] for save in with_number(run.saves, key)] or [0])
 
 
 def _task(run: RunFiles) -> Facts:
@@ -122,14 +131,16 @@ def _task(run: RunFiles) -> Facts:
     result = run.result
     if "score" not in result:
         return {}
-    examples = [f"{count:,} {split}" for split, count in result["examples"].items()]
+    examples = [f"{count:,} {split}" for split, count in result.get("examples", {}).items()]
     facts = {
-        "task": result["task"],
+        "task": result.get("task", "unknown"),
+        "score": f"{result['score']:.4f} {result.get('metric', '')}".strip(),
         "examples": ", ".join(examples),
-        "majority": f"{result['majority']:.4f}",
-        "initial weights": str(result["init"]),
+        "initial weights": result.get("init", "unknown"),
     }
-    splits = {"dev": result["metrics"], **(result.get("splits") or {})}
+    if "majority" in result:
+        facts["majority"] = f"{result['majority']:.4f}"
+    splits = {"dev": result.get("metrics", {}), **result.get("splits", {})}
     for split, scores in splits.items():
         facts |= {f"{split} {name}": f"{value:.4f}" for name, value in scores.items()}
     return facts

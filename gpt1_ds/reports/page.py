@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from gpt1_ds.base.formatting import duration
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.reports.checking import is_number, read_text
 from gpt1_ds.reports.facts import facts_of
 from gpt1_ds.reports.rendering import render, script_json
 from gpt1_ds.reports.run_files import RunFiles, flatten, keys_of, with_number
@@ -17,6 +18,8 @@ EXAMPLES = 5
 MOST_ROWS_OPEN = 12
 """Longer tables of the history are folded at first."""
 NUMBER = re.compile(r"-?[\d,.]*")
+FINGERPRINT = re.compile(r"(?P<count>\d+) tokens, sha256 (?P<digest>\w+)")
+"""What state.json says of a corpus: `123 tokens, sha256 0123456789ab`."""
 PREDICTION_COLUMNS = 3
 """Number of columns of predictions-*.tsv: index, label, prediction."""
 
@@ -108,6 +111,8 @@ def report_page(runs: Sequence[RunFiles]) -> str:
     for run in runs:
         sections += [_data(run), _scores(run), _history(run), _samples(run)]
     sections.append(_configuration(runs))
+    # First on the page, but made last: the other sections find more.
+    sections[:0] = [_lost(run) for run in runs]
     return render(
         "report.html",
         title=" · ".join(run.name for run in runs),
@@ -115,6 +120,12 @@ def report_page(runs: Sequence[RunFiles]) -> str:
         sections=[section for section in sections if section.blocks],
         data=script_json({"charts": _charts(runs), "marks": _marks(runs)}),
     )
+
+
+def _lost(run: RunFiles) -> Section:
+    """What the files hold that is not on this page, and what does not belong together."""
+    notes: list[Block] = [Note(text) for text in run.lost]
+    return Section(f"Not shown of {run.name}", notes)
 
 
 def _make_names_unique(runs: Sequence[RunFiles]) -> None:
@@ -171,13 +182,16 @@ def _marks(runs: Sequence[RunFiles]) -> list[Json]:
 
 def _data(run: RunFiles) -> Section:
     rows = []
-    for name, text in run.state.get("data", {}).items():
-        # "123 tokens, sha256 0123456789ab"
-        tokens, digest = str(text).split(" tokens, sha256 ")
-        rows.append([name, f"{int(tokens):,}", digest])
+    data = run.state.get("data") or {}
+    for name, text in data.items() if isinstance(data, dict) else ():
+        found = FINGERPRINT.fullmatch(str(text))
+        if found:
+            rows.append([name, f"{int(found['count']):,}", found["digest"]])
+        else:
+            run.lost.append(f"state.json: the data {name} are {text}")
     section = Section(f"Data of {run.name}")
     if rows:
-        shards = (run.config.get("data") or {}).get("shards")
+        shards = run.config.get("data", {}).get("shards")
         section.blocks.append(Table(["corpus", "tokens", "sha256"], rows))
         section.blocks.append(Note(f"shards: {shards}"))
     return section
@@ -194,10 +208,9 @@ def _scores(run: RunFiles) -> Section:
         note = "Dev set at the best step: label by row, prediction by column."
         section.blocks.extend([Note(note), Table(["", *names], rows)])
     for path in sorted(run.folder.glob("predictions-*.tsv")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        head, *lines = [line.split("\t") for line in text.splitlines()] or [[]]
-        wrong = [line for line in lines if _is_error(line)]
-        if wrong:
+        lines = [line.split("\t") for line in read_text(path, run.lost).split("\n")]
+        head, wrong = lines[0], [line for line in lines[1:] if _is_error(line)]
+        if wrong and len(head) == PREDICTION_COLUMNS:
             title = f"{path.name}: the first errors"
             section.blocks.append(Fold(title, Table(head, wrong[:EXAMPLES]), is_open=False))
     return section
@@ -227,13 +240,24 @@ def _history(run: RunFiles) -> Section:
 
 
 def _start_row(record: Json) -> list[str]:
-    at = datetime.fromtimestamp(record.get("time", 0), UTC)
     return [
         f"{record['step']:,}",
-        f"{at:%Y-%m-%d %H:%M:%S UTC}",
+        _time(record.get("time", 0)),
         str(record.get("world_size", "")),
-        duration(record.get("elapsed_seconds", 0)),
+        duration(_number(record, "elapsed_seconds")),
     ]
+
+
+def _time(seconds: object) -> str:
+    """A time since 1970; empty if it is none that a calendar has."""
+    try:
+        return f"{datetime.fromtimestamp(float(str(seconds)), UTC):%Y-%m-%d %H:%M:%S UTC}"
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def _number(record: Json, key: str) -> float:
+    return record[key] if is_number(record.get(key)) else 0
 
 
 def _spike_row(event: Json, keys: Iterable[str]) -> list[str]:
@@ -241,15 +265,14 @@ def _spike_row(event: Json, keys: Iterable[str]) -> list[str]:
 
 
 def _save_row(record: Json) -> list[str]:
-    seconds = record.get("seconds", 0)
-    return [f"{record['step']:,}", f"{record.get('bytes', 0):,}", f"{seconds:.2f}"]
+    size, seconds = _number(record, "bytes"), _number(record, "seconds")
+    return [f"{record['step']:,}", f"{size:,}", f"{seconds:.2f}"]
 
 
 def _samples(run: RunFiles) -> Section:
     section = Section(f"Samples of {run.name}")
     for path in sorted((run.folder / "samples").glob("step-*.txt"))[-EXAMPLES:]:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        section.blocks.append(Sample(path.stem, text))
+        section.blocks.append(Sample(path.stem, read_text(path, run.lost)))
     return section
 
 

@@ -1,11 +1,10 @@
 """Reads the files of a run folder for a report.
 
-The file metrics.jsonl must exist. Other missing or damaged files are ignored.
+The file metrics.jsonl must exist. Of damaged files what is lost is told in `RunFiles.lost`.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,19 @@ import numpy as np
 import yaml
 
 from gpt1_ds.base.errors import DataError
+from gpt1_ds.base.files import file_sha256
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.base.records import METRICS_FILE, SKIPPED_FILE, read_metrics, read_records
+from gpt1_ds.reports.checking import (
+    Check,
+    checked,
+    is_number,
+    is_text,
+    list_of,
+    mapping_of,
+    missing,
+    read_object,
+)
 
 MOST_POINTS = 2000
 """Largest number of points of a curve. Of more records, evenly spaced ones are taken."""
@@ -30,6 +40,22 @@ CHARTS = {
 """Keys of training records with their own chart, and its title."""
 STEP_PARTS = ("data", "forward", "backward", "optimizer", "communication")
 SECONDS_AN_HOUR = 3600
+NUMBERS = mapping_of(is_number)
+RESULT: dict[str, Check] = {
+    "task": is_text,
+    "metric": is_text,
+    "score": is_number,
+    "metrics": NUMBERS,
+    "majority": is_number,
+    "init": is_text,
+    "examples": NUMBERS,
+    "splits": mapping_of(NUMBERS),
+    "confusion": lambda value: _is_confusion(value),
+    "files": mapping_of(is_text),
+    "made_from": lambda value: isinstance(value, dict),
+}
+"""The form of each value in result.json that is shown."""
+NEEDED_OF_RESULT = ("task", "metric", "score", "metrics", "majority", "examples", "init")
 Records = list[Json]
 Place = list[float | None]
 """Step, tokens and hours; None if the records do not contain them."""
@@ -55,7 +81,9 @@ class RunFiles:
             )
         self.folder = folder
         self.name = folder.resolve().name
-        records = read_metrics(folder)
+        self.lost: list[str] = []
+        """What the files hold that cannot be shown, for the reader."""
+        records = self._records()
         self.train = of_split(records, "train")
         self.valid = of_split(records, "valid")
         self.scores = of_split(records, "task")
@@ -63,17 +91,54 @@ class RunFiles:
         self.saves = of_split(records, "checkpoint")
         if not self.train + self.valid + self.scores:
             raise DataError(f"{path}: nothing is logged yet; wait for step log.every of the run")
-        self.seconds = max(record.get("elapsed_seconds", 0.0) for record in records)
+        times = [record["elapsed_seconds"] for record in with_number(records, "elapsed_seconds")]
+        self.seconds = max(times, default=0.0)
         self.skipped = read_records(folder / SKIPPED_FILE)
-        self.status = read_object(folder / "status.json", json.loads)
-        self.result = read_object(folder / "result.json", json.loads)
-        self.deepspeed = read_object(folder / "deepspeed.json", json.loads)
-        self.config = read_object(folder / "config.yaml", yaml.safe_load)
+        self.status = read_object(folder / "status.json", json.loads, self.lost)
+        self.result = self._result()
+        self.deepspeed = read_object(folder / "deepspeed.json", json.loads, self.lost)
+        self.config = self._config()
+        self._tell_mixtures()
         states = sorted((folder / "checkpoints").glob("step-*/state.json"))
-        self.state = read_object(states[-1], json.loads) if states else {}
+        self.state = read_object(states[-1], json.loads, self.lost) if states else {}
         named = [record["corpus"] for record in self.valid if "corpus" in record]
         self.corpora = list(dict.fromkeys(named))
         self._axes = [self._axis("tokens", 1), self._axis("elapsed_seconds", SECONDS_AN_HOUR)]
+
+    def _records(self) -> Records:
+        """The records with a step, a split and, if they name one, a corpus."""
+        found = read_metrics(self.folder)
+        usable = [record for record in found if _is_usable(record)]
+        if len(usable) < len(found):
+            self.lost.append(f"{METRICS_FILE}: {len(found) - len(usable)} records are not usable")
+        return usable
+
+    def _result(self) -> Json:
+        path = self.folder / "result.json"
+        result = checked(read_object(path, json.loads, self.lost), RESULT, path, self.lost)
+        missing(result, NEEDED_OF_RESULT, path, self.lost)
+        return result
+
+    def _tell_mixtures(self) -> None:
+        """Tell which files do not belong to result.json."""
+        made = self.result.get("made_from", {}).get("settings")
+        for name, value in made.items() if isinstance(made, dict) else ():
+            section, _, key = name.partition(".")
+            now = self.config.get(section, {}).get(key, value)
+            if now != value:
+                self.lost.append(f"result.json: made with {name} {value}, config.yaml has {now}")
+        files = self.result.get("files", {})
+        for path in sorted(self.folder.glob("predictions-*.tsv")) if files else ():
+            if not path.is_file() or files.get(path.name) != file_sha256(path):
+                self.lost.append(f"{path.name}: not of the run that result.json is of")
+
+    def _config(self) -> Json:
+        """The sections of config.yaml; an empty one has no keys."""
+        config = read_object(self.folder / "config.yaml", yaml.safe_load, self.lost)
+        for name, section in config.items():
+            if not isinstance(section, dict):
+                self.lost.append(f"config.yaml: the section {name} has no keys")
+        return {name: section for name, section in config.items() if isinstance(section, dict)}
 
     def _axis(self, key: str, unit: float) -> np.ndarray:
         """Steps and values (2, points) of a horizontal axis; the first point is (0, 0)."""
@@ -126,11 +191,23 @@ def of_split(records: Records, split: str) -> Records:
 
 def with_number(records: Records, key: str) -> Records:
     """The records with a finite number at `key`."""
-    return [record for record in records if is_finite_number(record.get(key))]
+    return [record for record in records if is_number(record.get(key))]
 
 
-def is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _is_usable(record: Json) -> bool:
+    named = is_text(record["split"]) and is_text(record.get("corpus", ""))
+    return named and is_number(record["step"])
+
+
+def _is_confusion(value: object) -> bool:
+    """Whether it holds classes, and for each of them a row of as many counts."""
+    if not isinstance(value, dict):
+        return False
+    classes, counts = value.get("classes"), value.get("counts")
+    if not isinstance(classes, list) or not isinstance(counts, list):
+        return False
+    are_numbers = list_of(list_of(is_number))(counts) and list_of(is_text)(classes)
+    return are_numbers and [len(row) for row in counts] == [len(classes)] * len(classes)
 
 
 def keys_of(rows: Iterable[Json]) -> list[str]:
@@ -141,15 +218,6 @@ def keys_of(rows: Iterable[Json]) -> list[str]:
     return list(keys)
 
 
-def read_object(path: Path, parse: Callable[[str], object]) -> Json:
-    """The object in a file; an empty one if the file is missing, damaged or has no object."""
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def flatten(tree: Json) -> dict[str, str]:
     """The values of nested sections as text, with dotted keys."""
     flat: dict[str, str] = {}
@@ -157,5 +225,6 @@ def flatten(tree: Json) -> dict[str, str]:
         if isinstance(value, dict) and value:
             flat |= {f"{key}.{name}": text for name, text in flatten(value).items()}
         else:
-            flat[str(key)] = json.dumps(value, default=str).strip('"')
+            text = json.dumps(value, default=str, skipkeys=True)
+            flat[str(key)] = text.strip('"')
     return flat

@@ -17,6 +17,8 @@ import yaml
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.base.records import read_metrics
+from gpt1_ds.reports.checking import checked, missing, read_object
+from gpt1_ds.reports.run_files import RESULT
 
 VARIANTS = {
     "none": "full",
@@ -50,11 +52,14 @@ class RunKind(NamedTuple):
 class SeedRuns:
     """The runs of one task and variant, one for each seed."""
 
+    names: list[str] = field(default_factory=list)
+    """The names of the runs of `results`."""
     results: list[Json] = field(default_factory=list)
     curves: list[dict[float, float]] = field(default_factory=list)
     """For each run, the score on dev by epoch."""
     failed: int = 0
     unfinished: int = 0
+    unreadable: int = 0
     n_layer: int | None = None
 
     @property
@@ -65,6 +70,8 @@ class SeedRuns:
             parts.append(f"{self.failed} failed")
         if self.unfinished:
             parts.append(f"{self.unfinished} unfinished")
+        if self.unreadable:
+            parts.append(f"{self.unreadable} unreadable")
         return ", ".join(parts)
 
     def scores(self, split: str) -> list[float]:
@@ -96,8 +103,11 @@ def run_name(task: str, seed: int, variant: str) -> str:
     return name if variant == "none" else f"{name}-{variant}"
 
 
-def collect(out: Path, failed: Iterable[str]) -> dict[RunKind, SeedRuns]:
-    """The runs in `out`; `failed` has the names of the runs that ended with an error."""
+def collect(out: Path, failed: Iterable[str], lost: list[str]) -> dict[RunKind, SeedRuns]:
+    """The runs in `out`; `failed` has the names of the runs that ended with an error.
+
+    What cannot be read is told in `lost`.
+    """
     failed = set(failed)
     folders = {path for path in out.glob("*-seed-*") if path.is_dir()}
     folders |= {out / name for name in failed}
@@ -108,7 +118,9 @@ def collect(out: Path, failed: Iterable[str]) -> dict[RunKind, SeedRuns]:
             continue
         runs = table.setdefault(RunKind(name["task"], name["variant"] or "none"), SeedRuns())
         if (folder / "result.json").exists():
-            _add(runs, folder)
+            told: list[str] = []
+            _add(runs, folder, told)
+            lost += [f"{folder.name}/{text}" for text in told]
         elif folder.name in failed:
             runs.failed += 1
         else:
@@ -116,13 +128,19 @@ def collect(out: Path, failed: Iterable[str]) -> dict[RunKind, SeedRuns]:
     return table
 
 
-def _add(runs: SeedRuns, folder: Path) -> None:
-    result = read_json(folder / "result.json")
+def _add(runs: SeedRuns, folder: Path, lost: list[str]) -> None:
+    path = folder / "result.json"
+    result = checked(read_object(path, json.loads, lost), RESULT, path, lost)
+    missing(result, ("metric", "score", "majority"), path, lost)
+    if "metric" not in result or "score" not in result:
+        runs.unreadable += 1
+        return
+    runs.names.append(folder.name)
     runs.results.append(result)
     runs.curves.append(_curve(folder, result["metric"]))
-    config = folder / "config.yaml"
-    if config.exists():
-        runs.n_layer = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["n_layer"]
+    model = read_object(folder / "config.yaml", yaml.safe_load, lost).get("model")
+    if isinstance(model, dict) and isinstance(model.get("n_layer"), int):
+        runs.n_layer = model["n_layer"]
 
 
 def read_json(path: Path) -> Json:
@@ -141,7 +159,7 @@ def _curve(folder: Path, metric: str) -> dict[float, float]:
     Score records have only steps. The last training record has step and epoch, so it gives the
     number of epochs for each step.
     """
-    training = [r for r in read_metrics(folder, "train") if r["step"] and "epoch" in r]
+    training = [r for r in read_metrics(folder, "train") if r["step"] and r.get("epoch")]
     if not training:
         return {}
     last = training[-1]

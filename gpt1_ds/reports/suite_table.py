@@ -9,6 +9,7 @@ from statistics import median
 
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.reports.checking import is_number, mapping_of
 from gpt1_ds.reports.rendering import render
 from gpt1_ds.reports.suite_files import VARIANTS, RunKind, SeedRuns, collect
 
@@ -68,7 +69,8 @@ def sections(out: Path, failures: Mapping[str, Json], zero_shot: Json) -> list[S
 
     `failures`: exit code and last error of each run that failed; `zero_shot`: zero_shot.json.
     """
-    runs = collect(out, failures)
+    lost: list[str] = []
+    runs = collect(out, failures, lost)
     found = []
     if any(kind.variant in VARIANTS for kind in runs):
         found.append(_scores(runs))
@@ -79,11 +81,40 @@ def sections(out: Path, failures: Mapping[str, Json], zero_shot: Json) -> list[S
     if by_layers:
         title = "Score on dev by layers transferred (0: embeddings only)"
         found.append(_curves(title, "layers", by_layers, "layers.png"))
-    if zero_shot.get("scores"):
+    if mapping_of(mapping_of(lambda of_task: isinstance(of_task, dict)))(zero_shot.get("scores")):
         found.append(_zero_shot(zero_shot))
     if failures:
         found.append(_failures(failures))
+    lost += _mixtures(runs)
+    if lost and found:
+        found.append(Section("Not as it should be", ("file or run", "what"), _told(lost)))
     return found
+
+
+def _told(lost: Sequence[str]) -> list[list[str]]:
+    return [list(text.split(": ", 1)) for text in lost]
+
+
+def _mixtures(runs: Mapping[RunKind, SeedRuns]) -> list[str]:
+    """Where the seeds of one task and variant were made from different things."""
+    found = []
+    for seed_runs in runs.values():
+        facts = [_facts(result) for result in seed_runs.results]
+        for name, own in zip(seed_runs.names, facts, strict=True):
+            for key, value in own.items():
+                first = facts[0].get(key, value)
+                if first != value:
+                    found.append(f"{name}: {key} {value}, but {first} in {seed_runs.names[0]}")
+    return found
+
+
+def _facts(result: Json) -> Json:
+    """What the result was made from, apart from the seed."""
+    made = dict(result.get("made_from", {}))
+    for name in ("settings", "data"):
+        part = made.pop(name, None)
+        made |= part if isinstance(part, dict) else {}
+    return {key: value for key, value in made.items() if key not in ("run.seed", "task.data")}
 
 
 def _scores(runs: Mapping[RunKind, SeedRuns]) -> Section:
@@ -115,7 +146,8 @@ def _task_rows(task: str, of_variant: Mapping[str, SeedRuns]) -> list[list[str]]
     for split in splits:
         name = task if split == "dev" else f"{task} {split}"
         # Seeds may train on different parts of the data and have different majorities.
-        majority = [result["majority"] for result in results] if split == "dev" else []
+        known = [result for result in results if "majority" in result and split == "dev"]
+        majority = [result["majority"] for result in known]
         cells = [name, metric, _median(majority)]
         for variant, runs in of_variant.items():
             values = runs.scores(split)
@@ -181,17 +213,19 @@ def _zero_shot(zero_shot: Json) -> Section:
     chance: dict[str, float] = {}
     for step, of_step in zero_shot["scores"].items():
         for task, result in of_step.items():
-            curves.setdefault(task, {})[int(step)] = [result["score"]]
-            chance.setdefault(task, result["majority"])
+            if step.isdigit() and is_number(result.get("score")):
+                curves.setdefault(task, {})[int(step)] = [result["score"]]
+                chance.setdefault(task, result.get("majority", 0.0))
     in_order = {task: curves[task] for task in sorted(curves)}
-    title = f"Zero-shot score by pre-training step of {Path(zero_shot['init']).name}"
+    title = f"Zero-shot score by pre-training step of {Path(str(zero_shot.get('init'))).name}"
     return _curves(title, "step", in_order, "zero_shot.png", chance)
 
 
 def _failures(failures: Mapping[str, Json]) -> Section:
     rows = []
     for name, failure in sorted(failures.items()):
-        rows.append((name, str(failure["exit_code"]), failure["error"]))
+        told = failure if isinstance(failure, dict) else {}
+        rows.append((name, str(told.get("exit_code", "")), str(told.get("error", ""))))
     return Section("Runs that failed", ("run", "exit code", "last error"), rows)
 
 

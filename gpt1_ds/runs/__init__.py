@@ -9,6 +9,8 @@ May import every other package; only the commands import this one. The files, in
 - `losses`: the losses it remembers, loss spikes, and the list of skipped steps.
 - `budget`: what a resumed run says if its schedule ends at another step than before.
 - `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
+- `provenance`: what a result was made from, and what differs from another start.
 - `fine_tuning`: what a fine-tuning run has besides: examples, their order, predictions, result.
+- `planned`: what the result of a run that is not there yet would be made from.
 - `trained`: a finished run loaded again, for evaluation, generation and export.
 """

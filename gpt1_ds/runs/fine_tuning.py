@@ -2,15 +2,17 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpt1_ds.base.errors import ConfigError, DataError
-from gpt1_ds.base.files import write_atomically
+from gpt1_ds.base.files import file_sha256, write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.deepspeed_files import saved_batch
 from gpt1_ds.checkpoints.folder import (
+    checkpoint_folders,
     find_checkpoint,
     read_checkpoint_manifest,
     read_state,
@@ -21,10 +23,12 @@ from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.opening import local_shards
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
+from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
+from gpt1_ds.runs.provenance import differences, examples_digest, made_from
 from gpt1_ds.runs.setup import InitialWeights, Run, Settings, Started, shape_of
 from gpt1_ds.runs.trained import run_tokenizer
 from gpt1_ds.settings.loading import run_folder
@@ -53,6 +57,8 @@ class TaskData:
     """
     others: dict[str, list[Example]]
     """Every further split whose file is there: test, MNLI's mismatched half. Predicted last."""
+    digests: dict[str, str]
+    """Number and hash of the examples in the files of train and dev."""
     majority: float
     """The score on dev of the commonest answer of the training set."""
     warnings: list[str] = field(default_factory=list)
@@ -106,6 +112,11 @@ class FineTuning(Run[FinetuneConfig]):
         every = self.config.eval.every
         due = cursor.index == 0 if every is None else step % every == 0
         return due or step >= self.total_steps
+
+    def is_done(self, state: CheckpointState) -> bool:
+        """Whether a start at `state` has nothing to train, and dev was scored there."""
+        at_the_end = state.step >= self.total_steps or self.given_up(state.best)
+        return at_the_end and state.best is not None and self.log.has(state.step, "task")
 
     def given_up(self, best: Json | None) -> bool:
         """Whether the last `task.patience` scores brought nothing better."""
@@ -181,6 +192,7 @@ def read_task_data(
     splits = read_splits(task, folder)
     warnings = oddities(task, folder, splits)
     train, dev = splits.pop("train"), splits.pop("dev")
+    digests = {"train": examples_digest(train), "dev": examples_digest(dev)}
     train = [train[index] for index in subset(len(train), config.task.max_examples, seed)]
     if config.eval.batches is not None:
         most = config.eval.batches * config.train.global_batch
@@ -199,6 +211,7 @@ def read_task_data(
         gold=gold,
         parts=[example.part for example in dev],
         others=splits,
+        digests=digests,
         majority=majority_score(task.metrics[0], labels, gold, len(task.classes)),
         warnings=warnings + vanished_texts(encoded),
     )
@@ -291,12 +304,49 @@ def write_predictions(
         write_atomically(path, "index\tprediction\n" + "".join(rows))
 
 
-def write_result(run: FineTuning, best: Json, splits: dict[str, dict[str, float]]) -> None:
-    """result.json: the best score on dev, what it took, and the scores of the other splits."""
+def settle_best(folder: Path, best: Json | None) -> Json | None:
+    """Remove from best/ what the state that a start begins with does not know; `best` again.
+
+    A start that was killed may have left weights of a later step, or of other settings. If those of
+    `best` itself are gone, the result is None, and the best score is looked for anew. All ranks
+    call.
+    """
+    is_there = False
+    if collectives.is_main():
+        for path in checkpoint_folders(folder / "best" / "checkpoints"):
+            if best is not None and read_state(path).best == {**best, "stale": 0}:
+                is_there = True
+                continue
+            shutil.rmtree(path)
+            say(f"{path}: left by a start that was cut off; removed")
+        if best is None:
+            for path in folder.glob("predictions-*.tsv"):
+                path.unlink()
+    is_there = collectives.gather_json(is_there)[0]
+    if best is not None and not is_there:
+        say(f"warning: {folder}/best does not hold step {best['step']}; the best is chosen anew")
+    return best if is_there else None
+
+
+def write_result(
+    run: FineTuning, best: Json, splits: dict[str, dict[str, float]], earlier: Json | None
+) -> None:
+    """result.json: the best score on dev, what it took, and the scores of the other splits.
+
+    `earlier` is what the result of a run that was done before this start was made from: if this
+    start has other settings, they trained nothing, and the result stays as it is.
+    """
     config, data = run.config, run.data
+    path = run.folder / "result.json"
+    facts = made_from(config, run.facts)
+    changed = differences(earlier or {}, facts)
+    if changed:
+        say(f"warning: {path} stays as it is: the run was done, made with {'; '.join(changed)}")
+        return
     metric = data.task.metrics[0]
     score = best["metrics"][metric]
     confusion = best["confusion"]
+    files = [run.folder / f"predictions-{split}.tsv" for split in ("dev", *data.others)]
     result = {
         "task": config.task.name,
         "metric": metric,
@@ -311,9 +361,11 @@ def write_result(run: FineTuning, best: Json, splits: dict[str, dict[str, float]
         "cut": data.cut,
         "splits": best["parts"] | splits,
         "confusion": confusion and {"classes": list(data.task.classes), "counts": confusion},
+        "files": {file.name: file_sha256(file) for file in files if file.exists()},
+        "made_from": facts,
     }
-    write_atomically(run.folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
     say(
         f"{config.task.name}: {metric} {score:.4f} on {len(data.dev)} dev examples at step "
-        f"{best['step']} (majority {data.majority:.4f}); see {run.folder}/result.json"
+        f"{best['step']} (majority {data.majority:.4f}); see {path}"
     )

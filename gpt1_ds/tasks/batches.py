@@ -20,6 +20,8 @@ POOL_BATCHES = 32
 
 A larger number saves padding; a smaller number mixes lengths better within a batch.
 """
+SCORED_EXAMPLES = 32
+SCORED_TOKENS = 16_384
 # Two independent random streams from one seed.
 ORDER_STREAM = 0
 SUBSET_STREAM = 1
@@ -93,6 +95,24 @@ def micro_batches(
         of_all_ranks = by_length[step * stride : (step + 1) * stride]
         shares.append(of_all_ranks[rank::world_size])
     return shares
+
+
+def scoring_batches(examples: Sequence[Encoded]) -> list[list[int]]:
+    """The batches in which examples are scored, as lists of indices: longest examples first.
+
+    A batch has at most `SCORED_EXAMPLES` examples and, unless it is a single one, at most
+    `SCORED_TOKENS` tokens with padding.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(examples)), key=lambda index: -examples[index].length):
+        if room == 0:
+            size = examples[index].length * len(examples[index].sequences)
+            room = max(1, min(SCORED_EXAMPLES, SCORED_TOKENS // size))
+            batches.append([])
+        batches[-1].append(index)
+        room -= 1
+    return batches
 
 
 def collate(

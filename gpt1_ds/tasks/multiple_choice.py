@@ -47,6 +47,16 @@ class MultipleChoice(Task):
         return Sequences(sequences, full_length - max(map(len, sequences)))
 
 
+class WithoutQuestion(MultipleChoice):
+    """Examples are published as the context and the answers; the question is empty."""
+
+    def from_line(self, line: str, where: str) -> Example:
+        context, *answers = line.split("\t")
+        if len(answers) == len(self.classes):
+            line = "\t".join([context, "", *answers])
+        return super().from_line(line, where)
+
+
 LEVELS = ("middle", "high")
 ANSWERS = tuple("ABCD")
 
@@ -105,7 +115,7 @@ RACE = Race(
     classes=ANSWERS,
     metrics=("accuracy",),
 )
-STORY_CLOZE = MultipleChoice(
+STORY_CLOZE = WithoutQuestion(
     # The stories of the training release have no wrong endings. So the paper trains on the labelled
     # validation file.
     files={

@@ -20,7 +20,7 @@ from gpt1_ds.tasks.base import DEV_SHARE, Task
 from gpt1_ds.tasks.classification import Classification
 from gpt1_ds.tasks.entailment import Entailment
 from gpt1_ds.tasks.examples import Example, Parse, Rows
-from gpt1_ds.tasks.multiple_choice import MultipleChoice
+from gpt1_ds.tasks.multiple_choice import MultipleChoice, WithoutQuestion
 from gpt1_ds.tasks.similarity import ScoredSimilarity, Similarity
 from gpt1_ds.tasks.tables import Line, Table, read_lines, split_words
 from gpt1_ds.tasks.token_classification import TokenClassification, bio, read_conll, to_bio
@@ -63,7 +63,8 @@ def own_task(config: TaskConfig) -> Task:
     has_question = kind.task is not MultipleChoice or len(columns) > len(labels) + 1
     reader = _Reader(kind.task, columns, (config.columns or [""])[-1], has_question)
     files, named = user_files(config.files or {}, {split: (f"{split}.*",) for split in SPLITS})
-    return kind.task(
+    task = kind.task if has_question else WithoutQuestion
+    return task(
         files,
         reader,
         bio(*labels) if kind.task is TokenClassification else labels,

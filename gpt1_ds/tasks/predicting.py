@@ -6,36 +6,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt1_ds.base.protocols import Engine
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress_bar
 from gpt1_ds.tasks.base import Task
-from gpt1_ds.tasks.batches import collate, micro_batches
+from gpt1_ds.tasks.batches import collate, scoring_batches
 from gpt1_ds.tasks.examples import Encoded, Label
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module | Engine,
+    model: nn.Module,
     task: Task,
     examples: Sequence[Encoded],
     special: dict[str, int],
-    micro_batch: int,
     name: str,
     stopping: Callable[[], bool] = lambda: False,
 ) -> list[Label] | None:
     """Predictions for `examples` in their order. Every rank gets all of them.
 
-    Each rank computes a part of them. `model` is a `TaskModel`, or the engine that holds one. The
-    progress bar shows `name`. All ranks call `stopping` before each micro-batch and get the same
-    answer; if it is True, the result is None.
+    Each rank computes a part of them. The batches, and so the bits of the logits, do not depend on
+    the number of ranks. `model` is a `TaskModel` in eval mode. The progress bar shows `name`. All
+    ranks call `stopping` before each batch and get the same answer; if it is True, the result is
+    None.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        rows_of_this_rank = _logits(model, examples, special, micro_batch, name, stopping)
-    finally:
-        model.train(was_training)
+    rows_of_this_rank = logits_of_rank(model, examples, special, name, stopping)
     if rows_of_this_rank is None:
         return None
     rows = {}
@@ -44,25 +38,27 @@ def predict(
     return [task.predict(rows[index], example) for index, example in enumerate(examples)]
 
 
-def _logits(
-    model: nn.Module | Engine,
+def logits_of_rank(
+    model: nn.Module,
     examples: Sequence[Encoded],
     special: dict[str, int],
-    micro_batch: int,
     name: str,
-    stopping: Callable[[], bool],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[int, list[Any]] | None:
     """The logits of this rank's examples by index; for tokens only the best class."""
-    lengths = [example.length for example in examples]
+    batches = scoring_batches(examples)
     rank, world_size = collectives.rank(), collectives.world_size()
-    shares = micro_batches(lengths, micro_batch, None, rank, world_size)
+    shares = batches[rank::world_size]
+    # Every rank takes part in as many calls of `stopping`.
+    shares += [[]] * (-(-len(batches) // world_size) - len(shares))
     rows: dict[int, list[Any]] = {}
+    device = next(model.parameters()).device
     with progress_bar(len(shares), 0, "batch", name) as bar:
         for share in shares:
             if stopping():
                 return None
             batch = collate([examples[index] for index in share], special, examples[0])
-            batch = batch.to(collectives.device())
+            batch = batch.to(device)
             _, _, logits = model(batch.ids_BST, batch.end_BS, batch.targets)
             if logits.ndim == 3:
                 logits = logits.argmax(-1)

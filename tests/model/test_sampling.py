@@ -9,7 +9,9 @@ import torch
 from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.sampling import GREEDY, Sampling, generate, sample_text
+from tests.conftest import ROOT
 
+CASES = "tests.support.cases_engine"
 SPECIAL = {"pad": 0, "s": 1, "e": 2, "delim": 3, "eot": 4}
 AMONG_ALL = Sampling(temperature=1.0)
 
@@ -100,6 +102,26 @@ def test_temperature_divides_the_logits():
     sampling = Sampling(temperature=0.5)
     ones = sum(sampling.choose(logits_V, generator) for _ in range(4000))
     assert ones / 4000 == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_temperature_or_top_p_beyond_float32_is_a_limit():
+    """Near 0 only the likeliest is drawn, near infinity all alike; a silent token never is."""
+    for temperature in (1e-300, 1e-50, 1e-38):
+        assert chosen(temperature, 0, 1.0) == {1}
+    assert chosen(1.0, 0, 1e-300) == {1}
+    assert chosen(1e300, 0, 1.0) == {0, 1, 2, 3, 4}
+    logits_V = torch.tensor([0.0, -torch.inf, 1.0])
+    generator = torch.Generator().manual_seed(0)
+    drawn = [Sampling(1e300).choose(logits_V, generator) for _ in range(200)]
+    assert set(drawn) == {0, 2}
+
+
+def test_training_goes_on_after_a_sample(ranks, tiny_shards: Path):
+    """With the same losses; under ZeRO-3 the sample's forward passes gather the weights."""
+    ds = str(ROOT / "ds_configs" / "zero3_bf16.json")
+    losses, text = ranks(2).run(f"{CASES}:trained_with_a_sample", ds, str(tiny_shards))[0]
+    assert text.startswith("the")
+    assert losses == ranks(2).run(f"{CASES}:trained", ds, str(tiny_shards), [], 4)[0][0]
 
 
 def test_the_sample_of_a_run_in_training(tokenizer: Path):

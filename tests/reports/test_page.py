@@ -11,6 +11,7 @@ import pytest
 
 from gpt1_ds import report
 from gpt1_ds.base.errors import DataError
+from gpt1_ds.base.files import file_sha256
 from gpt1_ds.reports.run_files import RunFiles
 from tests.conftest import succeed
 from tests.support.chromium import find_chromium
@@ -249,3 +250,82 @@ def test_the_control_switches_the_axis(run, tmp_path):
     shown = dom((tmp_path / "page.html").as_uri(), tmp_path / "profile")
     assert 'against hours"' in shown and 'against steps"' not in shown
     assert '<button aria-pressed="true">hours</button>' in shown
+
+
+RESULT = {
+    "task": "sst2",
+    "metric": "accuracy",
+    "score": 0.5,
+    "metrics": {"accuracy": 0.5},
+    "majority": 0.5,
+    "examples": {"train": 4, "dev": 2},
+    "init": "none",
+}
+DAMAGED = [
+    ("checkpoints/step-00000020/state.json", '{"model": {"n_layer": 2, "bogus": 1}}', "bogus"),
+    ("checkpoints/step-00000020/state.json", '{"model": {"n_layer": "x"}}', "model is not one"),
+    ("checkpoints/step-00000020/state.json", '{"data": {"train/b": "5"}}', "train/b are 5"),
+    ("checkpoints/step-00000020/state.json", "[" * 100_000, "state.json: cannot be read"),
+    ("config.yaml", "run:\ndata:\n", "config.yaml: the section run has no keys"),
+    ("config.yaml", "run: &a {b: *a}\n", "config.yaml: cannot be read"),
+    ("config.yaml", "run: [unclosed\n", "config.yaml: cannot be read"),
+    ("config.yaml", "run: {1: 2, 2020-01-01: x}\n", ""),
+    ("result.json", '{"score": 1}', "result.json: no task, metric, metrics"),
+    ("result.json", json.dumps(RESULT | {"score": "high"}), 'score is "high"'),
+    ("result.json", json.dumps(RESULT | {"metrics": {"accuracy": "x"}}), "metrics is"),
+    ("result.json", json.dumps(RESULT | {"examples": None, "splits": []}), "splits is []"),
+    ("result.json", json.dumps(RESULT | {"task": "\ud800"}), ""),
+    ("result.json", json.dumps(RESULT | {"majority": 10**400}), "majority is 1000"),
+    (
+        "result.json",
+        json.dumps(RESULT | {"confusion": {"classes": ["a"], "counts": [[1, 2]]}}),
+        "confusion is",
+    ),
+    ("result.json", "[1]", "result.json: not an object with keys"),
+    ("status.json", '{"state": {"x": 1}, "exit_code": "?"}', ""),
+    ("status.json", "", "status.json: cannot be read"),
+    ("skipped.jsonl", '{"from_step": "x", "loss": [1]}\n3\n', ""),
+    ("predictions-dev.tsv", "index\n1\tx\ty\n", ""),
+]
+ODD_RECORDS = [
+    {"step": 2, "split": "start"},
+    {"step": 2, "split": "start", "time": 1e300, "elapsed_seconds": None},
+    {"step": 2, "split": "checkpoint"},
+    {"step": 2, "split": "checkpoint", "bytes": None, "seconds": "x"},
+    {"step": "x", "split": "train", "loss": 3},
+    {"step": 4, "split": ["train"], "loss": 3},
+    {"step": 4, "split": "valid", "corpus": ["b"], "loss": 3},
+    {"step": 4, "split": "train", "loss": 10**400, "tokens": "x", "skipped_steps": "x"},
+]
+
+
+@pytest.mark.parametrize(("file", "content", "said"), DAMAGED)
+def test_a_damaged_file_leaves_the_rest_of_the_page_and_is_told(
+    run, tmp_path, capsys, file, content, said
+):
+    (run / file).write_text(content)
+    shown = text_of(page(run, out=tmp_path / "page.html"))
+    assert "training loss 3.0000" in shown and "wall time 20 h" in shown
+    warnings = capsys.readouterr().err
+    assert said in warnings and (not said or said in shown)
+    assert all(line.startswith("warning: ") for line in warnings.splitlines())
+
+
+def test_odd_records_leave_the_rest_of_the_page(run, tmp_path):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n[1]\n" + lines(*ODD_RECORDS))
+    shown = text_of(page(run, out=tmp_path / "page.html"))
+    assert "validation loss, bo<ks 4.0000" in shown and "wall time 20 h" in shown
+
+
+def test_files_that_do_not_belong_to_the_result_are_told(run, tmp_path, capsys):
+    for split in ("dev", "test"):
+        (run / f"predictions-{split}.tsv").write_text("index\tgold\tprediction\n")
+    settings = {"optim.lr": 0.002, "run.seed": 7, "task.patience": None}
+    files = {"predictions-dev.tsv": file_sha256(run / "predictions-dev.tsv")}
+    made = {"files": files, "made_from": {"settings": settings}}
+    (run / "result.json").write_text(json.dumps(RESULT | made))
+    shown = text_of(page(run, out=tmp_path / "page.html"))
+    assert "made with optim.lr 0.002, config.yaml has 0.001" in shown
+    assert "predictions-test.tsv: not of the run" in shown and "predictions-dev.tsv:" not in shown
+    assert capsys.readouterr().err.count("warning: ") == 2

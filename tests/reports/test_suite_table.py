@@ -185,3 +185,49 @@ def test_what_a_run_said_is_text_on_the_page(tmp_path: Path):
     assert found["Runs that failed"][2][2] == r"<script>alert('a\|b')</script> & more"
     page = (tmp_path / "table.html").read_text()
     assert "<script" not in page and "&lt;script&gt;alert(&#39;a|b&#39;)" in page
+
+
+DAMAGED = {
+    "result.json": ["{", "[1]", "{}", '{"metric": "accuracy"}', '{"metric": 1, "score": "x"}'],
+    "config.yaml": ["", "model:\n", "model: {n_layer: x}\n", "[unclosed"],
+    "metrics.jsonl": ["", "[1]\n", '{"step": 0, "split": "train", "epoch": 0}\n'],
+}
+
+
+@pytest.mark.parametrize("file", DAMAGED)
+def test_a_damaged_run_leaves_the_others_in_the_table_and_is_told(tmp_path: Path, file: str):
+    made(tmp_path, "sst2-seed-9", [0.75])
+    for seed, content in enumerate(DAMAGED[file], 1):
+        made(tmp_path, f"sst2-seed-{seed}", [0.75])
+        (tmp_path / f"sst2-seed-{seed}" / file).write_text(content)
+    found = tables(tmp_path)
+    row = found["Scores"][2]
+    whole = 1 if file == "result.json" else 1 + len(DAMAGED[file])
+    unreadable = "" if file != "result.json" else f", {len(DAMAGED[file])} unreadable"
+    assert (row[3], row[5]) == ("75.0", f"{whole}{unreadable}")
+    told = [line[0] for line in found.get("Not as it should be", [])[2:]]
+    if file == "result.json":
+        runs = [f"sst2-seed-{seed}/result.json" for seed in range(1, len(DAMAGED[file]) + 1)]
+        assert sorted(set(told)) == runs
+
+
+def test_seeds_that_were_made_from_different_things_are_told(tmp_path: Path):
+    settings = {"run.seed": 1, "optim.lr": 1e-3, "task.data": "a"}
+    facts = {"settings": settings, "init_sha256": "ab", "data": {"dev": "2 examples"}}
+    made(tmp_path, "sst2-seed-1", [0.5], made_from=facts)
+    other = {"run.seed": 2, "optim.lr": 1e-2, "task.data": "b"}
+    made(tmp_path, "sst2-seed-2", [0.5], made_from={**facts, "settings": other})
+    made(tmp_path, "sst2-seed-3", [0.5], made_from={**facts, "init_sha256": "cd"})
+    made(tmp_path, "sst2-seed-4", [0.5])
+    assert tables(tmp_path)["Not as it should be"][2:] == [
+        ["sst2-seed-2", "optim.lr 0.01, but 0.001 in sst2-seed-1"],
+        ["sst2-seed-3", "init_sha256 cd, but ab in sst2-seed-1"],
+    ]
+
+
+def test_odd_records_of_failures_and_zero_shot_scores(tmp_path: Path):
+    made(tmp_path, "sst2-seed-1", [0.5])
+    zero_shot = {"init": None, "scores": {"x": {"sst2": {}}, "60": {"sst2": {"score": 0.5}}}}
+    found = tables(tmp_path, {"rte-seed-1": [], "rte-seed-2": {}}, zero_shot)
+    assert found["Runs that failed"][2:] == [["rte-seed-1", "", ""], ["rte-seed-2", "", ""]]
+    assert found["Zero-shot score by pre-training step of None"][0] == ["task", "step 60"]

@@ -15,12 +15,14 @@ from gpt1_ds.data.batches import Batches, Share
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import open_streams
 from gpt1_ds.data.order import Cursor, WindowOrder
+from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import loss_scale
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.perplexity import validation_loss
+from gpt1_ds.model.sampling import sample_text
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
@@ -130,6 +132,16 @@ def trained(
     loss = trainer.loss()
     trainer.close()
     return losses, loss
+
+
+def trained_with_a_sample(ds_path: str, shards: str) -> tuple[list[float], str]:
+    """Losses of four steps, and a text that is sampled after the second one."""
+    trainer = Trainer(ds_path, shards, [])
+    losses = trainer.run(0, 2)
+    text = sample_text(trainer.engine, load_tokenizer(Path(shards) / "tokenizer"), "the", 3)
+    losses += trainer.run(2, 4)
+    trainer.close()
+    return losses, text
 
 
 def fingerprint(trainer: Trainer) -> list:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from gpt1_ds import finetune
 from gpt1_ds.distributed import collectives
+from gpt1_ds.runs import directory
 from tests.support.cases_losses import end_of_process
+
+
+def start_and_end(argv: list[str]) -> None:
+    """Fine-tune, and give up the lock of the run's folder, as the end of a process does."""
+    try:
+        finetune.main(argv)
+    finally:
+        directory._locks.clear()
 
 
 def stop_after(step: int, metrics_file: str, argv: list[str], number: int = signal.SIGUSR1) -> None:

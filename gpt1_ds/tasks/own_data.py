@@ -79,6 +79,11 @@ def _labels(config: TaskConfig, kind: Kind) -> tuple[str, ...]:
     fewest = 1 if kind.task is TokenClassification else 2
     if len(set(labels)) < fewest or len(set(labels)) < len(labels):
         raise ConfigError(f"task.labels is {list(labels)}; list the labels, each once")
+    for label in labels:
+        if label != label.strip() or not label or set(label) & set("\t\r\n"):
+            raise ConfigError(
+                f"task.labels has {label!r}; a label has no spaces at its ends and no tab"
+            )
     if kind.task is ScoredSimilarity and labels != tuple(map(str, range(len(labels)))):
         raise ConfigError(
             f"task.labels is {list(labels)}; for scores list 0, 1, .. up to the highest"

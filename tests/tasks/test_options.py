@@ -113,6 +113,11 @@ def test_files_of_a_publishers_task(tmp_path: Path):
     assert "choose from: train, dev, test" in str(refusal(config("sst2", files={"val": "x"})))
 
 
+@pytest.mark.parametrize("label", ["", " yes", "a\tb", "a\n"])
+def test_a_label_that_no_row_can_have(label: str):
+    assert "task.labels has" in str(refusal(config("classification", labels=["no", label])))
+
+
 def test_the_label_is_no_text():
     said = refusal(config("entailment", columns=["a", "y", "y"]))
     assert said is not None and "the label's column must not be a text as well" in said

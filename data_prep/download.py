@@ -136,7 +136,7 @@ def _obtain(file: File, out: Path, target: Path) -> None:
         os.replace(part, target)
         return
     shutil.rmtree(unpacked, ignore_errors=True)
-    unpack(part, unpacked, file)
+    unpack(part, unpacked, file.url)
     if not (unpacked / file.gives).is_dir():
         raise DataError(f"{file.shown}: holds no folder {file.gives}; try another --url")
     os.replace(unpacked / file.gives, target)
@@ -300,12 +300,14 @@ def _check_form(file: File, part: Path) -> None:
             raise NotTheFileError("what came is empty, or is no text of the set")
 
 
-def unpack(archive: Path, folder: Path, file: File) -> None:
+def unpack(archive: Path, folder: Path, url: str) -> None:
     """Write the plain files of a zip or tar below `folder`.
 
     Links and devices are left out. DataError for a path that leads out of the folder.
     """
-    url, members = file.shown, _zip_members if file.name.endswith(".zip") else _tar_members
+    is_zip = urllib.parse.urlsplit(url).path.endswith(".zip")
+    members = _zip_members if is_zip else _tar_members
+    url = hide_secrets(url)
     try:
         for name, content in members(archive):
             path = PurePosixPath(name)

@@ -94,6 +94,8 @@ def main(argv: list[str]) -> None:
         ("--vocab-size", args.vocab_size, FEWEST_PIECES, MOST_PIECES),
         ("--sample-bytes", args.sample_bytes, 1, sys.maxsize),
     ):
+        if value < 1:
+            raise ConfigError(f"{name} {value}: must be at least 1")
         if not least <= value <= most:
             raise ConfigError(f"{name} {value}: must be at least {least} and at most {most}")
     text = _TrainingText(sources, cleaning, args.sample_bytes, args.seed)

@@ -5,6 +5,7 @@ A build also warns of a split that is of little use.
 
 import sys
 
+from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.manifest import SPLITS, Manifest
 
 
@@ -28,7 +29,7 @@ def print_corpus_table(manifest: Manifest) -> None:
         dropped = [f"{count:,} {reason}" for reason, count in record["dropped"].items() if count]
         mended = [f"{count:,} {fault} mended" for fault, count in record["mended"].items() if count]
         notes = ", ".join(dropped + mended) or "nothing"
-        print(f"{'':<16}validation: {record['split']}; dropped: {notes}")
+        print(f"{'':<16}validation: {record['split']}; dropped: {notes}{_left_out(record)}")
 
 
 def warn_of_splits(manifest: Manifest) -> None:
@@ -56,3 +57,17 @@ def warn_of_splits(manifest: Manifest) -> None:
         else:
             continue
         print(f"warning: --corpus {corpus}: {problem}; {fix}", file=sys.stderr)
+
+
+def _left_out(record: Json) -> str:
+    """What no document has. Older manifests have no records of it."""
+    cut = record.get("cut", {})
+    notes = [f"; cut: {count:,} characters by {step}" for step, count in cut.items()]
+    passed_over = record.get("passed_over", {})
+    if passed_over:
+        names = list(record["passed_over_first"])
+        if len(names) < sum(passed_over.values()):
+            names.append("..")
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in passed_over.items())
+        notes.append(f"; passed over: {counts} ({', '.join(names)})")
+    return "".join(notes)

@@ -25,7 +25,9 @@ from data_prep.building.duplicates import NEAR, Signatures, TextKey, sorted_run
 from data_prep.building.ranks import Progress
 from data_prep.reading.cleaning import Cleaning
 from data_prep.reading.corpus import Fragment, Source, SourceReader
+from data_prep.reading.folders import PassedOver
 from gpt1_ds.base.files import flush, write_atomically
+from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.manifest import token_dtype
 from gpt1_ds.data.tokenizer import Tokenizer
 
@@ -131,6 +133,8 @@ class Encoder:
             progress.add(unit.bytes, 0)
             return
         counts: Counter[str] = Counter()
+        cut: Counter[str] = Counter()
+        passed_over: list[PassedOver] = []
         hashes: list[str] = []
         names: list[str] = []
         part = None
@@ -149,10 +153,13 @@ class Encoder:
                     part = None
             progress.add(reader.bytes_read - reported, 0)
             counts += reader.counts
+            cut += reader.cut
+            passed_over += reader.passed_over
             hashes.append(reader.sha256)
         if part:
             part.close()
-        record = {"counts": counts, "sha256": hashes, "parts": names}
+        record: Json = {"counts": counts, "sha256": hashes, "parts": names}
+        record |= {"cut": cut, "passed_over": passed_over}
         write_atomically(marker, json.dumps(record))
 
 

@@ -21,6 +21,9 @@ from gpt1_ds.base.files import write_atomically
 from gpt1_ds.data.manifest import SAMPLE_TOKENS, SPLITS, Shard, token_dtype
 from gpt1_ds.data.shard_writer import ShardWriter
 
+_MOST_NAMES = 20
+"""Of files that are passed over, in the record of a corpus."""
+
 
 @dataclass(frozen=True)
 class ShardPlan:
@@ -69,6 +72,7 @@ def plan_shards(parts: Parts, fraction: float, shard_tokens: int) -> Layout:
                 "unknown": int(sum(documents_K["fallback"].sum() for documents_K in kept)),
             }
         counts, sources = _read_of(parts, corpus)
+        left_out = _left_out(parts, corpus)
         faults = ("invalid_utf8", "latin1", "nul", "utf16")
         layout.corpora[corpus] = {
             "split": rule.name,
@@ -77,6 +81,7 @@ def plan_shards(parts: Parts, fraction: float, shard_tokens: int) -> Layout:
             "text": texts,
             "dropped": {**dropped, "empty": dropped["empty"] + counts["empty"]},
             "sources": sources,
+            **left_out,
         }
     return layout
 
@@ -97,6 +102,25 @@ def _read_of(parts: Parts, corpus: str) -> tuple[Counter[str], list[dict[str, ob
                 "validation": source.validation,
             }
     return counts, list(sources.values())
+
+
+def _left_out(parts: Parts, corpus: str) -> dict[str, object]:
+    """Records of what no document has, each only if there is some.
+
+    `cut`: characters by the step of cleaning. `passed_over`: files and members of archives by
+    reason. `passed_over_first`: the names of some of them.
+    """
+    cut: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    names: list[str] = []
+    for unit, record in zip(parts.units, parts.records, strict=True):
+        if unit.corpus == corpus:
+            cut += Counter(record.get("cut", {}))
+            passed_over = record.get("passed_over", [])
+            reasons.update(reason for reason, _ in passed_over)
+            names += [name for _, name in passed_over][: _MOST_NAMES - len(names)]
+    found = {"cut": cut, "passed_over": reasons, "passed_over_first": names}
+    return {name: value for name, value in found.items() if value}
 
 
 def _rule(parts: Parts, corpus: str, fraction: float) -> tuple[SplitRule, Counter[str]]:

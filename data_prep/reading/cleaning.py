@@ -2,7 +2,7 @@
 
 | step         | does                                                                           |
 |--------------|--------------------------------------------------------------------------------|
-| `gutenberg`  | removes Project Gutenberg's header and footer, if their markers are found      |
+| `gutenberg`  | removes Project Gutenberg's headers and licences, at their marks               |
 | `unwrap`     | joins hard-wrapped lines into paragraphs, one a line (never in sentence files) |
 | `detokenize` | joins tokenised text by sacremoses: "do n't , he" becomes "don't, he"          |
 | `ftfy`       | repairs mojibake, HTML entities, curly quotes, ligatures, control characters   |
@@ -16,6 +16,7 @@ import argparse
 import functools
 import importlib.metadata
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from itertools import chain
 
 import ftfy
 
+from data_prep.reading.gutenberg import FrameCutter
 from gpt1_ds.base.errors import ConfigError, near
 
 STEPS = ("gutenberg", "unwrap", "detokenize", "ftfy", "nfkc", "lower")
@@ -39,14 +41,10 @@ _NEEDS_FTFY = re.compile(f"[^{_PLAIN}{_ACCENTED}]|(?<![ -~])[{_ACCENTED}]|[{_ACC
 """Characters that ftfy may change. It also leaves small accented letters between ASCII alone.
 
 This search is the second one, since it is slower; ftfy itself reads only 2 MB/s."""
-_GUTENBERG_START = re.compile(
-    r"\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG[^*]{0,300}\*\*\*"
-    r"|\*END\* ?THE SMALL PRINT!.{0,100}\*END\*.*"
-)
-_GUTENBERG_END = re.compile(
-    r"\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG|^\s*End of (?:[Tt]h(?:e|is) )?Project Gutenberg",
-    re.MULTILINE,
-)
+_MOST_MARKS = 50
+"""Runs of twice as many combining marks, which no text has, are broken up as in Unicode's annex 15.
+
+To put such a run in order takes the square of its length."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +120,22 @@ class Cleaner:
         }
         self._functions = [function for step, function in functions.items() if step in chosen]
         self._only_ftfy = self._functions == [_repair]
-        self._ended = False
+        self._frames = FrameCutter()
 
-    def __call__(self, text: str, first: bool) -> str:
+    @property
+    def cut(self) -> int:
+        """Characters that the step `gutenberg` has cut so far."""
+        return self._frames.cut
+
+    def __call__(self, text: str, first: bool, last: bool = True) -> str:
         """The clean text of a document's next fragment, one paragraph or sentence a line.
 
-        It may be empty. `first` says whether a document begins here.
+        It may be empty. `first` and `last` say whether a document begins or ends here.
         """
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         if self._gutenberg:
-            text = self._without_gutenberg(text, first)
+            text = self._frames(text, first, last)
         if self._only_ftfy:  # The usual case: few paragraphs need more than straight quotes.
             text = _straighten_quotes(text)
             parts = self._split(text)
@@ -148,21 +151,6 @@ class Cleaner:
     def _split(self, text: str) -> list[str]:
         return _BLANK_LINES.split(text) if self._unwrap else text.split("\n")
 
-    def _without_gutenberg(self, text: str, first: bool) -> str:
-        if first:
-            self._ended = False
-            if "GUTENBERG" in text or "SMALL PRINT" in text:
-                start = _GUTENBERG_START.search(text)
-                text = text[start.end() :] if start else text
-        if self._ended:
-            return ""
-        if "Gutenberg" in text or "GUTENBERG" in text:
-            end = _GUTENBERG_END.search(text)
-            if end:
-                self._ended = True
-                return text[: end.start()]
-        return text
-
 
 def _straighten_quotes(text: str) -> str:
     if text.isascii():
@@ -173,17 +161,34 @@ def _straighten_quotes(text: str) -> str:
 
 def _repair_odd(part: str) -> str:
     if _NOT_PLAIN.search(part) and _NEEDS_FTFY.search(part):
-        return ftfy.fix_text(part)
+        return ftfy.fix_text(_short_runs(part))
     return part
 
 
 def _repair(text: str) -> str:
     # ftfy reads about 2 MB/s, SentencePiece 6 MB/s. Most paragraphs of most corpora are plain.
-    return ftfy.fix_text(text) if _NOT_PLAIN.search(text) else _straighten_quotes(text)
+    return ftfy.fix_text(_short_runs(text)) if _NOT_PLAIN.search(text) else _straighten_quotes(text)
 
 
 def _nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
+    return unicodedata.normalize("NFKC", _short_runs(text))
+
+
+def _short_runs(text: str) -> str:
+    """The text with a combining grapheme joiner behind every `_MOST_MARKS` combining marks."""
+    if text.isascii():
+        return text
+    # A search through all of the text would take longer than ftfy.
+    for place in range(0, len(text), _MOST_MARKS):
+        if unicodedata.combining(text[place]) and _run_of_marks().match(text, place):
+            return _run_of_marks().sub("\\g<0>\u034f", text)
+    return text
+
+
+@functools.cache
+def _run_of_marks() -> re.Pattern[str]:
+    marks = "".join(mark for mark in map(chr, range(sys.maxunicode)) if unicodedata.combining(mark))
+    return re.compile(f"[{marks}]{{{_MOST_MARKS}}}")
 
 
 def _detokenize(text: str) -> str:

@@ -9,8 +9,10 @@
 | `*.tar` `*.tgz` `*.txz` `*.zip`  | those of its members, by the same rules, read in place      |
 
 Each may be compressed: `.gz`, `.xz`, `.bz2`, `.zst` (not `.zip` and `.parquet`). A folder stands
-for all such files below it. Documents come in the order of the sources' names. Nothing is ever
-unpacked to the disk. Links, hidden files and members of other kinds are left out.
+for all such files below it, also behind links. Documents come in the order of the sources' names.
+Nothing is ever unpacked to the disk. A file is read to its end or refused. Hidden files, links in
+archives, and files and members of other kinds are passed over and counted, also if only their name
+is that of a text.
 """
 
 import dataclasses
@@ -18,27 +20,25 @@ import hashlib
 import io
 import re
 import sys
-import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from data_prep.reading.cleaning import Cleaner, Cleaning
+from data_prep.reading.containers import READ_ERRORS, buffered, tar_members, unpacked, zip_members
+from data_prep.reading.encodings import Decoder, is_binary, utf16_kind
+from data_prep.reading.folders import PassedOver, files_below, unread
 from data_prep.reading.formats import (
     BLOCK_LINES,
     FORMATS,
-    READ_ERRORS,
-    Decoder,
     RawFragment,
     Reader,
-    buffered,
     clean_name,
-    decompressed,
     is_corpus_file,
     is_member,
     is_tar,
@@ -48,14 +48,10 @@ from data_prep.reading.formats import (
     read_jsonl,
     read_lines,
     reader_of,
-    row_fragments,
-    utf16_kind,
 )
+from data_prep.reading.parquet import parquet_batches
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.files import file_sha256
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
 
 HELDOUT_FILES = ("news.en.heldout", "news.en-00000-")
 """Parts of 1B Word that its publisher holds out."""
@@ -85,6 +81,8 @@ class Source:
     """Number of the line at `begin`."""
     sha256: str = ""
     """Hash of the whole file, known before it is read only for a range."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """Files of the corpus's folder that are not read. The folder's first source has them all."""
 
     @property
     def range_bytes(self) -> int:
@@ -149,10 +147,10 @@ def _parse_option(option: str, value: str) -> tuple[str, Path]:
 
 
 def _sources_below(corpus: str, path: Path, validation: bool) -> list[Source]:
+    passed_over: list[PassedOver] = []
     try:
         if path.is_dir():
-            below = [p for p in path.rglob("*") if is_corpus_file(p.name) and p.is_file()]
-            named = sorted((p.relative_to(path).as_posix(), p) for p in below)
+            named, passed_over = files_below(path)
         elif path.exists():
             if not is_corpus_file(path.name):
                 takes = f"it takes {FORMATS}, or a folder"
@@ -162,9 +160,13 @@ def _sources_below(corpus: str, path: Path, validation: bool) -> list[Source]:
             raise DataError(
                 f"{path}: corpus '{corpus}' is not there; mend --corpus or GPT1_CORPORA"
             )
-        return [_source(corpus, p, clean_name(name), validation) for name, p in named]
+        found = [_source(corpus, p, clean_name(name), validation) for name, p in named]
     except OSError as error:
-        raise DataError(f"{path}: corpus '{corpus}' cannot be read ({error.strerror})") from error
+        where = error.filename or path
+        raise DataError(f"{where}: corpus '{corpus}' cannot be read ({error.strerror})") from error
+    if found:
+        found[0] = dataclasses.replace(found[0], passed_over=tuple(passed_over))
+    return found
 
 
 def _source(corpus: str, path: Path, name: str, validation: bool) -> Source:
@@ -217,6 +219,10 @@ class SourceReader:
         self.source = source
         self.counts: Counter[str] = Counter()
         """Documents read, and dropped or mended ones by reason."""
+        self.cut: Counter[str] = Counter()
+        """Characters cut out of the documents, by the step of cleaning."""
+        # A range of a file leaves what lies beside the file to the first range.
+        self.passed_over = list(source.passed_over) if source.begin == 0 else []
         self.bytes_read = 0
         """Of the file as it lies on disk, compressed or not."""
         self._digest = hashlib.sha256()
@@ -232,10 +238,10 @@ class SourceReader:
         """Read the source once. DataError if it is unreadable or changed since it was listed."""
         source = self.source
         try:
-            if source.name.endswith((".zip", ".parquet")):
+            if packing(source.name) in (".zip", ".parquet"):
                 # Not read from front to back, so it is hashed first.
                 self._sha256 = file_sha256(source.path)
-                is_parquet = source.name.endswith(".parquet")
+                is_parquet = packing(source.name) == ".parquet"
                 yield from self._from_parquet() if is_parquet else self._from_zip()
                 self.bytes_read = source.path.stat().st_size
             else:
@@ -244,7 +250,7 @@ class SourceReader:
                     size = source.range_bytes if source.end >= 0 else sys.maxsize
                     chunks = map(self._count, _chunks(file, size))
                     yield from self._from_stream(source.name, buffered(chunks))
-                    for _ in chunks:  # Bytes behind an archive's end belong to the hash too.
+                    for _ in chunks:  # The rest of a file that is no text belongs to the hash too.
                         pass
             stat = source.path.stat()
             now = (stat.st_size, stat.st_mtime_ns, self.bytes_read)
@@ -264,62 +270,73 @@ class SourceReader:
         return data
 
     def _from_stream(self, name: str, compressed: IO[bytes]) -> Iterator[Fragment]:
-        stream = decompressed(name, compressed)
+        stream = unpacked(packing(name), name, compressed)
         if is_tar(name):
             yield from self._from_tar(name, stream)
             return
         reader = reader_of(name)
         assert reader, name  # Only files and members of a known format come here.
+        if is_binary(stream.peek(1024)):
+            self._pass_over_binary(name)
+            return
         decoder = Decoder(self.counts)
         raw = reader(name, decoder.utf8_stream(stream), self.source.first_line)
-        path = PurePosixPath(name)
+        path = PurePosixPath(name.lower())
         in_heldout = path.parent.name.startswith("heldout-mono")
         heldout = in_heldout or path.name.startswith(HELDOUT_FILES)
         yield from self._cleaned(raw, reader, decoder, heldout)
 
-    def _from_tar(self, name: str, stream: io.BufferedReader) -> Iterator[Fragment]:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in tar:
-                if member.isreg() and is_member(member.name):
-                    content = tar.extractfile(member)
-                    assert content, member.name  # A regular member has content.
-                    yield from self._from_stream(f"{name}/{clean_name(member.name)}", content)
+    def _pass_over_binary(self, name: str) -> None:
+        if self._cleaning.bad_text == "refuse":
+            raise DataError(
+                f"{self.source.path}: {name} is binary data, no text; convert it, give it the name"
+                " of its format, leave it out, or let --bad-text mend or drop pass over it"
+            )
+        self.passed_over.append(PassedOver("binary", name))
+
+    def _from_tar(self, archive: str, stream: io.BufferedReader) -> Iterator[Fragment]:
+        for member, content in tar_members(stream):
+            name = f"{archive}/{clean_name(member.name)}"
+            if content is None:
+                is_link = member.islnk() or member.issym()
+                self.passed_over.append(PassedOver("link" if is_link else "special", name))
+            elif is_member(member.name):
+                yield from self._from_stream(name, content)
+            else:
+                self.passed_over.append(unread(name))
 
     def _from_zip(self) -> Iterator[Fragment]:
         with zipfile.ZipFile(self.source.path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir() and is_member(member.filename):
-                    name = f"{self.source.name}/{clean_name(member.filename)}"
+            for member in zip_members(archive, self.source.bytes):
+                name = f"{self.source.name}/{clean_name(member.filename)}"
+                if is_member(member.filename) and not member.is_dir():
                     with archive.open(member) as stream:
                         yield from self._from_stream(name, stream)
+                elif not member.is_dir():
+                    self.passed_over.append(unread(name))
                 self.bytes_read += member.compress_size
 
     def _from_parquet(self) -> Iterator[Fragment]:
         path = self.source.path
         try:
-            from pyarrow import ArrowException, parquet
+            from pyarrow import ArrowException
         except ImportError as error:
             raise ConfigError(f"{path}: needs pyarrow: pip install 'gpt1-ds[parquet]'") from error
         try:
-            table = parquet.ParquetFile(path, buffer_size=1 << 20)
-            schema = table.schema_arrow
-            kind = str(schema.field("text").type) if "text" in schema.names else "missing"
-            if "string" not in kind:
-                raise DataError(f"{path}: its column 'text' is {kind}, but must hold strings")
-            raw = self._parquet_rows(table)
+            raw = self._parquet_rows()
             yield from self._cleaned(raw, read_jsonl, Decoder(self.counts), False)
         except ArrowException as error:
             raise DataError(
                 f"{path}: cannot be read ({error}); replace it or leave it out"
             ) from error
 
-    def _parquet_rows(self, table: "ParquetFile") -> Iterator[RawFragment]:
+    def _parquet_rows(self) -> Iterator[RawFragment]:
         number = 0
-        for batch in table.iter_batches(batch_size=64, columns=["text"]):
-            for text in batch.column(0).to_pylist():
-                yield from row_fragments(f"{self.source.name}#{number}", text or "")
+        for total, rows in parquet_batches(self.source.path):
+            for data in rows:
+                yield from read_book(f"{self.source.name}#{number}", io.BytesIO(data))
                 number += 1
-            self.bytes_read = self.source.bytes * number // table.metadata.num_rows
+            self.bytes_read = self.source.bytes * number // total
 
     def _cleaned(
         self, raw: Iterator[RawFragment], reader: Reader, decoder: Decoder, heldout: bool
@@ -328,23 +345,27 @@ class SourceReader:
         clean = Cleaner(self._cleaning.steps[self.source.corpus], wrapped)
         refuse = self._cleaning.bad_text == "refuse"
         first, has_text, ever_bad = True, False, False
-        for document, data, last in raw:
-            text, bad = decoder(data)
-            if bad and refuse:
+        for document, text, last, bad, binary in decoder(raw):
+            if binary:
+                if last:
+                    self._pass_over_binary(document)
+            elif bad and refuse:
                 raise DataError(
                     f"{self.source.path}: document {document} is not clean UTF-8 text;"
                     " convert it, or let --bad-text mend or drop such documents"
                 )
-            text = clean(text, first)
+            text = clean(text, first, last)
             has_text = has_text or bool(text)
             ever_bad = ever_bad or bad
             if text or (last and has_text):
                 yield Fragment(document, text, last, heldout, ever_bad)
             if last:
                 self.counts["read"] += 1
-                self.counts["empty"] += not has_text
+                self.counts["empty"] += not (has_text or binary)
                 has_text = ever_bad = False
             first = last
+        if clean.cut:
+            self.cut["gutenberg"] += clean.cut
 
 
 def _chunks(file: IO[bytes], size: int) -> Iterator[bytes]:

@@ -5,7 +5,8 @@
 
 The output is the same, byte for byte, for any number of ranks. If it is killed at any moment, the
 same command continues: it does not repeat tokenised units and finished shards. A rank needs some
-300 MB of memory, whatever the size of the corpora.
+300 MB of memory, whatever the size of the corpora. A row of a jsonl or parquet file is read whole,
+which takes up to 11 times its size, and a .zst takes the window that it was made with, up to 2 GiB.
 
 1. Plan: rank 0 lists the sources, which become units of work (`reading/corpus.py`, `encoding.py`).
 2. Tokenise: the ranks share the units, and write their tokens to `OUT/.work/`.

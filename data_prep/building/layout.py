@@ -119,7 +119,11 @@ def _left_out(parts: Parts, corpus: str) -> dict[str, object]:
             passed_over = record.get("passed_over", [])
             reasons.update(reason for reason, _ in passed_over)
             names += [name for _, name in passed_over][: _MOST_NAMES - len(names)]
-    found = {"cut": cut, "passed_over": reasons, "passed_over_first": names}
+    found = {
+        "cut": dict(cut),
+        "passed_over": dict(sorted(reasons.items())),
+        "passed_over_first": names,
+    }
     return {name: value for name, value in found.items() if value}
 
 

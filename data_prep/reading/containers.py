@@ -30,6 +30,7 @@ _INPUT_BYTES, _OUTPUT_BYTES = 1 << 13, 1 << 20
 _ZST_WINDOW = 1 << 31
 """The largest that the format allows to `zstd --ultra --long=31`."""
 _ZIP_END, _ZIP_HEADER_BYTES, _ZIP_END_BYTES = b"PK\5\6", 30, 22
+_ZIP_TAIL_BYTES = (1 << 16) + _ZIP_END_BYTES
 
 
 class _Decompressor(Protocol):
@@ -186,8 +187,10 @@ def zip_members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
         names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         position = member.header_offset + _ZIP_HEADER_BYTES + names + member.compress_size
     _check_gap(archive.start_dir - position)
-    file.seek(size - _ZIP_END_BYTES - len(archive.comment))
-    if file.read(len(_ZIP_END)) != _ZIP_END:
+    file.seek(max(archive.start_dir, size - _ZIP_TAIL_BYTES))
+    tail = file.read()
+    end = tail.rfind(_ZIP_END) + _ZIP_END_BYTES + len(archive.comment)
+    if tail[end:].strip(b"\0"):
         raise zipfile.BadZipFile("bytes behind the end of the archive")
     return members
 

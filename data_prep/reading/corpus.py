@@ -259,8 +259,9 @@ class SourceReader:
                     f"{source.path}: changed while it was read; run the same command again"
                 )
         except READ_ERRORS as error:
+            reason = " ".join(str(error).split())  # It may have several lines.
             raise DataError(
-                f"{source.path}: cannot be read ({error}); replace the file or leave it out"
+                f"{source.path}: cannot be read ({reason}); replace the file or leave it out"
             ) from error
 
     def _count(self, data: bytes) -> bytes:
@@ -326,8 +327,9 @@ class SourceReader:
             raw = self._parquet_rows()
             yield from self._cleaned(raw, read_jsonl, Decoder(self.counts), False)
         except ArrowException as error:
+            reason = " ".join(str(error).split())  # It may have several lines.
             raise DataError(
-                f"{path}: cannot be read ({error}); replace it or leave it out"
+                f"{path}: cannot be read ({reason}); replace it or leave it out"
             ) from error
 
     def _parquet_rows(self) -> Iterator[RawFragment]:

@@ -78,11 +78,13 @@ class Decoder:
         held: list[bytes] = []
         size, encoding = 0, ""
         for document, data, last in raw:
+            # Text of ASCII alone need not wait for the rest of its document.
+            if not (held or encoding) and data.isascii() and not data.translate(None, _TEXT_BYTES):
+                yield Text(document, data.decode(), last, self._was_utf16, False)
+                continue
             held.append(data)
             size += len(data)
-            # Text of ASCII alone need not wait for the rest of its document.
-            is_plain = len(held) == 1 and data.isascii() and not _controls(data)
-            if not (encoding or is_plain):
+            if not encoding:
                 if not last and size < HELD_BYTES:
                     continue
                 encoding = self._encoding(held)

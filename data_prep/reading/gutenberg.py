@@ -144,9 +144,11 @@ class FrameCutter:
         """Where the header begins that ends with `mark`; `position` is the first that may be."""
         window = max(position, mark.start() - _HEADER_CHARACTERS)
         begins = list(_paragraphs(text, window, mark.start()))
+        if not begins:
+            return mark.start()
         ends = [*begins[1:], mark.start()]
         first = len(begins)  # of the header's paragraphs
-        if begins and not _BLANK_LINES.search(text, begins[-1], mark.start()):
+        if not _BLANK_LINES.search(text, begins[-1], mark.start()):
             # Lines stand right in front of the mark. They may be all that the text begins with.
             is_only = first == 1 and not self._has_text
             is_short = mark.start() - begins[-1] <= _PARAGRAPH_CHARACTERS

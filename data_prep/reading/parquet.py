@@ -1,5 +1,6 @@
 """The `text` column of a parquet file, as bytes. Only such a file needs pyarrow."""
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from gpt1_ds.base.errors import DataError
 if TYPE_CHECKING:
     from pyarrow import DataType
 
+_MARK = b"PAR1"
+"""Each file begins and ends with it."""
 _MOST_ROWS = 64
 _BATCH_BYTES = 32 << 20
 
@@ -22,7 +25,9 @@ def parquet_batches(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     import pyarrow
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path, buffer_size=1 << 20) as table:
+    options = {"buffer_size": 1 << 20, "page_checksum_verification": True}
+    with parquet.ParquetFile(path, **options) as table:
+        _refuse_joined(path)
         metadata, schema = table.metadata, table.schema_arrow
         columns = schema.names.count("text")
         if columns > 1:
@@ -41,6 +46,13 @@ def parquet_batches(path: Path) -> Iterator[tuple[int, list[bytes]]]:
             # Not as strings: pyarrow refuses a whole batch for one byte that is not UTF-8.
             found = column.cast(pyarrow.large_binary()).to_pylist()
             yield metadata.num_rows, [data or b"" for data in found]
+
+
+def _refuse_joined(path: Path) -> None:
+    """The last one's table of contents alone would be read, and it would lead to wrong bytes."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(_MARK + _MARK) >= 0:
+            raise DataError(f"{path}: is several parquet files joined to one; give them apart")
 
 
 def _is_string(kind: "DataType") -> bool:

@@ -49,6 +49,17 @@ def test_jsonl_row_without_text_is_refused(tmp_path: Path, row: str) -> None:
         read(tmp_path)
 
 
+def test_jsonl_with_marks_and_of_two_texts(tmp_path: Path) -> None:
+    """Tools of Windows write a mark; a second `text` would hide the first."""
+    mark = b"\xef\xbb\xbf"
+    row = b'{"text": "one", "meta": {"text": "no"}}\n'
+    (tmp_path / "c.jsonl").write_bytes(mark + row + mark + b'{"text": "two"}\n')
+    assert texts(tmp_path) == {"c.jsonl#0": "one", "c.jsonl#1": "two"}
+    (tmp_path / "c.jsonl").write_bytes(row + b'{"text": "one", "text": "two"}\n')
+    with pytest.raises(DataError, match="c.jsonl: line 2 "):
+        read(tmp_path)
+
+
 def test_jsonl_row_beyond_all_measure_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(formats, "ROW_BYTES", 1000)
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "x" * 2000}))
@@ -70,6 +81,31 @@ def test_parquet_rows(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table(column), tmp_path / "c.parquet")
         with pytest.raises(DataError, match="c.parquet: its column 'text' is"):
             read(tmp_path)
+
+
+def test_parquet_columns(tmp_path: Path) -> None:
+    path, rows = tmp_path / "c.parquet", pyarrow.array(["one", "two", "one"])
+    kinds = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
+    for column in [*(rows.cast(kind) for kind in kinds), rows.dictionary_encode()]:
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+        assert list(texts(path).values()) == ["one", "two", "one"]
+    latin = pyarrow.array([b"R\xc9UNION", b"fine"], pyarrow.binary()).buffers()
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, latin)
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+    assert list(texts(path).values()) == ["RÉUNION", "fine"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows[:0]}), path)
+    assert texts(path) == {}
+    nested = (["x"], {"s": "x"}, b"x", 1.5)
+    for column in nested:
+        pyarrow.parquet.write_table(pyarrow.table({"text": [column]}), path)
+        with pytest.raises(
+            DataError, match="c.parquet: its column 'text' is .*, but must hold str"
+        ):
+            read(path)
+    twice = pyarrow.Table.from_arrays([rows, rows], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, path)
+    with pytest.raises(DataError, match="c.parquet: has 2 columns 'text'"):
+        read(path)
 
 
 @pytest.mark.parametrize("suffix", PACK)

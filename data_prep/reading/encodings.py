@@ -17,9 +17,9 @@ from data_prep.reading.formats import RawFragment
 HELD_BYTES = 1 << 25
 """A longer document is decided by this much of it."""
 _BINARY = re.compile(
-    rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd|PK(?:\x03\x04|\x05\x06)|7z\xbc\xaf|Rar!\x1a"
-    rb"|%PDF-\d|\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|\x7fELF|\xd0\xcf\x11\xe0|PAR1|SQLite format 3\0"
-    rb"|(?s:.{257})ustar[\0 ]"
+    rb"\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd|PK(?:\x03\x04|\x05\x06)"
+    rb"|7z\xbc\xaf|Rar!\x1a|%PDF-\d|\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|\x7fELF|\xd0\xcf\x11\xe0"
+    rb"|PAR1|SQLite format 3\0|(?s:.{257})ustar[\0 ]"
 )
 """How files of well-known kinds begin, none of them text."""
 _TEXT_BYTES = bytes(set(range(256)) - set(range(32)) | set(b"\b\t\n\v\f\r\x1a\x1b"))

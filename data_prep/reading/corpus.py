@@ -31,7 +31,7 @@ import numpy as np
 
 from data_prep.reading.cleaning import Cleaner, Cleaning
 from data_prep.reading.containers import READ_ERRORS, buffered, tar_members, unpacked, zip_members
-from data_prep.reading.encodings import Decoder, is_binary, utf16_kind
+from data_prep.reading.decoding import Decoder, is_binary, utf16_kind
 from data_prep.reading.folders import PassedOver, files_below, unread
 from data_prep.reading.formats import (
     BLOCK_LINES,

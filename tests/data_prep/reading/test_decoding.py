@@ -1,4 +1,4 @@
-"""Tests of data_prep/reading/encodings.py: the whole document decides its encoding."""
+"""Tests of data_prep/reading/decoding.py: the whole document decides its encoding."""
 
 import gzip
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.reading import encodings, formats
+from data_prep.reading import decoding, formats
 from data_prep.reading.cleaning import Cleaning
 from data_prep.reading.corpus import SourceReader, find_sources
 from gpt1_ds.base.errors import DataError
@@ -60,7 +60,7 @@ def test_a_long_document_does_not_change_its_mind(tmp_path: Path, monkeypatch, s
     data = f"{plain}{LATIN * 50}{plain}".encode() + b"caf\xe9. " * 3 + plain.encode()
     found, counts = mended(tmp_path / "a.txt", data)
     assert found.count("caf\ufffd.") == 3 and "hôtel" in found and counts == {"invalid_utf8": 3}
-    monkeypatch.setattr(encodings, "HELD_BYTES", 4 * size)
+    monkeypatch.setattr(decoding, "HELD_BYTES", 4 * size)
     text = plain + f"{LATIN}\n" * 300
     assert mended(tmp_path / "a.txt", text.encode("cp1252"))[0] == " ".join(text.split())
 

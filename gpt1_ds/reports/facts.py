@@ -134,13 +134,13 @@ def _task(run: RunFiles) -> Facts:
     examples = [f"{count:,} {split}" for split, count in result.get("examples", {}).items()]
     facts = {
         "task": result.get("task", "unknown"),
-        "score": f"{result['score']:.4f} {result.get('metric', '')}".strip(),
         "examples": ", ".join(examples),
-        "initial weights": result.get("init", "unknown"),
     }
     if "majority" in result:
         facts["majority"] = f"{result['majority']:.4f}"
-    splits = {"dev": result.get("metrics", {}), **result.get("splits", {})}
+    facts["initial weights"] = result.get("init", "unknown")
+    metrics = result.get("metrics") or {str(result.get("metric", "score")): result["score"]}
+    splits = {"dev": metrics, **result.get("splits", {})}
     for split, scores in splits.items():
         facts |= {f"{split} {name}": f"{value:.4f}" for name, value in scores.items()}
     return facts

@@ -4,9 +4,9 @@
 
 One line for each document in a window: window (its place in the step), corpus, first and last
 token in the document, document, shard and sample. The order is a pure function of the run's
-configuration, its shards, and the batches that were skipped after loss spikes (skipped.jsonl).
-Steps are counted as in metrics.jsonl, from 1. The batch settings must have been the same from the
-start of the run.
+configuration, its shards, the place and the batch size of each start (metrics.jsonl), and the
+batches that were skipped after loss spikes (skipped.jsonl). Steps are counted as in metrics.jsonl,
+from 1.
 """
 
 import sys
@@ -18,13 +18,15 @@ from data_prep.inspect_shards import document_spans
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import Parser, path, summary
 from gpt1_ds.base.records import MOST_STEPS, SKIPPED_FILE, read_metrics, read_object, read_skipped
-from gpt1_ds.data.batches import BatchSizes
+from gpt1_ds.data.batches import SETTINGS_OF_SIZES, BatchSizes
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
-from gpt1_ds.data.order import WindowOrder
+from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
+
+START_FACTS = ("windows", *SETTINGS_OF_SIZES)
 
 
 def main(argv: list[str]) -> None:
@@ -52,9 +54,8 @@ def main(argv: list[str]) -> None:
     n_ctx = config.model.n_ctx
     assert n_ctx  # `load` takes it from the preset.
     order = WindowOrder(tokens, n_ctx, config.run.seed, config.data.weights)
-    sizes = BatchSizes.of(config.train)
-    first = first_window(args.run / SKIPPED_FILE, args.step, sizes, order)
-    corpora, starts = order.locate(first + np.arange(sizes.at(args.step - 1)))
+    first, size = windows_of(args.run, args.step, BatchSizes.of(config.train), order)
+    corpora, starts = order.locate(first + np.arange(size))
     print("window\tcorpus\tfirst\tlast\tdocument\tshard\tsample")
     for window, (number, start) in enumerate(zip(corpora.tolist(), starts.tolist(), strict=True)):
         corpus = order.corpora[number]
@@ -103,17 +104,22 @@ def documents_in(stream: TokenStream, start: int, length: int) -> list[str]:
     return lines
 
 
-def first_window(skipped: Path, step: int, sizes: BatchSizes, order: WindowOrder) -> int:
-    """How many windows of the order come before `step`, which is counted from 1.
+def windows_of(run: Path, step: int, sizes: BatchSizes, order: WindowOrder) -> tuple[int, int]:
+    """The first window of `step`, which is counted from 1, and the number of its windows.
 
-    They were trained, or were skipped by the last rollback before the step.
+    A start of an earlier version did not record its place and batches: `sizes` are taken for it.
     """
-    before = [event for event in read_skipped(skipped) if event["to_step"] < step]
-    if not before:
-        return sizes.before(step - 1)
-    cursor, to_step = before[-1]["last"], before[-1]["to_step"]
-    skipped_windows = cursor["epoch"] * order.epoch_windows + cursor["index"]
-    return skipped_windows + sizes.before(step - 1) - sizes.before(to_step)
+    windows, before = 0, 0
+    starts = [record for record in read_metrics(run, "start") if record["step"] < step]
+    if starts and all(isinstance(starts[-1].get(name), int) for name in START_FACTS):
+        windows, before = starts[-1]["windows"], starts[-1]["step"]
+        sizes = BatchSizes.from_dict(starts[-1])
+    for event in read_skipped(run / SKIPPED_FILE):
+        last = order.index_of(Cursor(**event["last"]))
+        # A rollback before the last start is part of the place where that one began.
+        if before <= event["to_step"] < step and last > windows:
+            windows, before = last, event["to_step"]
+    return windows + sizes.before(step - 1) - sizes.before(before), sizes.at(step - 1)
 
 
 cli = command(main, __name__)

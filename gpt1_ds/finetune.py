@@ -82,6 +82,7 @@ def main(argv: list[str]) -> None:
         config = replace(config, model=replace(config.model, **shape_of(shape)))
         settings = replace(settings, config=config)
         data = read_task_data(config, task, tokenizer, shape.n_ctx)
+        meeting.facts["the examples in task.data"] = data.digests
         facts = facts_of(config, data, shape, source, resumes)
         before = facts_of_run(run_folder(config)) if resumes else None
 
@@ -276,7 +277,8 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
         listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         note(f"step {step}: dev {listed} (majority {data.majority:.4f})")
         metric = task.metrics[0]
-        if best is not None and values[metric] <= best["metrics"][metric]:
+        # An earlier version did not use task.metrics for a published task.
+        if best is not None and values[metric] <= best["metrics"].get(metric, -math.inf):
             return {**best, "stale": best["stale"] + 1}
         n_classes = len(task.classes)
         parts = scores_by_part(task.metrics, "dev", data.parts, data.gold, predictions, n_classes)

@@ -15,7 +15,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +70,9 @@ class _Table(NamedTuple):
     """In the dtype of the shards."""
 
 
+SETTINGS_OF_SIZES = ("global_batch", "batch_start", "batch_warmup_steps")
+
+
 @dataclass(frozen=True)
 class BatchSizes:
     """Number of windows of each optimizer step, over all ranks.
@@ -87,6 +90,15 @@ class BatchSizes:
     @classmethod
     def of(cls, train: TrainConfig) -> "BatchSizes":
         return cls(train.global_batch, train.batch_start or 0, train.batch_warmup_steps)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, int]) -> "BatchSizes":
+        """The sizes of which `to_dict` is in `values`."""
+        return cls(*(values[name] for name in SETTINGS_OF_SIZES))
+
+    def to_dict(self) -> dict[str, int]:
+        """The settings that the sizes come from."""
+        return dict(zip(SETTINGS_OF_SIZES, (self.full, self.start, self.ramp), strict=True))
 
     def at(self, step: int) -> int:
         if step >= self.ramp:

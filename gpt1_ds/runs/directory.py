@@ -36,6 +36,7 @@ FREE = (
     "data.quarantine",
     "data.cache",
     "data.cache_bytes",
+    "task.data",  # `setup.check_data` compares the hashes of its examples
 )
 """Settings of these sections that may change."""
 PLACE = ("run.dir", "run.name")

@@ -104,6 +104,11 @@ class FineTuning(Run[FinetuneConfig]):
         self.data = data
         self.steps_per_epoch = data.steps_per_epoch(config.train.global_batch)
 
+    def epochs(self) -> float:
+        """How often each training example was seen; starts may have had batches of other sizes."""
+        cursor, steps = self.state.cursor, self.engine.global_steps - self.state.step
+        return (cursor.epoch * self.steps_per_epoch + cursor.index + steps) / self.steps_per_epoch
+
     def score_due(self, step: int, cursor: Cursor) -> bool:
         """Whether dev is scored after `step`.
 
@@ -354,7 +359,7 @@ def write_result(
         "metrics": best["metrics"],
         "majority": data.majority,
         "seed": config.run.seed,
-        "epochs": round(run.engine.global_steps / run.steps_per_epoch, 3),
+        "epochs": round(run.epochs(), 3),
         "examples": {"train": len(data.train), "dev": len(data.dev)},
         "init": run.facts.init,
         "best_step": best["step"],

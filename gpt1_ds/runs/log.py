@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -53,13 +53,20 @@ class RunLog:
     """The records of one run, which begins or resumes at `resume_step`.
 
     What a killed start has logged past that step is dropped. Each record has `elapsed_seconds`, the
-    time that all starts so far have run. Each start has a record, which stays. The monitor of
-    `engine` (W&B or CSV, if the DeepSpeed JSON enables them) gets every record too.
+    time that all starts so far have run. Each start has a record, which stays; it holds `facts`.
+    The monitor of `engine` (W&B or CSV, if the DeepSpeed JSON enables them) gets every record too.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int, engine: Engine | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        resume_step: int,
+        engine: Engine | None = None,
+        facts: Mapping[str, int] | None = None,
+    ):
         self.run_dir = run_dir
         self.engine = engine
+        self.facts = facts or {}
         self.start_is_due = True
         self.lost: set[str] = set()
         """What a warning has told to be lost."""
@@ -126,7 +133,8 @@ class RunLog:
     def _write_start(self, jsonl: TextIO) -> None:
         self.start_is_due = False
         values = {"time": round(time.time(), 3), "world_size": collectives.world_size()}
-        self._write(jsonl, {"step": self.resume_step, "split": "start", **values})
+        start = {"step": self.resume_step, "split": "start", **values, **self.facts}
+        self._write(jsonl, start)
 
     def _write(self, jsonl: TextIO, record: Json) -> None:
         seconds = round(self.spent_seconds + time.monotonic() - self.began, 3)

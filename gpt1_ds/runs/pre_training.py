@@ -44,7 +44,9 @@ class Pretraining(Run[PretrainConfig]):
             return continued(data, earlier.train, state).total_steps
 
         tell_schedule(started, config, self.data.total_steps, earlier_total)
-        super().__init__(settings, started, stop, self.data.total_steps, "pre-training")
+        # `trace` finds the windows of a step by them.
+        facts = {"windows": data.order.index_of(state.cursor), **data.sizes.to_dict()}
+        super().__init__(settings, started, stop, self.data.total_steps, "pre-training", facts)
         self.time_left_shown = False
 
     def batches(self, state: CheckpointState) -> Batches:

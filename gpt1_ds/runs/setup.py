@@ -5,7 +5,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -155,8 +155,9 @@ class Run(Generic[ConfigT]):
         stop: StopFlag,
         total_steps: int,
         title: str,
+        facts: Mapping[str, int] | None = None,
     ):
-        """`title` stands in front of the progress bar."""
+        """`title` stands in front of the progress bar; `facts` go into the record of this start."""
         config, step = settings.config, started.state.step
         self.config: ConfigT = config
         self.ds = settings.ds
@@ -169,7 +170,7 @@ class Run(Generic[ConfigT]):
         self.bar = progress_bar(total_steps, step, "step", title)
         self.timer = StepTimer()
         self.throughput = Throughput(self.shape.flops_per_token, self.precision)
-        self.log = RunLog(self.folder, step, self.engine)
+        self.log = RunLog(self.folder, step, self.engine, facts)
         keep = config.checkpoint
         self.saves = Saves(self.folder, keep.keep, keep.keep_every, self._log_checkpoint)
 
@@ -257,6 +258,7 @@ def check_data(
     The training corpora must be the same, apart from those that `weights` leaves out.
     """
     before, now = state.data or {}, facts.data or {}
+    kind = "examples" if state.task else "shards"
     if not before:
         return  # an early version did not write them
     for corpus in sorted(before.keys() | now.keys()):
@@ -266,6 +268,6 @@ def check_data(
         both = corpus in before and corpus in now
         if there != here and (used or both):
             raise DataError(
-                f"{folder}: began with other shards of {corpus} ({there}; now {here}); restore "
+                f"{folder}: began with other {kind} of {corpus} ({there}; now {here}); restore "
                 "them, or choose another run.name"
             )

@@ -17,11 +17,11 @@ from gpt1_ds.runs.directory import flat
 from gpt1_ds.settings.loading import to_dict
 from gpt1_ds.settings.sections import PretrainConfig
 
-PLACES = ("data.shards", "data.cache", "data.cache_bytes", "init.checkpoint")
+PLACES = ("data.shards", "data.cache", "data.cache_bytes", "init.checkpoint", "task.data")
 """Settings that may differ, because each machine may have copies of its own.
 
 Their content is compared instead: that of shards in `opening.sound_manifest`, that of a checkpoint
-by `checkpoint_facts`.
+by `checkpoint_facts`, that of a task as the hashes of its examples.
 """
 NVME_PATH = "nvme_path"
 """This setting of the JSON may differ too: the local disk of a machine."""

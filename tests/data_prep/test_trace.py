@@ -162,11 +162,18 @@ def test_a_trace_knows_of_growing_batches_and_of_batches_skipped(shards, run, ca
     sizes = BatchSizes(6, 2, 4)
     epoch, index = divmod(40, order.epoch_windows)
     event = {"to_step": 3, "from_step": 4, "last": {"epoch": epoch, "index": index}}
-    skipped = folder / "skipped.jsonl"
-    skipped.write_text(json.dumps(event) + "\n")
-    firsts = [trace.first_window(skipped, step, sizes, order) for step in range(1, 7)]
+    (folder / "skipped.jsonl").write_text(json.dumps(event) + "\n")
+    firsts = [trace.windows_of(folder, step, sizes, order)[0] for step in range(1, 7)]
     before = [0, *np.cumsum([sizes.at(0), sizes.at(1)])]
     assert firsts == [*before, 40, 40 + sizes.at(3), 46 + sizes.at(3)]
+    # A start with other batches after step 5: it goes on where the last one ended.
+    batch = BatchSizes(3).to_dict()
+    start = {"step": 5, "split": "start", "windows": firsts[5], **batch}
+    write_records(folder / "metrics.jsonl", [{"step": 0, "split": "start"}, start])
+    found = [trace.windows_of(folder, step, sizes, order) for step in range(1, 9)]
+    assert [first for first, _ in found[:6]] == firsts
+    assert found[5:] == [(firsts[5], 3), (firsts[5] + 3, 3), (firsts[5] + 6, 3)]
+    (folder / "metrics.jsonl").unlink()
     config.train.batch_start, config.train.batch_warmup_steps = 2, 4
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     trace.main([str(folder), "--step", "1"])

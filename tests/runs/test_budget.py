@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.trace import windows_of
 from gpt1_ds.data.batches import BatchSizes, total_steps
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import WindowOrder
@@ -64,6 +65,9 @@ def test_a_changed_batch_ends_where_the_budget_says(start, tiny_shards, tmp_path
     assert places(metrics)[10:] == [(11, 116), (12, 120)]
     status = json.loads((tmp_path / "r" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("done", 12)
+    order, sizes = order_of(tiny_shards), BatchSizes(4)
+    found = [windows_of(tmp_path / "r", step, sizes, order) for step in (1, 6, 7, 10, 11, 12)]
+    assert found == [(0, 8), (40, 8), (48, 16), (96, 16), (112, 4), (116, 4)]
 
 
 def test_windows_that_a_spike_skipped_are_not_trained_ones(ranks, tiny_shards, tmp_path):
@@ -114,6 +118,7 @@ def test_a_fine_tuning_with_a_changed_batch_ends_with_its_epochs(
     epochs = [*(step / 8 for step in range(1, 11)), 1.5, 1.75, 2.0]
     assert [line["epoch"] for line in lines] == epochs
     assert json.loads((tmp_path / "sst2" / "status.json").read_text())["state"] == "done"
+    assert json.loads((tmp_path / "sst2" / "result.json").read_text())["epochs"] == 2
 
 
 def test_sizes_that_changed_count_from_what_was_trained(tiny_shards):

@@ -1,6 +1,7 @@
 """A resumed run ends where its budget says, in windows that were trained; a new end is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,10 @@ def test_a_new_end_of_the_schedule_is_told_and_can_be_set(start):
 def test_a_fine_tuning_with_a_changed_batch_ends_with_its_epochs(
     ranks, sample, tiny_shards, tmp_path
 ):
-    """Ten steps of 4 of the 32 examples, which is 1.25 epochs; then steps of 8."""
+    """Ten steps of 4 of the 32 examples, which is 1.25 epochs; then steps of 8.
+
+    The later starts read a copy of the examples.
+    """
     words = arguments(tmp_path, "cpu", *TINY, *task_of(sample, "sst2"), "task.max_examples=32")
     words += ["init.checkpoint=none", f"data.shards={tiny_shards}", "eval.batches=1"]
     words += ["train.epochs=2", "train.global_batch=4"]
@@ -109,6 +113,8 @@ def test_a_fine_tuning_with_a_changed_batch_ends_with_its_epochs(
         return ranks(2).run(*tuned, [*words, *more])[0][1]
 
     start("train.max_steps=10")
+    shutil.copytree(sample / "tasks" / "SST-2", tmp_path / "copy")
+    words.append(f"task.data={tmp_path / 'copy'}")
     said = start("train.global_batch=8")
     assert "epoch 2 goes on after 1 of its 4 batches" in said
     assert "the linear now ends at step 13 and not at 10" in said

@@ -120,3 +120,13 @@ def test_the_data_of_a_resume_are_known_by_their_hashes(tmp_path, now, weights, 
         return check_data(STATE, facts, tmp_path, weights)
     with pytest.raises(DataError, match=f"began with other shards of {differs} "):
         check_data(STATE, facts, tmp_path, weights)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_the_examples_of_a_resume_are_known_by_their_hashes(tmp_path, split):
+    data = {"train": "9 examples, sha256 aa", "dev": "4 examples, sha256 bb"}
+    state = replace(STATE, data=data, task={"name": "sst2"})
+    check_data(state, replace(state, step=0), tmp_path, {})
+    facts = replace(state, data={**data, split: "4 examples, sha256 cc"})
+    with pytest.raises(DataError, match=f"began with other examples of {split} "):
+        check_data(state, facts, tmp_path, {})

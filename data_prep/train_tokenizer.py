@@ -23,6 +23,7 @@ import json
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import sentencepiece
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from data_prep.reading.cleaning import Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, SourceReader, find_sources
+from data_prep.reading.folders import MOST_NAMES, PassedOver, shown
 from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.options import Parser, path, summary
@@ -117,6 +119,9 @@ def main(argv: list[str]) -> None:
         write_atomically(path, model)
     except OSError as error:
         raise DataError(f"--out {args.out}: cannot be written ({error.strerror})") from error
+    if text.passed_over:
+        reasons = Counter(reason for reason, _ in text.passed_over)
+        print(shown(reasons, [name for _, name in text.passed_over[:MOST_NAMES]]))
     print(f"{path}: {args.vocab_size:,} pieces from {text.bytes / 1e6:,.1f} MB of text")
 
 
@@ -133,6 +138,7 @@ class _TrainingText:
         """Of text given to the trainer so far."""
         self.sources_read: list[dict[str, str | int]] = []
         """Sources read to their end."""
+        self.passed_over: list[PassedOver] = []
         self.fault: BaseException | None = None
         """What ended the reading early: SentencePiece turns it into an error of its own."""
 
@@ -158,6 +164,7 @@ class _TrainingText:
                             yield from _chunks(line)
                     bar.update(before + reader.bytes_read - bar.n)
                 before += source.bytes
+                self.passed_over += reader.passed_over
                 self.sources_read.append(
                     {
                         "corpus": source.corpus,

@@ -5,6 +5,7 @@ A build also warns of a split that is of little use.
 
 import sys
 
+from data_prep.reading.folders import shown
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.manifest import SPLITS, Manifest
 
@@ -63,11 +64,6 @@ def _left_out(record: Json) -> str:
     """What no document has. Older manifests have no records of it."""
     cut = record.get("cut", {})
     notes = [f"; cut: {count:,} characters by {step}" for step, count in cut.items()]
-    passed_over = record.get("passed_over", {})
-    if passed_over:
-        names = list(record["passed_over_first"])
-        if len(names) < sum(passed_over.values()):
-            names.append("..")
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in passed_over.items())
-        notes.append(f"; passed over: {counts} ({', '.join(names)})")
+    if record.get("passed_over"):
+        notes.append(f"; {shown(record['passed_over'], record['passed_over_first'])}")
     return "".join(notes)

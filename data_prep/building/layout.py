@@ -16,13 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.building.parts import Parts, SplitRule
+from data_prep.reading.folders import MOST_NAMES
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.data.manifest import SAMPLE_TOKENS, SPLITS, Shard, token_dtype
 from gpt1_ds.data.shard_writer import ShardWriter
-
-_MOST_NAMES = 20
-"""Of files that are passed over, in the record of a corpus."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _left_out(parts: Parts, corpus: str) -> dict[str, object]:
             cut += Counter(record.get("cut", {}))
             passed_over = record.get("passed_over", [])
             reasons.update(reason for reason, _ in passed_over)
-            names += [name for _, name in passed_over][: _MOST_NAMES - len(names)]
+            names += [name for _, name in passed_over][: MOST_NAMES - len(names)]
     found = {
         "cut": dict(cut),
         "passed_over": dict(sorted(reasons.items())),

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from data_prep.reading.formats import clean_name, is_corpus_file, is_hidden
 
+MOST_NAMES = 20
+"""Names of files passed over that a record keeps."""
+
 
 class PassedOver(NamedTuple):
     """A file, or a member of an archive, that is not read."""
@@ -17,6 +20,13 @@ class PassedOver(NamedTuple):
     """`hidden`, `other_format`, `link` (to nothing, or in an archive), `special` (no plain file) or
     `binary` (it has the name of a text)."""
     name: str
+
+
+def shown(counts: dict[str, int], names: list[str]) -> str:
+    """How many files were passed over for each reason, and the first names."""
+    listed = [f"{count:,} {reason}" for reason, count in counts.items()]
+    more = [".."] if len(names) < sum(counts.values()) else []
+    return f"passed over: {', '.join(listed)} ({', '.join(names + more)})"
 
 
 def unread(name: str) -> PassedOver:

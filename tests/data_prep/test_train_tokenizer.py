@@ -42,6 +42,17 @@ def test_digits_are_apart_from_letters_and_no_piece_crosses_white_space(
     assert model.encode("a  sailor\t\nsaw ") == model.encode("a sailor saw")
 
 
+def test_files_that_are_not_read_are_told(text: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "story.txt").write_bytes(text.read_bytes())
+    (folder / "book.txt").write_bytes(gzip.compress(bytes(range(256)) * 9))
+    (folder / "notes.pdf").write_bytes(b"%PDF-")
+    trained(folder, tmp_path / "tok")
+    told = capsys.readouterr().out.splitlines()[0]
+    assert told == "passed over: 1 other_format, 1 binary (notes.pdf, book.txt)"
+
+
 @pytest.mark.parametrize(
     "rule, nfkc, lower",
     [("nmt_nfkc_cf", True, True), ("nmt_nfkc", True, False), ("identity", False, False)],

@@ -174,8 +174,11 @@ def test_lost_streams_and_narrow_encodings_raise_nothing(tmp_path, streams, word
 
 
 def test_ctrl_c_ends_with_one_line_while_modules_are_imported_too(tmp_path):
+    # A shell script starts its background jobs with SIGINT ignored: the tests may be one.
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     for module, cry in (("data_prep.train_tokenizer", "before it began"), ("os", "")):
-        code = "import os, signal, gpt1_ds.base.errors\nos.kill(os.getpid(), signal.SIGINT)"
+        code = f"import os, signal\n{heed}\nimport gpt1_ds.base.errors\n"
+        code += "os.kill(os.getpid(), signal.SIGINT)"
         words = f"sys.orig_argv[1:] = ['-m', '{module}']"
         done = run("python", "-c", f"import sys; {words}\n{code}")
         assert (done.returncode == 130) == bool(cry) and cry in done.stderr

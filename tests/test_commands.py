@@ -47,7 +47,7 @@ OPTIONS = {
         "--near-duplicates",
     },
     "data_prep/verify_shards.py": {"--stats", "--picture"},
-    "data_prep/inspect_shards.py": {"--corpus", "--document"},
+    "data_prep/inspect_shards.py": {"--corpus", "--document", "--split"},
     "data_prep/trace.py": {"--step", "--shards"},
     "data_prep/download.py": {"--out", "--url"},
     "gpt1_ds/train.py": TRAINING,

@@ -1,7 +1,10 @@
 """Functions that ranks of the pool run for tests of the start: several starts in one process."""
 
 import os
+from contextlib import ExitStack
 from unittest.mock import patch
+
+import torch.distributed as dist
 
 from gpt1_ds.base.errors import DataError, PeerError, UserError
 from gpt1_ds.distributed import agreement, collectives, heartbeat, rendezvous
@@ -25,11 +28,14 @@ def starts(cases: list[list[tuple[list[str], dict[str, str]]]], ports: list[int]
 
 
 def start(words: list[str]) -> str:
-    try:
-        with rendezvous.joining() as meeting:
-            read_settings(meeting, PretrainConfig, words, None, None)
-    except UserError as error:
-        return f"{'!' * error.of_this_rank}{error.exit_code} {error}"
+    with ExitStack() as before:
+        before.enter_context(patch.object(dist, "is_initialized", return_value=False))
+        try:
+            with rendezvous.joining() as meeting:
+                read_settings(meeting, PretrainConfig, words, None, None)
+                before.close()  # the ranks of the pool have joined already
+        except UserError as error:
+            return f"{'!' * error.of_this_rank}{error.exit_code} {error}"
     return ""
 
 

@@ -46,7 +46,7 @@ def resumed_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     words = [
         "gpt1_ds/train.py",
         "--deepspeed_config",
-        "ds_configs/cpu.json",
+        "ds_configs/cpu_fp32.json",
         f"data.shards={tiny_shards}",
         f"run.dir={runs}",
         "run.name=resumed",

@@ -7,9 +7,9 @@ pieces of a word. It gives the same ids as OpenAI's code.
 transformers: the ids are the same as from its OpenAIGPTTokenizer (5.23) with the same files:
 - Newlines are removed like all white space, so `\n</w>`, id 40477, never occurs. A literal "<unk>"
   is id 0.
-- Accents are removed ("café" becomes "cafe"), although the vocabulary has "é". Control, format and
-  private-use characters are removed, although the vocabulary has some of them. Every punctuation
-  mark and every Chinese character is a word ("don't": "don ' t").
+- Accents are removed ("café" becomes "cafe"), although the vocabulary has "é". Control, format
+  and private-use characters are removed, although the vocabulary has some of them. Every
+  punctuation mark and every Chinese character is a word ("don't": "don ' t").
 - ftfy is not used: most curly quotes and dashes are unknown, unless they were replaced before.
 - Its Unicode tables are older than Python's. About 560 characters of Unicode 9 and later differ,
   all of them outside the vocabulary. For example, transformers gives `<unk>` for such a character,

@@ -70,8 +70,9 @@ def _refused_configuration() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # DeepSpeed raises this bare class too
-        of_others = isinstance(error, UserError | RuntimeError)  # of a peer, or of a compiler
-        if of_others and not isinstance(error, NotImplementedError):
+        # A RuntimeError is of a peer or a compiler, unless DeepSpeed lacks what the JSON asks for.
+        lacking = isinstance(error, NotImplementedError)
+        if isinstance(error, UserError | RuntimeError) and not lacking:
             raise
         raise _refusal(error) from error
 

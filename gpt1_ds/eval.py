@@ -38,7 +38,8 @@ if __name__ == "__main__" and not __package__:
 
 import numpy as np
 
-from gpt1_ds.base.arguments import stdin_lines, whole
+from gpt1_ds.base.arguments import numeric, stdin_lines
+from gpt1_ds.base.bounds import COUNT_OR_ZERO
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.options import Parser
 from gpt1_ds.checkpoints.folder import find_checkpoint
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--stride",
-        type=whole("--stride", 0),
+        type=numeric("--stride", int, COUNT_OR_ZERO),
         metavar="TOKENS",
         help="step of the window; a smaller one gives each "
         "token more context and takes longer (default: the context, windows end to end)",

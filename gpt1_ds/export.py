@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1_ds.base.arguments import real
+from gpt1_ds.base.arguments import numeric
+from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.errors import ConfigError, DataError, UserError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.options import Parser
@@ -67,7 +68,6 @@ sequences that the logits are summed over."""
 IN_PIPELINE = ("classification", "entailment", "similarity")
 """Those of them whose texts the pipeline of transformers takes as they are."""
 CHECKED_EXAMPLES = 200
-MOST_GB = 1_000_000
 
 
 class DevExamples(NamedTuple):
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shard-gb",
-        type=real("--shard-gb", lambda value: 0 < value <= MOST_GB, f"above 0, up to {MOST_GB:,}"),
+        type=numeric("--shard-gb", float, Bounds(high=1_000_000, open_low=True)),
         default=2.0,
         help="largest weights file, GB (default: %(default)s)",
     )

@@ -17,7 +17,8 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds.base.arguments import real, stdin_lines, text_of, whole
+from gpt1_ds.base.arguments import SEED, numeric, stdin_lines, text_of
+from gpt1_ds.base.bounds import COUNT_OR_ZERO, NUMBER, Bounds
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import Parser
 from gpt1_ds.data.tokenizer import Tokenizer
@@ -27,8 +28,8 @@ from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.sampling import Sampling, generate
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 
-MOST_NEW_TOKENS = 10_000_000
-MOST_SAMPLES = 100_000
+NEW_TOKENS = Bounds(high=10_000_000, open_low=True)
+SAMPLES = Bounds(high=100_000, open_low=True)
 
 
 def main(argv: list[str]) -> None:
@@ -71,37 +72,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-new-tokens",
-        type=whole("--max-new-tokens", 1, MOST_NEW_TOKENS),
+        type=numeric("--max-new-tokens", int, NEW_TOKENS),
         default=120,
         help="tokens a sample (default: %(default)s)",
     )
     parser.add_argument(
         "--num-samples",
-        type=whole("--num-samples", 1, MOST_SAMPLES),
+        type=numeric("--num-samples", int, SAMPLES),
         default=1,
         help="samples a prompt (default: %(default)s)",
     )
     parser.add_argument(
         "--temperature",
-        type=real("--temperature", lambda value: value >= 0, "from 0"),
+        type=numeric("--temperature", float, NUMBER),
         default=0.8,
         help="0: always the likeliest (default: %(default)s)",
     )
     parser.add_argument(
         "--top-k",
-        type=whole("--top-k", 0),
+        type=numeric("--top-k", int, COUNT_OR_ZERO),
         default=40,
         help="of the K likeliest; 0: of all (default: %(default)s)",
     )
     parser.add_argument(
         "--top-p",
-        type=real("--top-p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        type=numeric("--top-p", float, Bounds(high=1, open_low=True)),
         default=1.0,
         help="of the likeliest that together have this probability (above 0, default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=whole("--seed", 0),
+        type=numeric("--seed", int, SEED),
         default=0,
         help="of the sampling (default: %(default)s)",
     )

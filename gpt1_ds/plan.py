@@ -20,7 +20,9 @@ from typing import NamedTuple
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt1_ds.base.errors import ConfigError, command
+from gpt1_ds.base.arguments import numeric
+from gpt1_ds.base.bounds import COUNT, POSITIVE, Bounds
+from gpt1_ds.base.errors import command
 from gpt1_ds.base.options import Parser, path
 from gpt1_ds.data.batches import total_steps
 from gpt1_ds.data.manifest import read_manifest
@@ -28,7 +30,6 @@ from gpt1_ds.data.order import WindowOrder
 from gpt1_ds.engine.memory import activation_bytes, state_bytes
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.settings import deepspeed_json
-from gpt1_ds.settings.bounds import COUNT, POSITIVE, Bounds
 from gpt1_ds.settings.command_line import field_docs
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
@@ -56,9 +57,8 @@ DOMAINS = {
     "nodes": MACHINES,
     "gpus_per_node": MACHINES,
     "utilization": Bounds(high=1, open_low=True),
-    "tokens": COUNT,
 }
-"""Of the options; all others are above 0."""
+"""Of the numbers of a cluster; all others are above 0."""
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -209,11 +209,6 @@ def best(shape: GPTConfig, cluster: Cluster, precision: str, global_batch: int) 
 def main(argv: list[str]) -> int | None:
     args = _parser().parse_intermixed_args(argv)
     names = [field.name for field in dataclasses.fields(Cluster)]
-    for name in [*names, "tokens"]:
-        value, bounds = getattr(args, name), DOMAINS.get(name, POSITIVE)
-        problem = "" if value is None else bounds.problem(value)
-        if problem:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; {problem}")
     cluster = Cluster(**{name: getattr(args, name) for name in names})
     config = load(PretrainConfig, args.config, args.overrides)
     if args.sweep:
@@ -241,15 +236,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tokens",
-        type=int,
+        type=numeric("--tokens", int, COUNT),
         help="training tokens an epoch (default: those of data.shards, or "
         f"BooksCorpus's {BOOKS_CORPUS_TOKENS:,})",
     )
     docs = field_docs(Cluster)
     for field in dataclasses.fields(Cluster):
+        option = f"--{field.name.replace('_', '-')}"
+        kind = int if isinstance(field.default, int) else float
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
+            option,
+            type=numeric(option, kind, DOMAINS.get(field.name, POSITIVE)),
             default=field.default,
             help=f"{docs[field.name]} (default: %(default)s)",
         )

@@ -33,7 +33,8 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from gpt1_ds.base.arguments import whole
+from gpt1_ds.base.arguments import SEED, numeric
+from gpt1_ds.base.bounds import COUNT_OR_ZERO, Bounds
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, command, near
 from gpt1_ds.base.files import folder_sha256, write_atomically
 from gpt1_ds.base.options import Parser
@@ -57,7 +58,7 @@ OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "
 """Keys that the suite sets for each run."""
 FOLDERS = {"cola": "CoLA", "sst2": "SST-2", "race": "RACE", "dpr": "DPR"}
 """The folder of each zero-shot task in --data."""
-MOST_RANKS = 1024
+RANKS = Bounds(high=1024, open_low=True)
 """Processes of one host."""
 POLL_SECONDS = 0.2
 LINGER_SECONDS = 2 * GRACE_SECONDS
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds",
         nargs="+",
-        type=whole("--seeds", 0),
+        type=numeric("--seeds", int, SEED),
         default=[1, 2, 3],
         metavar="N",
         help="(default: 1 2 3)",
@@ -143,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--layers",
         nargs="+",
-        type=whole("--layers", 0),
+        type=numeric("--layers", int, COUNT_OR_ZERO),
         default=[],
         metavar="K",
         help="also with the first K blocks alone transferred: Figure 2, left",
@@ -163,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ranks",
-        type=whole("--ranks", 1, MOST_RANKS),
+        type=numeric("--ranks", int, RANKS),
         default=torch.cuda.device_count() or 1,
         metavar="N",
         help="processes a run (default: the GPUs, or 1)",

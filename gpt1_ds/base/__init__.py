@@ -7,6 +7,7 @@ May import only the standard library and torch. The files, in reading order:
 - `streams`: output that may be lost while a command goes on.
 - `files`: atomic writes, flushing to the disk, locks, hashes.
 - `urls`: addresses without their secrets, and what came from them.
+- `bounds`: the domain of a number or a word.
 - `arguments`: numbers and texts of a command line, lines of standard input.
 - `records`: JSON-lines files such as metrics.jsonl.
 - `formatting`: numbers as text.

@@ -1,40 +1,26 @@
 """Numbers and texts of a command line, and lines of standard input, checked as they are read."""
 
-import math
 import sys
 from collections.abc import Callable
 
+from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.errors import ConfigError
 
-LARGEST = 2**63 - 1
+SEED = Bounds(high=2**63, open_high=True)
 
 
-def whole(option: str, least: int, most: int = LARGEST) -> Callable[[str], int]:
-    """A `type` for argparse: an integer from `least` to `most`; ConfigError for anything else."""
-    upper = "" if most == LARGEST else f" to {most:,}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise ConfigError(f"{option} is {text}; give a whole number from {least}{upper}")
-        return value
-
-    return parse
-
-
-def real(option: str, allowed: Callable[[float], bool], domain: str) -> Callable[[str], float]:
-    """A `type` for argparse: a finite number that is `allowed`, which `domain` says in words."""
+def numeric(option: str, kind: type[int] | type[float], bounds: Bounds) -> Callable[[str], float]:
+    """A `type` for argparse: a number of this kind within `bounds`; ConfigError for others."""
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and allowed(value)):
-            raise ConfigError(f"{option} is {text}; give a number {domain}")
+            problem = f"give a {'whole ' if kind is int else ''}number"
+        else:
+            problem = bounds.problem(value)
+        if problem:
+            raise ConfigError(f"{option} is {text}; {problem}")
         return value
 
     return parse

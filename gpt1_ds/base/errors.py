@@ -233,8 +233,8 @@ def is_first_rank(ranks: Sequence[RankVariables]) -> bool:
     return True
 
 
-def _mend_streams() -> None:
-    """Let every text be printed, and open /dev/null for each standard stream that is closed.
+def open_closed_descriptors() -> None:
+    """Open /dev/null in place of each standard stream that is closed.
 
     Otherwise the next file that is opened would become standard input or output.
     """
@@ -243,6 +243,11 @@ def _mend_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+
+
+def _mend_streams() -> None:
+    """Let every text be printed, and every standard stream be there."""
+    open_closed_descriptors()
     sys.stdin = sys.stdin or _nothing("r")
     sys.stdout = sys.stdout or _nothing("w")
     sys.stderr = sys.stderr or _nothing("w")

@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-from gpt1_ds.base.errors import LAUNCHER_RANKS, is_first_rank
+from gpt1_ds.base.errors import LAUNCHER_RANKS, is_first_rank, open_closed_descriptors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -26,11 +26,7 @@ def keep_going_without_output() -> None:
     stream that a caller has replaced stays as it is.
     """
     threading.excepthook = _spare_a_traceback
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    open_closed_descriptors()
     if sys.stdout is None or sys.stdout is sys.__stdout__:
         sys.stdout = _lossy_stream(sys.stdout, 1, "standard output", tell_on=2)
     if sys.stderr is None or sys.stderr is sys.__stderr__:

@@ -7,19 +7,20 @@ them config.yaml is compared.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.state import CheckpointState
+from gpt1_ds.runs.directory import flat
+from gpt1_ds.runs.start_facts import installed_version
 from gpt1_ds.settings.loading import to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.tasks.examples import Example
 
-SECTIONS = ("run", "model", "train", "optim", "schedule", "eval", "init", "task")
+SECTIONS = ("run.", "model.", "train.", "optim.", "schedule.", "eval.", "init.", "task.")
 FREE = (
     "run.name",
     "run.dir",
@@ -37,17 +38,12 @@ DIGEST_CHARACTERS = 12
 
 def deciding_settings(config: FinetuneConfig) -> Json:
     """Each `section.key` that a result depends on."""
-    return _flat(to_dict(config))
+    return _deciding(to_dict(config))
 
 
-def _flat(sections: Mapping[str, object]) -> Json:
-    flat: Json = {}
-    for section in SECTIONS:
-        keys = sections.get(section)
-        for key, value in keys.items() if isinstance(keys, dict) else ():
-            if f"{section}.{key}" not in FREE:
-                flat[f"{section}.{key}"] = value
-    return flat
+def _deciding(sections: Json) -> Json:
+    named = flat(sections).items()
+    return {name: value for name, value in named if name.startswith(SECTIONS) and name not in FREE}
 
 
 def examples_digest(examples: Sequence[Example]) -> str:
@@ -61,12 +57,8 @@ def examples_digest(examples: Sequence[Example]) -> str:
 
 def made_from(config: FinetuneConfig, facts: CheckpointState) -> Json:
     """The content of `made_from` in result.json."""
-    try:
-        version = metadata.version("gpt1-ds")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        version = "unknown"
     return {
-        "version": version,
+        "version": installed_version("gpt1-ds"),
         "settings": deciding_settings(config),
         "tokenizer_sha256": facts.tokenizer_sha256,
         "init_sha256": facts.init_sha256,
@@ -82,7 +74,7 @@ def facts_of_run(folder: Path) -> Json:
         if isinstance(facts, dict):
             return facts
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return {"settings": _flat(config)}
+        return {"settings": _deciding(config)}
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         return {}
 

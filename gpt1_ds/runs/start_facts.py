@@ -43,10 +43,10 @@ def start_facts(config: PretrainConfig, ds: Json, from_scratch: bool) -> Json:
     for name, value in flat(_without_nvme_path(ds)).items():
         facts[f"--deepspeed_config {name}"] = value
     facts["--from-scratch"] = from_scratch
-    facts["the code of gpt1_ds"] = f"{_version('gpt1-ds')} with sha256 {_code_sha256()}"
+    facts["the code of gpt1_ds"] = f"{installed_version('gpt1-ds')} with sha256 {_code_sha256()}"
     facts["the version of Python"] = ".".join(platform.python_version_tuple()[:2])
     for package in ("torch", "deepspeed"):
-        facts[f"the version of {package}"] = _version(package)
+        facts[f"the version of {package}"] = installed_version(package)
     facts["the device"] = "GPU" if torch.cuda.is_available() else "CPU"
     for name in ENVIRONMENT:
         facts[f"environment variable {name}"] = os.environ.get(name)
@@ -70,7 +70,7 @@ def _without_nvme_path(value: Json) -> Json:
     return kept
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

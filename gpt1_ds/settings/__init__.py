@@ -2,7 +2,6 @@
 
 May import `distributed` and `base`. Files in reading order:
 
-- `bounds`: the domain of a number or a word
 - `sections`: every setting with its default, its bounds and its description
 - `written`: YAML with the spelling of its scalars, without duplicate keys
 - `loading`: defaults, YAML and command-line overrides, merged and checked

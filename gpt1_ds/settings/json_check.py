@@ -8,6 +8,7 @@ from pathlib import Path
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.settings.json_keys import NULL_SECTIONS, TABLE, Key, Table
+from gpt1_ds.settings.written import DuplicateKeyError
 
 NEVER = 2**31 - 1
 """`steps_per_print` of a run whose JSON does not say it."""
@@ -51,10 +52,6 @@ def read(path: Path | str) -> Json:
         if ds.get(section, {}).get(key):
             ds[section][key] = os.path.expanduser(ds[section][key])
     return ds
-
-
-class DuplicateKeyError(ValueError):
-    """Its text names the key."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> Json:

@@ -8,7 +8,7 @@ DeepSpeed's own classes.
 from dataclasses import dataclass, replace
 from typing import Union
 
-from gpt1_ds.settings.bounds import COUNT, NUMBER, POSITIVE, SHARE, Bounds
+from gpt1_ds.base.bounds import COUNT, NUMBER, POSITIVE, SHARE, Bounds
 
 SIZE = Bounds(low=1, high=2**63)
 SIZE_OR_ZERO = Bounds(high=2**63)

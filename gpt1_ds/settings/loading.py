@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import yaml
 
+from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.settings.bounds import Bounds
 from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, PretrainConfig
 from gpt1_ds.settings.written import DuplicateKeyError, Written, parse, plain
 

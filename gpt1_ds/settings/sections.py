@@ -9,7 +9,7 @@ what `loading.py` checks.
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar, cast
 
-from gpt1_ds.settings.bounds import (
+from gpt1_ds.base.bounds import (
     COUNT,
     COUNT_OR_ZERO,
     LARGEST_COUNT,

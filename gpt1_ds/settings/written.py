@@ -41,7 +41,7 @@ def plain(tree: object) -> object:
 
 
 class DuplicateKeyError(yaml.YAMLError):
-    """Its text names the key and the lines."""
+    """Its text names the key and, in YAML, the lines."""
 
 
 class _Loader(yaml.SafeLoader):

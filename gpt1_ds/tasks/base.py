@@ -152,10 +152,6 @@ class Task(ABC):
             )
         return parts
 
-    def _is_held_out(self, example: Example) -> bool:
-        """Whether a hash of the text puts this example of the training file into the dev set."""
-        return _place(example) < self.dev_share * 2**64
-
     def from_line(self, line: str, where: str) -> Example:
         """An unlabelled example from raw text; its fields are separated by tabs."""
         texts = tuple(text.strip() for text in line.split("\t"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.errors import ConfigError
-from gpt1_ds.settings.bounds import Bounds
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, PretrainConfig
 

@@ -154,16 +154,21 @@ def non_finite(engine: Engine) -> str | None:
 
     Only elements of parameters count: the padding of a ZeRO-3 share is memory that nobody set.
     """
-    optimizer, flags = engine.basic_optimizer, {}
+    optimizer, flags, seen = engine.basic_optimizer, {}, set()
     with ResidentPart(engine) as resident:
         for flat_slice in flat_slices(engine):
             resident.load(flat_slice.part)
-            flags[flat_slice.name] = _is_finite(flat_slice.weights())
+            weights = flat_slice.weights()
+            seen.add((weights.data_ptr(), weights.numel()))
+            flags[flat_slice.name] = _is_finite(weights)
             for key, value in optimizer.state.get(flat_slice.flat, {}).items():
                 if torch.is_tensor(value) and value.dim():
                     flags[f"{key} of {flat_slice.name}"] = _is_finite(flat_slice.of_flat(value))
     for name, parameter in engine.module.named_parameters():
-        flags[f"the module's {name}"] = _is_finite(_own_elements(parameter))
+        own = _own_elements(parameter)
+        # In float32 without ZeRO the optimizer's weights are the module's.
+        if (own.data_ptr(), own.numel()) not in seen:
+            flags[f"the module's {name}"] = _is_finite(own)
     finite = torch.stack([flag.to(collectives.device()) for flag in flags.values()]).tolist()
     return next((name for name, fine in zip(flags, finite, strict=True) if not fine), None)
 

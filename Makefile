@@ -1,6 +1,7 @@
 # The whole project in one command each; all of them make .venv first and reuse it.
 #   make quickstart   from nothing to a fine-tuned GPT-1 in minutes        make test    lint and the whole test suite
 #   make bench        figures beside the alternatives, on SHARDS (see benchmarks/README.md)   make soak   fault matrices
+#   make docs     the documentation as a site, in docs/_build
 #   make mutants      whether the tests notice small changes of the code (about 12 minutes)
 #   make TORCH=keep ..          keep the machine's own torch (a GPU build, say) instead of installing one
 #   make PYTHON=python3.12 ..   choose the interpreter
@@ -16,7 +17,7 @@ PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
 # deepspeed, mpirun and tensorboard lie in .venv/bin and must be found without activating it.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart test lint bench soak mutants clean
+.PHONY: quickstart test lint docs bench soak mutants clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -36,11 +37,15 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --quiet --diff
 	@$(BIN)/mypy
 
+docs: $(INSTALLED)
+	@$(BIN)/sphinx-build -q -W --keep-going docs docs/_build
+	@echo "docs/_build/index.html"
+
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv quickstart build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv quickstart build docs/_build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted installation is taken up again.

@@ -38,8 +38,8 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 docs: $(INSTALLED)
-	@$(BIN)/sphinx-build -q -W --keep-going docs docs/_build
-	@echo "docs/_build/index.html"
+	@$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)

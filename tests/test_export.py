@@ -293,7 +293,7 @@ print("grown", status("VmHWM") - before)
 def test_export_holds_the_weights_about_once(ranks, run, tiny_shards, tmp_path, name, world_size):
     ds, shape = (
         str(ROOT / "ds_configs" / f"{name}.json"),
-        ["model.n_layer=8", "model.n_embd=640", "train.micro_batch=2"],
+        ["model.n_layer=8", "model.n_embd=640", "model.n_ctx=8", "train.micro_batch=2"],
     )
     ranks(world_size).run(
         "tests.support.cases_export:save_run", ds, str(tiny_shards), str(tmp_path / "big"), shape

@@ -29,8 +29,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(tiny_shards, tmp_path, ha
         lambda launcher, ranks: ranks[hanging:][:1],
         "distributed.timeout_seconds=8",
     )
-    # The launcher ends the ranks that are left with SIGTERM, which one that hangs cannot see.
-    assert code != 0 and seconds < 120 and (hanging == 0 or status(tmp_path)["exit_code"] == 5)
+    assert code != 0 and seconds < 60 and (hanging == 0 or status(tmp_path)["exit_code"] == 5)
     output = (tmp_path / "log").read_text().splitlines()
     [error] = [line for line in output if "lost a peer" in line]
     assert f"error: rank {1 - hanging}" in error and f"rank {hanging} is silent" in error

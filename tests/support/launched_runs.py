@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpt1_ds.distributed.environment import free_port
@@ -90,6 +92,12 @@ def ranks_of(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
+def wait_until_gone(pids: Iterable[int], deadline: float) -> None:
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a rank outlived the run"
+        time.sleep(0.1)
+
+
 def disturb(
     shards: Path, runs: Path, at_step: int, number: int, whom, *overrides: str, **env: str
 ) -> tuple[int, float]:
@@ -120,11 +128,15 @@ def disturb(
         time.sleep(0.02)
     ranks = ranks_of(process.pid)
     assert len(ranks) == 2
-    for pid in whom(process.pid, ranks):
+    disturbed = whom(process.pid, ranks)
+    for pid in disturbed:
         os.kill(pid, number)
     sent = time.monotonic()
+    if number == signal.SIGSTOP:
+        # The launcher would wait half a minute and more for processes that only SIGKILL ends.
+        wait_until_gone(set(ranks) - set(disturbed), sent + 60)
+        for pid in disturbed:
+            os.kill(pid, signal.SIGKILL)
     process.wait(timeout=150)
-    while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() < sent + 150:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks), "a rank outlived the run"
+    wait_until_gone(ranks, sent + 150)
     return process.returncode, time.monotonic() - sent

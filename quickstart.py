@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from gpt1_ds.distributed import environment
-from gpt1_ds.engine.timing import has_bfloat16_instructions
+from gpt1_ds.engine.mechanics import default_mechanics
 
 HOME = Path("quickstart")
 PROMPT = "One morning"
@@ -43,11 +43,9 @@ This script makes the files named `done`.
 def steps() -> list[Step]:
     # One process for each GPU, at most two. Without a GPU, two CPU processes.
     processes = min(2, torch.cuda.device_count()) or 2
-    precision = "bf16" if has_bfloat16_instructions() else "fp32"
-    if torch.cuda.is_available():
-        mechanics = "ds_configs/zero2_bf16.json"
-    else:
-        mechanics = "ds_configs/cpu.json" if precision == "bf16" else "ds_configs/cpu_fp32.json"
+    name = default_mechanics().name
+    precision = "fp32" if name.endswith("fp32") else "bf16"
+    mechanics = f"ds_configs/{name}.json"
     deepspeed = f"deepspeed --quiet --num_accelerators {processes} --master_port {PORT}"
     books = f"stories={HOME}/sample/books"
     return [

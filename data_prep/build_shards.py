@@ -1,19 +1,23 @@
-"""Tokenises corpora into WebDataset shards with a manifest: alone, under `mpirun -n N`, or under
-`srun`.
+"""Tokenises corpora into WebDataset shards.
 
-    mpirun -n 2 python -m data_prep.build_shards --tokenizer tok/ --corpus books=PATH --out shards/
+    mpirun -n 2 python -m data_prep.build_shards --tokenizer tok \\
+        --corpus books=PATH --out shards
 
-The output is the same, byte for byte, for any number of ranks. If it is killed at any moment, the
-same command continues: it does not repeat tokenised units and finished shards. A rank needs some
-300 MB of memory, whatever the size of the corpora. A row of a jsonl or parquet file is read whole,
-which takes up to 11 times its size, and a .zst takes the window that it was made with, up to 2 GiB.
+It runs alone, under `mpirun -n N`, or under `srun`. The output is the same, byte for byte, for any
+number of ranks. If it is killed at any moment, the same command continues: it does not repeat
+tokenised units and finished shards. A rank needs some 300 MB of memory, whatever the size of the
+corpora. A row of a jsonl or parquet file is read whole, which takes up to 11 times its size, and a
+.zst takes the window that it was made with, up to 2 GiB.
 
-1. Plan: rank 0 lists the sources, which become units of work (`reading/corpus.py`, `encoding.py`).
+1. Plan: rank 0 lists the sources, which become units of work
+   (`reading/corpus.py`, `encoding.py`).
 2. Tokenise: the ranks share the units, and write their tokens to `OUT/.work/`.
-3. Compare: the ranks look for equal texts, bucket by bucket (`duplicates.py`); rank 0 decides which
-   of them stays (`survivors.py`).
-4. Lay out: rank 0 divides the documents into splits, samples and shards (`layout.py`).
-5. Write: the ranks share the shards; rank 0 writes the manifest last, and prints a table.
+3. Compare: the ranks look for equal texts, bucket by bucket
+   (`duplicates.py`); rank 0 decides which of them stays (`survivors.py`).
+4. Lay out: rank 0 divides the documents into splits, samples and shards
+   (`layout.py`).
+5. Write: the ranks share the shards; rank 0 writes the manifest last, and
+   prints a table.
 """
 
 import argparse
@@ -38,7 +42,7 @@ from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisib
 from data_prep.reading.formats import BLOCK_LINES
 from gpt1_ds.base.errors import MPI_RANKS, ConfigError, DataError, command
 from gpt1_ds.base.files import lock_file
-from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.manifest import (
     MANIFEST,
@@ -89,8 +93,8 @@ def _prepare(args: argparse.Namespace, held: contextlib.ExitStack) -> list[Sourc
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m data_prep.build_shards", description=summary(__doc__))
-    option = parser.add_argument
+    parser = Parser(description=__doc__)
+    option = parser.add_argument_group("texts and shards").add_argument
     option(
         "--tokenizer",
         type=path,
@@ -110,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="held-out text of that corpus, of which then nothing else is held out; repeatable",
+        help="held-out text of that corpus, of which then nothing else is held out; repeatable"
+        " (default: --validation-fraction)",
     )
     option(
         "--validation-fraction",
@@ -120,7 +125,16 @@ def _parser() -> argparse.ArgumentParser:
         help="share of documents, chosen by their hash, that corpora without a held-out part give"
         " to validation; one document at least (default: 0.005)",
     )
-    add_option(parser)
+    option(
+        "--shard-tokens",
+        type=int,
+        default=1 << 24,
+        metavar="TOKENS",
+        help="most tokens in one shard (default: 16777216, 32 MiB)",
+    )
+    option("--out", type=path, required=True, metavar="DIR", help="shard directory to make")
+    option = parser.add_argument_group("cleaning and duplicates").add_argument
+    add_option(option)
     option(
         "--bad-text",
         choices=BAD_TEXT,
@@ -145,14 +159,6 @@ def _parser() -> argparse.ArgumentParser:
         help="drop documents too whose five-word runs are those of an earlier one to this share"
         " (Jaccard, by MinHash; 0.8, say); 0: off (default: 0)",
     )
-    option(
-        "--shard-tokens",
-        type=int,
-        default=1 << 24,
-        metavar="TOKENS",
-        help="most tokens in one shard (default: 16777216, 32 MiB)",
-    )
-    option("--out", type=path, required=True, metavar="DIR", help="shard directory to make")
     return parser
 
 

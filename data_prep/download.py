@@ -1,9 +1,9 @@
-"""Fetches public corpora and labelled sets from their publishers, into the layout that the readers
-take.
+"""Fetches public corpora and labelled sets.
 
-    python -m data_prep.download lm1b glue race --out data/
+    python -m data_prep.download lm1b glue race --out data
 
-Then give `--corpus lm1b=data/1-billion-word-..`, `task.data=data/SST-2`, `task.data=data/RACE`, ..
+They come from their publishers, in the layout that the readers take. Then give
+`--corpus lm1b=data/1-billion-word-..`, `task.data=data/SST-2`, `task.data=data/RACE`, ..
 
 A broken download is resumed, at once and on the next run, if the published file is still the same.
 Hashes are checked; where none is known, the length and the form are, and a warning says so. No
@@ -34,7 +34,7 @@ from tqdm import tqdm
 from data_prep.published_sets import ON_REQUEST, SETS, File
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.files import file_sha256, lock_file, write_atomically
-from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.base.urls import below, hide_secrets, is_local_fault, is_web_page
 
@@ -54,15 +54,16 @@ _UNPACK_ERRORS = (
 
 def main(argv: list[str]) -> None:
     keep_going_without_output()
-    parser = Parser(prog="python -m data_prep.download", description=summary(__doc__))
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "sets", nargs="+", metavar="SET", help=f"{', '.join(SETS)}; or {', '.join(ON_REQUEST)}"
     )
-    parser.add_argument(
-        "--out", type=path, required=True, metavar="DIR", help="folder to put the sets into"
-    )
-    parser.add_argument(
-        "--url", metavar="URL", help="a mirror: take URL/FILE instead of the publisher's file"
+    option = parser.add_argument_group("options").add_argument
+    option("--out", type=path, required=True, metavar="DIR", help="folder to put the sets into")
+    option(
+        "--url",
+        metavar="URL",
+        help="a mirror: take URL/FILE (default: the publisher's file)",
     )
     args = parser.parse_args(argv)
     for name in args.sets:

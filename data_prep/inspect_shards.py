@@ -1,7 +1,7 @@
-"""Lists the documents of a shard directory, or prints one back as text.
+"""Lists the documents of a shard directory, or prints one.
 
-    python -m data_prep.inspect_shards shards/
-    python -m data_prep.inspect_shards shards/ --corpus books --split valid --document emma.txt
+    python -m data_prep.inspect_shards shards
+    python -m data_prep.inspect_shards shards --corpus books --document emma.txt
 
 The first lists each document: split, corpus, tokens, id. The second decodes one document to its
 normalised text. Documents of several splits or corpora may have the same id. Only the samples'
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
-from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.data.manifest import SPLITS, Manifest, Shard, read_manifest
 from gpt1_ds.data.tokenizer import load_tokenizer
 
@@ -39,13 +39,14 @@ class DocumentSpan(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="python -m data_prep.inspect_shards", description=summary(__doc__))
-    parser.add_argument("directory", type=path, help="shard directory, the --out of build_shards")
-    parser.add_argument("--corpus", metavar="NAME", help="look into this corpus (default: all)")
-    parser.add_argument("--split", choices=SPLITS, help="look into this split (default: both)")
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--document", metavar="ID", help="print the text of this document (default: list them)"
+        "directory", type=path, metavar="SHARDS", help="shard directory, the --out of build_shards"
     )
+    option = parser.add_argument_group("options").add_argument
+    option("--corpus", metavar="NAME", help="look into this corpus (default: all)")
+    option("--split", choices=SPLITS, help="look into this split (default: both)")
+    option("--document", metavar="ID", help="print the text of this document (default: list them)")
     args = parser.parse_args(argv)
     root, manifest = args.directory, read_manifest(args.directory)
     corpora: dict[str, None] = {}  # in order, each once

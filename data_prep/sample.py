@@ -1,8 +1,8 @@
-"""Writes the embedded sample: small English story books and labelled sets for every task kind, of
-one made-up world.
+"""Writes the embedded sample: books and labelled sets.
 
-    python -m data_prep.sample --out DIR [--megabytes 4] [--seed 42]
+    python -m data_prep.sample --out sample
 
+These are small English story books and labelled sets for every task kind, of one made-up world.
 Takes about 2 seconds, and writes the same bytes on every machine: DIR/books/{train,valid}/NNNN.txt,
 DIR/tasks/NAME/ in each publisher's own layout, and last DIR/sample.json (version, seed, size).
 Without that marker the output is partial and is written anew.
@@ -22,7 +22,7 @@ from data_prep.stories.labelled import all_sets
 from data_prep.stories.world import Dice
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.streams import keep_going_without_output
 
 VERSION = 2  # raised whenever a seed would give other bytes
@@ -40,16 +40,23 @@ def files(megabytes: float, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m data_prep.sample", description=summary(__doc__))
-    option = parser.add_argument
-    option("--out", type=path, required=True, help="folder to write (books/, tasks/, sample.json)")
+    parser = Parser(description=__doc__)
+    option = parser.add_argument_group("options").add_argument
+    option(
+        "--out",
+        type=path,
+        required=True,
+        metavar="DIR",
+        help="folder to write (books/, tasks/, sample.json)",
+    )
     option(
         "--megabytes",
         type=float,
         default=4,
-        help="size of the training books in 10^6 bytes (default: 4)",
+        metavar="MB",
+        help="size of the training books in 10^6 bytes",
     )
-    option("--seed", type=int, default=42, help="seed of every choice (default: 42)")
+    option("--seed", type=int, default=42, metavar="N", help="seed of every choice")
     return parser
 
 

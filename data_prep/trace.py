@@ -1,9 +1,10 @@
-"""Which documents, and which of their tokens, were in step N of a pre-training run.
+"""Lists the documents of a training step.
 
     python -m data_prep.trace runs/gpt1 --step 1000
 
-One line for each document in a window: window (its place in the step), corpus, first and last
-token in the document, document, shard and sample. The order is a pure function of the run's
+It prints which documents, and which of their tokens, were in step N of a pre-training run: one line
+for each document in a window, with the window (its place in the step), corpus, first and last token
+in the document, document, shard and sample. The order is a pure function of the run's
 configuration, its shards, the place and the batch size of each start (metrics.jsonl), and the
 batches that were skipped after loss spikes (skipped.jsonl). Steps are counted as in metrics.jsonl,
 from 1.
@@ -16,7 +17,7 @@ import numpy as np
 
 from data_prep.inspect_shards import document_spans
 from gpt1_ds.base.errors import ConfigError, command
-from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.options import RUN_HELP, Parser, path, run_path
 from gpt1_ds.base.records import MOST_STEPS, SKIPPED_FILE, read_metrics, read_object, read_skipped
 from gpt1_ds.data.batches import SETTINGS_OF_SIZES, BatchSizes
 from gpt1_ds.data.manifest import read_manifest
@@ -30,13 +31,15 @@ START_FACTS = ("windows", *SETTINGS_OF_SIZES)
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="python -m data_prep.trace", description=summary(__doc__))
-    parser.add_argument("run", type=path, help="run folder (runs/NAME) of gpt1_ds.train")
-    parser.add_argument(
-        "--step", type=int, required=True, metavar="N", help="optimizer step, from 1"
-    )
-    parser.add_argument(
-        "--shards", metavar="DIR", help="where the run's shards are now (default: where they were)"
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", type=run_path, metavar="RUN", help=f"of gpt1_ds.train: {RUN_HELP}")
+    option = parser.add_argument_group("options").add_argument
+    option("--step", type=int, required=True, metavar="N", help="optimizer step, from 1")
+    option(
+        "--shards",
+        type=path,
+        metavar="DIR",
+        help="where the run's shards are now (default: where they were)",
     )
     args = parser.parse_args(argv)
     if args.step < 1:

@@ -1,6 +1,7 @@
-"""Trains the SentencePiece BPE that everything else speaks.
+"""Trains a SentencePiece BPE tokenizer.
 
-    python -m data_prep.train_tokenizer --corpus books=PATH --vocab-size 40000 --out tok/
+    python -m data_prep.train_tokenizer --corpus books=PATH --vocab-size 40000 \\
+        --out tok
 
 Takes about 4 seconds for 22 MB of books and 8,000 pieces. Writes `OUT/preparation.json` (corpora
 with hashes, sampling, normalisation) and then `OUT/tokenizer.model`, each atomically. The model is
@@ -34,7 +35,7 @@ from data_prep.reading.corpus import Source, SourceReader, find_sources
 from data_prep.reading.folders import MOST_NAMES, PassedOver, shown
 from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.tokenizer import CONTROL_PIECES, MODEL_FILE
 
@@ -51,8 +52,8 @@ MOST_PIECES = 2**31 - 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m data_prep.train_tokenizer", description=summary(__doc__))
-    option = parser.add_argument
+    parser = Parser(description=__doc__)
+    option = parser.add_argument_group("text and result").add_argument
     option(
         "--corpus",
         action="append",
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)",
     )
     option("--out", type=path, required=True, metavar="DIR", help="folder for tokenizer.model")
+    option = parser.add_argument_group("how it learns").add_argument
     option(
         "--sample-bytes",
         type=int,
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="text to learn from; of more, a seeded sample of lines is taken (default: 500000000)",
     )
-    option("--seed", type=int, default=42, help="seed of that sample (default: 42)")
+    option("--seed", type=int, default=42, metavar="N", help="seed of that sample")
     option(
         "--normalization-rule",
         choices=RULES,
@@ -83,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the model's: NFKC and lower case, NFKC alone, or neither; the first encodes fastest"
         f" (default: {RULES[0]})",
     )
-    add_option(parser)
+    add_option(option)
     return parser
 
 

@@ -1,9 +1,9 @@
-"""Checks every hash, size, count, token id and document offset of a shard directory: exit 0, or 3
-with what is wrong.
+"""Checks a shard directory against its manifest.
 
-    python -m data_prep.verify_shards shards/
-    python -m data_prep.verify_shards shards/ --stats
+    python -m data_prep.verify_shards shards
+    python -m data_prep.verify_shards shards --stats --out documents.png
 
+It checks every hash, size, count, token id and document offset: exit 0, or 3 with what is wrong.
 `--stats` also prints a table of the corpora and draws a histogram of their documents' lengths.
 Every shard is read twice: for its hash, and for its samples.
 """
@@ -24,7 +24,7 @@ from data_prep.building.consistency import find_contradictions
 from data_prep.building.corpus_table import print_corpus_table
 from data_prep.inspect_shards import documents
 from gpt1_ds.base.errors import DataError, command
-from gpt1_ds.base.options import Parser, path, summary
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.manifest import (
     SAMPLE_TOKENS,
@@ -53,14 +53,20 @@ class Sample(NamedTuple):
 
 def main(argv: list[str]) -> None:
     keep_going_without_output()
-    parser = Parser(prog="python -m data_prep.verify_shards", description=summary(__doc__))
-    parser.add_argument("directory", type=path, help="shard directory, the --out of build_shards")
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--stats", action="store_true", help="print a table, draw the documents' lengths"
+        "directory", type=path, metavar="SHARDS", help="shard directory, the --out of build_shards"
     )
-    picture_help = "where --stats draws (default: %(default)s)"
-    parser.add_argument(
-        "--picture", type=path, default="documents.png", metavar="FILE", help=picture_help
+    option = parser.add_argument_group("options").add_argument
+    option("--stats", action="store_true", help="print a table, draw the documents' lengths")
+    option(
+        "--out",
+        "--picture",
+        dest="picture",
+        type=path,
+        default="documents.png",
+        metavar="FILE",
+        help="where --stats draws",
     )
     args = parser.parse_args(argv)
     root, manifest = args.directory, read_manifest(args.directory)

@@ -1,8 +1,8 @@
-"""Perplexity of a pre-trained run on validation shards or plain text; scores of tasks.
+"""Score a run: perplexity on shards or text, metrics of tasks.
 
     python -m gpt1_ds.eval runs/gpt1 --data shards --corpus books
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --stride 128
-    python -m gpt1_ds.eval runs/gpt1 --data news.en.heldout-00000-of-00050 --lines
+    python -m gpt1_ds.eval runs/gpt1 --data news.en.heldout --lines
     python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2/dev.tsv
     python -m gpt1_ds.eval runs/sst2 --predict < sentences.txt
     python -m gpt1_ds.eval runs/gpt1 --zero-shot race --data RACE
@@ -12,12 +12,10 @@ predicted ends of documents count as words, as in the 1 Billion Word Benchmark; 
 last two do not depend on how a tokenizer divides the text, so that they compare models with
 different tokenizers on the same text.
 
-| --data              | documents                 | predicted ends | words and bytes               |
-|---------------------|---------------------------|----------------|-------------------------------|
-| shard directory     | each corpus is one        | all in it      | words of its decoded tokens;  |
-|                     | stream, as in training    |                | bytes of the tokenised text   |
-| file, folder of txt | each file, after an <eot> | none           | of the files, as they are     |
-| .. with --lines     | each line, after an <eot> | each           | of the files, as they are     |
+A shard directory: each corpus is one stream, as in training, and all ends in it are predicted; the
+words are those of its decoded tokens, the bytes those of the tokenised text. A file or a folder of
+.txt: each file follows an <eot>, and no end is predicted. With --lines: each line follows an <eot>,
+and its end is predicted. Words and bytes are then those of the files, as they are.
 
 Words are separated by white space. A file without --lines is scored as by lm-evaluation-harness.
 Behind ± is the standard error: that of the mean over runs of the model's context in tokens, or
@@ -41,7 +39,7 @@ import numpy as np
 from gpt1_ds.base.arguments import numeric, stdin_lines
 from gpt1_ds.base.bounds import COUNT_OR_ZERO
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
-from gpt1_ds.base.options import Parser
+from gpt1_ds.base.options import RUN_HELP, Parser
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.data.manifest import MANIFEST, read_manifest
@@ -52,7 +50,7 @@ from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.perplexity import sum_and_error, token_nll
 from gpt1_ds.runs.trained import build_task_model, load_gpt, run_tokenizer
 from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks import Task, build_task
+from gpt1_ds.tasks import TASKS, Task, build_task
 from gpt1_ds.tasks.examples import Example, Label
 from gpt1_ds.tasks.heads import TaskModel
 from gpt1_ds.tasks.predicting import predict
@@ -112,47 +110,48 @@ def _option(name: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="run folder (runs/NAME) or one of its checkpoints/step-*")
-    parser.add_argument(
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    text = parser.add_argument_group("what is scored").add_argument
+    text(
         "--data",
         type=Path,
         metavar="PATH",
         help="shard directory, text file (UTF-8) or folder of .txt files (default: shards)",
     )
-    parser.add_argument(
-        "--corpus", help="shards: one corpus of the validation split (default: each)"
+    text(
+        "--corpus",
+        metavar="NAME",
+        help="shards: one corpus of the validation split (default: each)",
     )
-    parser.add_argument(
+    text(
         "--lines", action="store_true", help="text: each line is a document, whose end is predicted"
     )
-    parser.add_argument(
+    text(
         "--stride",
         type=numeric("--stride", int, COUNT_OR_ZERO),
         metavar="TOKENS",
         help="step of the window; a smaller one gives each "
         "token more context and takes longer (default: the context, windows end to end)",
     )
-    parser.add_argument(
+    task = parser.add_argument_group("tasks").add_argument
+    task(
         "--task",
         metavar="NAME",
-        help="score a fine-tuned run on --data: a labelled file of the task, "
-        "or a folder with its dev file",
+        help="score a fine-tuned run on --data: a labelled file of the task, or a folder with its "
+        f"dev file; {', '.join(sorted(TASKS))}, or the run's own (default: perplexity)",
     )
-    parser.add_argument(
+    task(
         "--predict",
         action="store_true",
         help="label each line of stdin (fields between tabs) with a "
         "fine-tuned run; prints label, tab, line",
     )
-    parser.add_argument(
+    task(
         "--zero-shot",
         metavar="NAME",
-        help="score a pre-trained run, as it is, on the task's folder "
-        "--data: cola, sst2, race or dpr",
-    )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show the Python traceback of an error"
+        help="score a pre-trained run, as it is, on the task's folder --data: "
+        f"{', '.join(ZERO_SHOT_METRICS)} (default: perplexity)",
     )
     return parser
 

@@ -1,8 +1,11 @@
-"""Hugging Face in and out.
+"""Export a run to Hugging Face transformers, or import one.
 
-    python -m gpt1_ds.export runs/gpt1 gpt1-hf                     a run -> files for transformers
-    python -m gpt1_ds.export --from-hf openai-gpt runs/imported    such a folder -> a checkpoint
-    python -m gpt1_ds.export --from-openai model/ runs/imported    params_0..9.npy -> a checkpoint
+    python -m gpt1_ds.export runs/gpt1 --out gpt1-hf
+    python -m gpt1_ds.export openai-gpt --from-hf --out runs/imported
+    python -m gpt1_ds.export model --from-openai --out runs/imported
+
+The first makes files for transformers out of a run. The others make a checkpoint out of such a
+folder, and out of OpenAI's params_0..9.npy.
 
 `init.checkpoint` takes an imported folder; build its shards with the tokenizer in it. A fine-tuning
 run is exported at its best score, its head as head.safetensors. Export needs the extra
@@ -32,7 +35,7 @@ from gpt1_ds.base.arguments import numeric
 from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.errors import ConfigError, DataError, UserError, command
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.base.options import Parser
+from gpt1_ds.base.options import RUN_HELP, Parser, path
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
@@ -91,9 +94,11 @@ class Head(NamedTuple):
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    source, out = Path(args.source), Path(args.out)
+    if (args.out is None) == (args.place is None):
+        raise ConfigError("--out DIR: give the folder to make, once")
+    source, out = Path(args.source), args.out or args.place
     if out.exists():
-        raise ConfigError(f"OUT {out}: exists; choose another")
+        raise ConfigError(f"--out {out}: exists; choose another")
     with whole_folder(out) as folder:
         if args.from_hf or args.from_openai:
             said = import_weights(source, folder, args.from_openai)
@@ -105,12 +110,16 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
+    parser.add_argument("source", metavar="RUN", help=f"{RUN_HELP}; or a folder to import")
     parser.add_argument(
-        "source", metavar="RUN", help="run folder or one of its checkpoints; or a folder to import"
+        "place", nargs="?", type=path, metavar="OUT", help="the same as --out (default: --out)"
     )
-    parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
-    kind = parser.add_mutually_exclusive_group()
+    options = parser.add_argument_group("options")
+    options.add_argument(
+        "--out", type=path, metavar="DIR", help="folder to make; it must not exist (no default)"
+    )
+    kind = options.add_mutually_exclusive_group()
     kind.add_argument(
         "--from-hf",
         action="store_true",
@@ -121,14 +130,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="import OpenAI's released arrays and tokenizer files",
     )
-    parser.add_argument(
+    options.add_argument(
         "--shard-gb",
+        metavar="GB",
         type=numeric("--shard-gb", float, Bounds(high=1_000_000, open_low=True)),
         default=2.0,
         help="largest weights file, GB (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show the Python traceback of an error"
     )
     return parser
 
@@ -143,7 +150,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         folder.rename(out)
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or out}: {error.strerror}; choose another OUT"
+            f"{error.filename or out}: {error.strerror}; choose another --out"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

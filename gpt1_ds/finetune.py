@@ -1,7 +1,10 @@
 """Fine-tune a pre-trained GPT-1 on one labelled task; run again, it resumes by itself.
 
-    deepspeed --num_accelerators 2 gpt1_ds/finetune.py --deepspeed_config ds_configs/cpu.json \\
-        --config gpt1_ds/configs/finetune_sst2.yaml init.checkpoint=runs/gpt1 task.data=glue/SST-2
+    deepspeed --num_accelerators 2 gpt1_ds/finetune.py --deepspeed_config cpu \\
+        --config finetune_sst2 init.checkpoint=runs/gpt1 task.data=glue/SST-2
+
+An installed package is started with `deepspeed --module gpt1_ds.finetune`, one process with
+`gpt1-finetune`. Your own data: --config finetune_own, and its columns and labels.
 
 `init.checkpoint=none` starts from random weights of the `model` section, with the tokenizer of
 data.shards. The run folder gets result.json (the best score on dev and what it took),
@@ -72,7 +75,7 @@ from gpt1_ds.tasks.scores import confusion_matrix, scores_by_part, task_metrics
 def main(argv: list[str]) -> None:
     keep_going_without_output()
     with rendezvous.joining() as meeting:
-        settings = read_settings(meeting, FinetuneConfig, argv, __doc__, None)
+        settings = read_settings(meeting, FinetuneConfig, argv, __doc__)
         config = settings.config
         task = tasks.build_task(config.task)
         resumes = settings.resumes()

@@ -1,7 +1,7 @@
 """Write on from prompts with a pre-trained run.
 
-    python -m gpt1_ds.generate runs/gpt1 --prompt "The captain looked at the sea and"
-    python -m gpt1_ds.generate runs/gpt1 --prompt "He said" --prompt "She said" --num-samples 2
+    python -m gpt1_ds.generate runs/gpt1 --prompt "The captain looked at"
+    python -m gpt1_ds.generate runs/gpt1 --prompt "He said" --num-samples 2
     python -m gpt1_ds.generate runs/gpt1 --prompt - < prompts.txt
 
 A single continuation is shown as it is made. Several are made side by side and shown at the end,
@@ -20,7 +20,7 @@ if __name__ == "__main__" and not __package__:
 from gpt1_ds.base.arguments import SEED, numeric, stdin_lines, text_of
 from gpt1_ds.base.bounds import COUNT_OR_ZERO, NUMBER, Bounds
 from gpt1_ds.base.errors import ConfigError, command
-from gpt1_ds.base.options import Parser
+from gpt1_ds.base.options import RUN_HELP, Parser
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress_bar
@@ -61,53 +61,59 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="run folder (runs/NAME) or one of its checkpoints/step-*")
-    parser.add_argument(
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    text = parser.add_argument_group("text").add_argument
+    text(
         "--prompt",
         action="append",
         metavar="TEXT",
         help="text to continue; repeatable; '-': one from each line of standard input "
         "(default: begin a document)",
     )
-    parser.add_argument(
+    text(
         "--max-new-tokens",
+        metavar="TOKENS",
         type=numeric("--max-new-tokens", int, NEW_TOKENS),
         default=120,
         help="tokens a sample (default: %(default)s)",
     )
-    parser.add_argument(
+    text(
         "--num-samples",
+        metavar="N",
         type=numeric("--num-samples", int, SAMPLES),
         default=1,
         help="samples a prompt (default: %(default)s)",
     )
-    parser.add_argument(
+    sampling = parser.add_argument_group("sampling").add_argument
+    sampling(
         "--temperature",
+        metavar="T",
         type=numeric("--temperature", float, NUMBER),
         default=0.8,
-        help="0: always the likeliest (default: %(default)s)",
+        help="divides the logits; 0: always the likeliest token (default: %(default)s)",
     )
-    parser.add_argument(
+    sampling(
         "--top-k",
+        metavar="K",
         type=numeric("--top-k", int, COUNT_OR_ZERO),
         default=40,
-        help="of the K likeliest; 0: of all (default: %(default)s)",
+        help="draw from the K likeliest tokens; 0: from all (default: %(default)s)",
     )
-    parser.add_argument(
+    sampling(
         "--top-p",
+        metavar="P",
         type=numeric("--top-p", float, Bounds(high=1, open_low=True)),
         default=1.0,
-        help="of the likeliest that together have this probability (above 0, default: %(default)s)",
+        help="draw from the likeliest tokens that together have this probability, above 0 "
+        "(default: %(default)s)",
     )
-    parser.add_argument(
+    sampling(
         "--seed",
+        metavar="N",
         type=numeric("--seed", int, SEED),
         default=0,
-        help="of the sampling (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show the Python traceback of an error"
+        help="seed of the draws (default: %(default)s)",
     )
     return parser
 

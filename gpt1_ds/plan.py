@@ -1,8 +1,9 @@
-"""What a run will take, before it is started: memory, time and cost for every ZeRO stage.
+"""Plan a run: memory, time and cost for every ZeRO stage.
 
-    python -m gpt1_ds.plan --nodes 2 --gpus-per-node 8 --gpu-memory 80 model.preset=1.3b
-    python -m gpt1_ds.plan --sweep                      # the presets on 8 to 4,096 GPUs, on paper
+    python -m gpt1_ds.plan --nodes 2 --gpus-per-node 8 model.preset=1.3b
+    python -m gpt1_ds.plan --sweep
 
+The second compares the presets on 8 to 4,096 GPUs. All of it is computed, nothing is started.
 Memory is what this project's model saves for the backward pass and what DeepSpeed keeps
 (`engine/memory.py`). Time is that of the matrix products at a stated share of the peak, and of the
 communication that they cannot hide. Source: Rajbhandari et al. 2020 (ZeRO), sections 5 and 7.
@@ -23,17 +24,19 @@ if __name__ == "__main__" and not __package__:
 from gpt1_ds.base.arguments import numeric
 from gpt1_ds.base.bounds import COUNT, POSITIVE, Bounds
 from gpt1_ds.base.errors import command
-from gpt1_ds.base.options import Parser, path
+from gpt1_ds.base.options import Parser
 from gpt1_ds.data.batches import total_steps
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import WindowOrder
 from gpt1_ds.engine.memory import activation_bytes, state_bytes
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.settings import deepspeed_json
-from gpt1_ds.settings.command_line import field_docs
+from gpt1_ds.settings.command_line import add_deepspeed_config, field_docs
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PRESETS, PretrainConfig
+from gpt1_ds.settings.shipped import DEFAULT_CONFIG, config_path, configs, ds_config_path
+from gpt1_ds.settings.spelling import spelling_for
 
 GB = 1e9
 FRAMEWORK_GB = 1.5
@@ -59,7 +62,7 @@ DOMAINS = {
     "utilization": Bounds(high=1, open_low=True),
 }
 """Of the numbers of a cluster; all others are above 0."""
-PROJECT = Path(__file__).resolve().parents[1]
+DEFAULT_DS_CONFIG = "zero2_bf16"
 
 
 @dataclass(frozen=True)
@@ -214,53 +217,57 @@ def main(argv: list[str]) -> int | None:
     if args.sweep:
         sweep(config, cluster)
     else:
-        table(config, cluster, args.deepspeed_config, args.tokens)
+        json = args.deepspeed_config or ds_config_path(DEFAULT_DS_CONFIG)
+        table(config, cluster, json, args.tokens)
     return None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    parser = Parser(description=__doc__)
+    parser.spelling = spelling_for(PretrainConfig)
+    run = parser.add_argument_group("the run").add_argument
+    run(
         "--config",
-        type=path,
+        type=config_path(False),
         metavar="YAML",
-        default=str(Path(__file__).parent / "configs/pretrain_gpt1.yaml"),
-        help="meaning of the run (default: the paper's)",
+        default=DEFAULT_CONFIG,
+        help=f"meaning of the run: a file, or a shipped one: {', '.join(configs(False))} "
+        "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--deepspeed_config",
-        type=path,
-        metavar="JSON",
-        default=str(PROJECT / "ds_configs/zero2_bf16.json"),
-        help="mechanics: precision and micro-batch (default: zero2_bf16.json)",
-    )
-    parser.add_argument(
+    add_deepspeed_config(run, DEFAULT_DS_CONFIG)
+    run(
         "--tokens",
+        metavar="N",
         type=numeric("--tokens", int, COUNT),
         help="training tokens an epoch (default: those of data.shards, or "
         f"BooksCorpus's {BOOKS_CORPUS_TOKENS:,})",
     )
+    run(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings of the run, as for gpt1_ds.train",
+    )
+    cluster = parser.add_argument_group("the cluster").add_argument
     docs = field_docs(Cluster)
     for field in dataclasses.fields(Cluster):
         option = f"--{field.name.replace('_', '-')}"
         kind = int if isinstance(field.default, int) else float
-        parser.add_argument(
+        cluster(
             option,
+            metavar="N",
             type=numeric(option, kind, DOMAINS.get(field.name, POSITIVE)),
             default=field.default,
             help=f"{docs[field.name]} (default: %(default)s)",
         )
-    parser.add_argument(
+    cluster(
         "--sweep", action="store_true", help="compare presets and cluster sizes up to 4,096 GPUs"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="as in gpt1_ds/train.py"
     )
     return parser
 
 
 def table(
-    config: PretrainConfig, cluster: Cluster, deepspeed_config: Path, tokens: int | None
+    config: PretrainConfig, cluster: Cluster, deepspeed_config: str, tokens: int | None
 ) -> None:
     """One run on one cluster: a line for every ZeRO variant."""
     ds = resolve(deepspeed_config, config, cluster.gpus, on_this_machine=False)

@@ -1,6 +1,6 @@
-"""One self-contained HTML page about one run, or several side by side.
+"""Write an HTML page about a run, or several side by side.
 
-    python -m gpt1_ds.report runs/gpt1                      # runs/gpt1/report.html
+    python -m gpt1_ds.report runs/gpt1
     python -m gpt1_ds.report runs/a runs/b --out both.html
 
 It shows curves against steps, tokens and hours, final numbers, data, configuration, starts, skipped
@@ -8,7 +8,6 @@ batches, checkpoints, samples and task scores. Whatever comes from files is esca
 nothing.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,23 +16,24 @@ if __name__ == "__main__" and not __package__:
 
 from gpt1_ds.base.errors import DataError, command
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.base.options import Parser
+from gpt1_ds.base.options import RUN_HELP, Parser, path, run_path
 from gpt1_ds.reports.page import report_page
 from gpt1_ds.reports.run_files import RunFiles
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder (runs/NAME)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=run_path, metavar="RUN", help=RUN_HELP)
     parser.add_argument(
         "--out",
+        type=path,
         metavar="FILE",
         help="page to write (default: RUN/report.html; of several runs report.html)",
     )
     args = parser.parse_args(argv)
-    folders = [Path(run) for run in args.runs]
+    folders: list[Path] = args.runs
     default_folder = folders[0] if len(folders) == 1 else Path()
-    out = Path(args.out) if args.out else default_folder / "report.html"
+    out = args.out or default_folder / "report.html"
     runs = [RunFiles(folder) for folder in folders]
     page = report_page(runs)
     for run in runs:

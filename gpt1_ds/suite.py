@@ -1,16 +1,17 @@
-"""Fine-tune tasks x seeds x ablations from one pre-training run, beside the paper's Tables 2 to 5.
+"""Fine-tune tasks x seeds x ablations from one run.
 
-    python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 rte cola --seeds 1 2 3 --data tasks
-    python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 --ablations none no_lm scratch \\
-        --layers 0 3 6 9 12
+    python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 rte --seeds 1 2 3
+    python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 \\
+        --ablations none no_lm scratch --layers 0 3 6 9 12
     python -m gpt1_ds.suite --init runs/gpt1 --zero-shot --data tasks
-    python -m gpt1_ds.suite --table-only --out runs            (those of slurm/suite.sh)
+    python -m gpt1_ds.suite --table-only --out runs
 
-Each run is a run of gpt1_ds/finetune.py, named TASK-seed-SEED[-ABLATION], in --out; they run one
-after the other, and a result.json says that a run is done. The same command again goes on where it
-was stopped, and tries once more what failed. --out also gets table.md, table.html, their pictures,
-runs.json (what failed, and why) and logs/. section.key=value after the options goes to every run.
-Exit codes: 0 done, 2 usage, 75 stopped, else the highest one of the runs.
+The last one is for the runs of slurm/suite.sh. Each run is a run of gpt1_ds.finetune, named
+TASK-seed-SEED[-ABLATION], in --out; they run one after the other, and a result.json says that a run
+is done. The same command again goes on where it was stopped, and tries once more what failed. --out
+also gets table.md and table.html (beside the paper's Tables 2 to 5), their pictures, runs.json
+(what failed, and why) and logs/. section.key=value after the options goes to every run. Exit codes:
+0 done, 2 usage, 75 stopped, else the highest one of the runs.
 """
 
 import argparse
@@ -33,33 +34,30 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from gpt1_ds.base.arguments import SEED, numeric
-from gpt1_ds.base.bounds import COUNT_OR_ZERO, Bounds
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, command, near
 from gpt1_ds.base.files import folder_sha256, write_atomically
-from gpt1_ds.base.options import Parser
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.folder import checkpoint_sha256, find_checkpoint, read_state
 from gpt1_ds.distributed import collectives, environment
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import GRACE_SECONDS, SIGNALS
-from gpt1_ds.reports.suite_files import LAYERS_PREFIX, VARIANTS, read_json, run_name
+from gpt1_ds.engine.mechanics import default_mechanics
+from gpt1_ds.reports.suite_files import LAYERS_PREFIX, read_json, run_name
 from gpt1_ds.reports.suite_table import sections, write
 from gpt1_ds.runs.planned import refuse_other_facts
+from gpt1_ds.runs.suite_options import suite_parser
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig
+from gpt1_ds.settings.shipped import CONFIGS, ds_config_path
 from gpt1_ds.tasks.scores import majority_score, task_metrics
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
 
-CONFIGS = Path(__file__).parent / "configs"
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "task.data")
 """Keys that the suite sets for each run."""
 FOLDERS = {"cola": "CoLA", "sst2": "SST-2", "race": "RACE", "dpr": "DPR"}
 """The folder of each zero-shot task in --data."""
-RANKS = Bounds(high=1024, open_low=True)
-"""Processes of one host."""
 POLL_SECONDS = 0.2
 LINGER_SECONDS = 2 * GRACE_SECONDS
 """Time limit of the wait for ranks after their launcher ended. A zombie counts as a rank."""
@@ -87,9 +85,11 @@ class Outcome(NamedTuple):
 def main(argv: list[str]) -> int:
     # Overrides may be anywhere. argparse would treat them as values of options like --tasks.
     overrides = [word for word in argv if OVERRIDE.match(word)]
-    args = _parser().parse_args([word for word in argv if word not in overrides])
+    args = suite_parser(__doc__).parse_args([word for word in argv if word not in overrides])
     if args.init is None and not (args.table_only and args.out):
         raise ConfigError("--init is not set; give a pre-training run, or --table-only with --out")
+    if args.deepspeed_config is None and not args.table_only:
+        args.deepspeed_config = ds_config_path(default_mechanics().name)
     out = args.out or Path("suites") / Path(args.init).name
     jobs = [] if args.table_only else plan(args, out, overrides)
     out.mkdir(parents=True, exist_ok=True)
@@ -106,82 +106,6 @@ def main(argv: list[str]) -> int:
     say(f"\n{out}/table.md, table.html")
     codes = [failures[job.name]["exit_code"] for job in jobs if job.name in failures]
     return max(codes, default=0)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--init", metavar="RUN", help="pre-training run (or checkpoint) that all start from"
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", default=[], metavar="TASK", help="each has its finetune_TASK.yaml"
-    )
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=numeric("--seeds", int, SEED),
-        default=[1, 2, 3],
-        metavar="N",
-        help="(default: 1 2 3)",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default="tasks",
-        metavar="DIR",
-        help="folder of the tasks' own folders: SST-2, RTE and so on, as their YAML names them "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ablations",
-        nargs="+",
-        default=["none"],
-        choices=[*VARIANTS],
-        help="no_lm: without the auxiliary objective; scratch: without pre-training; "
-        "lstm: from --lstm; none: as it is (default)",
-    )
-    parser.add_argument("--lstm", metavar="RUN", help="pre-training run with model.kind=lstm")
-    parser.add_argument(
-        "--layers",
-        nargs="+",
-        type=numeric("--layers", int, COUNT_OR_ZERO),
-        default=[],
-        metavar="K",
-        help="also with the first K blocks alone transferred: Figure 2, left",
-    )
-    parser.add_argument(
-        "--zero-shot",
-        nargs="*",
-        metavar="TASK",
-        help="also score each checkpoint of --init: Figure 2, right; "
-        f"{', '.join(ZERO_SHOT_METRICS)} (default: those below --data)",
-    )
-    parser.add_argument(
-        "--deepspeed_config",
-        default="ds_configs/zero2_bf16.json",
-        metavar="JSON",
-        help="mechanics of every run (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ranks",
-        type=numeric("--ranks", int, RANKS),
-        default=torch.cuda.device_count() or 1,
-        metavar="N",
-        help="processes a run (default: the GPUs, or 1)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the runs (default: suites/NAME of --init)",
-    )
-    parser.add_argument(
-        "--table-only", action="store_true", help="no run: collect what is in --out"
-    )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show the Python traceback of an error"
-    )
-    return parser
 
 
 def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]:
@@ -313,7 +237,11 @@ def _command(job: Job, args: argparse.Namespace) -> list[str]:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
     launcher += ["--num_accelerators", str(args.ranks)]
     launcher += ["--master_port", str(environment.free_port())]
-    words = [str(CONFIGS.with_name("finetune.py")), "--deepspeed_config", args.deepspeed_config]
+    words = [
+        str(Path(__file__).with_name("finetune.py")),
+        "--deepspeed_config",
+        args.deepspeed_config,
+    ]
     return [*launcher, *words, "--config", str(job.config), *job.overrides]
 
 

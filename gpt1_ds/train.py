@@ -1,11 +1,12 @@
 """Pre-train GPT-1 on a shard directory; run again, it resumes by itself.
 
-    deepspeed gpt1_ds/train.py --deepspeed_config ds_configs/zero2_bf16.json
-    deepspeed --num_accelerators 2 gpt1_ds/train.py --deepspeed_config ds_configs/cpu.json \\
-        --config gpt1_ds/configs/pretrain_small.yaml data.shards=shards/
+    deepspeed gpt1_ds/train.py --deepspeed_config zero2_bf16
+    deepspeed --num_accelerators 2 gpt1_ds/train.py --deepspeed_config cpu \\
+        --config pretrain_small data.shards=shards
 
-Without --config it is the paper's run (gpt1_ds/configs/pretrain_gpt1.yaml): 100 epochs, 64 x 512
-tokens a step. Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 a peer died,
+An installed package is started with `deepspeed --module gpt1_ds.train`, one process with
+`gpt1-train`. Without --config it is the paper's run (pretrain_gpt1): 100 epochs, 64 x 512 tokens a
+step. Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 a peer died,
 75 stopped with a checkpoint.
 """
 
@@ -61,13 +62,12 @@ from gpt1_ds.settings.sections import PretrainConfig
 
 WARM_STEPS = 10
 """Steps of a start before its speed tells how long the run will take."""
-DEFAULT_CONFIG = str(Path(__file__).parent / "configs" / "pretrain_gpt1.yaml")
 
 
 def main(argv: list[str]) -> None:
     keep_going_without_output()
     with rendezvous.joining() as meeting:
-        settings = read_settings(meeting, PretrainConfig, argv, __doc__, DEFAULT_CONFIG)
+        settings = read_settings(meeting, PretrainConfig, argv, __doc__)
         config = settings.config
         root = local_shards(config.data)
         manifest = read_manifest(root)

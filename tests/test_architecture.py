@@ -39,7 +39,17 @@ MAY_IMPORT = {
     "reports": REPORTS,
     "runs": ALL,
 }
-COMMANDS = ("train", "finetune", "eval", "generate", "export", "plan", "report", "suite")
+COMMANDS = (
+    "__main__",
+    "train",
+    "finetune",
+    "eval",
+    "generate",
+    "export",
+    "plan",
+    "report",
+    "suite",
+)
 DATA_PREP_MAY_IMPORT = DATA
 SUBPACKAGES = ("data_prep/reading", "data_prep/building", "data_prep/stories")
 

@@ -11,18 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import train_tokenizer
+from gpt1_ds import finetune, plan, suite, train
+from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 from tests.conftest import ROOT, run, succeed
 
 TRAINING = {
     "--deepspeed_config",
     "--config",
+    "--out",
     "--print-config",
     "--from-scratch",
-    "--traceback",
     "--local_rank",
 }
-# Options of each entry point; -h and, where guard() alone takes it, --traceback are understood.
+GENERAL = {"--help", "--version", "--traceback"}
+"""Of every command."""
+# Options of each entry point, without `GENERAL`.
 OPTIONS = {
     "data_prep/sample.py": {"--out", "--megabytes", "--seed"},
     "data_prep/train_tokenizer.py": {
@@ -46,7 +51,7 @@ OPTIONS = {
         "--duplicate-paragraphs",
         "--near-duplicates",
     },
-    "data_prep/verify_shards.py": {"--stats", "--picture"},
+    "data_prep/verify_shards.py": {"--stats", "--out"},
     "data_prep/inspect_shards.py": {"--corpus", "--document", "--split"},
     "data_prep/trace.py": {"--step", "--shards"},
     "data_prep/download.py": {"--out", "--url"},
@@ -60,9 +65,8 @@ OPTIONS = {
         "--task",
         "--predict",
         "--zero-shot",
-        "--traceback",
     },
-    "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--shard-gb", "--traceback"},
+    "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--shard-gb", "--out"},
     "gpt1_ds/plan.py": {
         "--config",
         "--deepspeed_config",
@@ -91,7 +95,6 @@ OPTIONS = {
         "--ranks",
         "--out",
         "--table-only",
-        "--traceback",
     },
     "gpt1_ds/report.py": {"--out"},
     "gpt1_ds/generate.py": {
@@ -102,7 +105,6 @@ OPTIONS = {
         "--top-k",
         "--top-p",
         "--seed",
-        "--traceback",
     },
 }
 SECTIONS = {"gpt1_ds/train.py": PretrainConfig, "gpt1_ds/finetune.py": FinetuneConfig}
@@ -133,7 +135,7 @@ def test_every_entry_point_is_frozen_here():
         for path in files
         if "\ncli = command(main, __name__" in path.read_text()
     }
-    assert found == set(OPTIONS)
+    assert found == {*OPTIONS, "gpt1_ds/__main__.py"}
 
 
 def test_an_installed_package_has_every_entry_point_as_a_command():
@@ -148,9 +150,17 @@ def test_an_installed_package_has_every_entry_point_as_a_command():
 
 @pytest.mark.parametrize("path", OPTIONS)
 def test_help_names_every_option(path):
-    help_text = succeed(*command(path), "--help", timeout_seconds=60).stdout
-    shown = set(re.findall(r"(?m)^  (?:-h, )?(--[\w-]+)", help_text)) - {"--help"}
-    assert shown == OPTIONS[path]
+    help_text = succeed(*command(path), "--help", timeout_seconds=60, COLUMNS="80").stdout
+    shown = set(re.findall(r"(?m)^  (?:-h, )?(--[\w-]+)", help_text))
+    assert shown == OPTIONS[path] | GENERAL
+    assert max(map(len, help_text.splitlines())) <= 80
+    example = rf"(?m)^    .*\b{path.removesuffix('.py').replace('/', '[./]')}\b"
+    assert re.search(example, help_text), "no example"
+    usage = help_text.split("\n\n")[0]
+    for block in re.findall(r"(?ms)^  (--[\w-]+.*?)(?=^  \S|^\S|\Z)", help_text):
+        takes_value = re.match(r"--[\w-]+ [\[{A-Z]", block)
+        told = re.search(r"default|not used", block) or block.split()[0] in usage
+        assert told or not takes_value, f"{block}: no default"
     if path in SECTIONS:
         keys = set(re.findall(r"(?m)^  (\w+\.\w+)=", help_text)) - {"section.key"}
         fields = dataclasses.fields(SECTIONS[path])
@@ -175,6 +185,51 @@ def test_the_launchers_local_rank_is_taken(path):
     assert done.returncode == 2 and "optim.lr is 'high'" in done.stderr
 
 
+SLIPS = {
+    "--lr 1e-3": "write optim.lr=1e-3",
+    "--optim.lr=1e-3": "write optim.lr=1e-3",
+    "--optim.lr 1e-3": "write optim.lr=1e-3",
+    "--optim-lr 1e-3": "write optim.lr=1e-3",
+    "--learning_rate 1e-3": "write optim.lr=1e-3",
+    "train.lr=1e-3": "write optim.lr=1e-3",
+    "optim.lrate=1e-3": "write optim.lr=1e-3",
+    "lr=1e-3": "write optim.lr=1e-3",
+    "--max_steps=10": "write train.max_steps=10",
+    "--model.n_layer 4": "write model.n_layer=4",
+    "--compile data.shards=x": "write train.compile=true",
+    "--seed": "write run.seed=VALUE",
+    "--data shards": "write data.shards=shards",
+    "data.weight.books=2": "write data.weights.books=2",
+    "--every 5": "write eval.every=5 or checkpoint.every=5 or log.every=5",
+    "--num_gpus 2": "the launcher's",
+    "--from-scrach": "did you mean '--from-scratch'?",
+    "--xyzzy 1": "see --help",
+    "--config pretrain_smal": "one of: pretrain_gpt1, pretrain_small, quickstart",
+    "--deepspeed-config cqu": "one of: cpu, cpu_fp32, zero0_fp32",
+    "--out runs/a run.name=b": "'run.name=b' does not go with --out runs/a",
+}
+
+
+@pytest.mark.parametrize("line", SLIPS)
+def test_a_slip_is_answered_with_the_right_spelling(line):
+    with pytest.raises(ConfigError, match=re.escape(SLIPS[line])):
+        train.main(line.split())
+
+
+def test_other_commands_answer_slips_too():
+    for main, line, answer in (
+        (train_tokenizer.main, "--corpuss books=x --out tok", "did you mean '--corpus'?"),
+        (finetune.main, "--task cola", "write task.name=cola"),
+        (finetune.main, "--data x", "write task.data=x"),
+        (finetune.main, "optim.lr=1e-3", "no task: give --config NAME, out of finetune_cola,"),
+        (plan.main, "--lr 3", "write optim.lr=3"),
+        (suite.main, "--lr 3 --init runs/a", "write optim.lr=3"),
+        (suite.main, "--seed 3", "--init is not set"),  # argparse's abbreviation of --seeds
+    ):
+        with pytest.raises(ConfigError, match=re.escape(answer)):
+            main(line.split())
+
+
 def write(folder: Path, name: str, text: str) -> Path:
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
@@ -192,7 +247,7 @@ def refused(exit_code: int, *words: object) -> str:
 @pytest.mark.parametrize(
     ("exit_code", "words", "says"),
     [
-        (2, ("optim.lrr=1e-4",), ["optim.lrr", "'lr'"]),
+        (2, ("optim.lrr=1e-4",), ["optim.lrr", "write optim.lr=1e-4"]),
         (2, ("train.global_batch=63", "train.micro_batch=2"), ["63", "micro-batch 2", "use 64"]),
         (2, ("--config", "absent.yaml"), ["absent.yaml", "--config"]),
         (2, ("--deepspeed_config", "absent.json"), ["absent.json", "ds_configs/"]),

@@ -12,7 +12,6 @@ They run in this order. Runs of white space always become one space. The manifes
 done. A document comes in fragments of some MB, cut between paragraphs, so its size does not matter.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import re
@@ -68,8 +67,9 @@ class Cleaning:
         return {"steps": steps, "bad_text": self.bad_text, "versions": versions}
 
 
-def add_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_option(add: Callable[..., object]) -> None:
+    """Add `--clean` with `add`, an `add_argument`."""
+    add(
         "--clean",
         action="append",
         default=[],

@@ -3,7 +3,8 @@
 May import only the standard library and torch. The files, in reading order:
 
 - `errors`: user errors with their exit codes, and the entry point of a command.
-- `options`: the parser of all command lines, and paths on them.
+- `options`: the parser of all command lines with its help, and paths on them.
+- `version`: the version of the project.
 - `streams`: output that may be lost while a command goes on.
 - `files`: atomic writes, flushing to the disk, locks, hashes.
 - `urls`: addresses without their secrets, and what came from them.

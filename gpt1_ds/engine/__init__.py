@@ -3,6 +3,7 @@
 May import `model`, `settings`, `distributed` and `base`. Files in reading order:
 
 - `start`: the only `deepspeed.initialize`, and what a run's DeepSpeed JSON needs of the machine
+- `mechanics`: the shipped DeepSpeed JSON that a run takes by itself
 - `optimizer`: parameter groups, the two Adams, the learning rate of each step
 - `timing`: tokens a second and MFU, the parts of a step, the profile of one step
 - `readings`: loss scale and norms of each block, for the log

@@ -12,5 +12,6 @@ May import every other package; only the commands import this one. The files, in
 - `provenance`: what a result was made from, and what differs from another start.
 - `fine_tuning`: what a fine-tuning run has besides: examples, their order, predictions, result.
 - `planned`: what the result of a run that is not there yet would be made from.
+- `suite_options`: the command line of the suite
 - `trained`: a finished run loaded again, for evaluation, generation and export.
 """

@@ -29,6 +29,7 @@ from gpt1_ds.distributed.console import progress_bar, say
 from gpt1_ds.distributed.environment import rank_environment
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.distributed.rendezvous import Meeting
+from gpt1_ds.engine.mechanics import default_mechanics
 from gpt1_ds.engine.start import initialize, require_async_io
 from gpt1_ds.engine.timing import StepTimer, Throughput
 from gpt1_ds.model.gpt import GPT, GPTConfig
@@ -39,6 +40,7 @@ from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.command_line import arguments
 from gpt1_ds.settings.loading import run_folder
 from gpt1_ds.settings.sections import ModelConfig, PretrainConfig
+from gpt1_ds.settings.shipped import ds_config_path
 
 ConfigT = TypeVar("ConfigT", bound=PretrainConfig)
 NOT_SHAPE = ("preset", "vocab_size")
@@ -88,15 +90,19 @@ def read_settings(
     config_class: type[ConfigT],
     argv: list[str],
     about: str | None,
-    default: str | None,
 ) -> Settings[ConfigT]:
     """The settings that the command line `argv` names; `about` is the text of `--help`.
 
-    `default` is the YAML file that is read without --config. ConfigError on all ranks if the other
-    ranks of the `meeting` have other settings, or other code.
+    ConfigError on all ranks if the other ranks of the `meeting` have other settings, or other code.
     """
-    args, config = arguments(config_class, argv, about, default)
+    args, config = arguments(config_class, argv, about)
     place = rank_environment(os.environ)
+    if args.deepspeed_config is None:
+        name, why = default_mechanics()
+        args.deepspeed_config = ds_config_path(name)
+        if place.rank == 0:
+            chosen = f"--deepspeed_config {name}, because {why}"
+            print(chosen, file=sys.stderr, flush=True)
     ds = deepspeed_json.resolve(args.deepspeed_config, config, place.world_size)
     require_async_io(args.deepspeed_config, ds)
     if place.rank == 0:  # there is no process group yet, so `note` would print on every rank

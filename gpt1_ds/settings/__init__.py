@@ -3,6 +3,8 @@
 May import `distributed` and `base`. Files in reading order:
 
 - `sections`: every setting with its default, its bounds and its description
+- `shipped`: the YAML and JSON files of the package, by name
+- `spelling`: how a setting is written that was named in another way
 - `written`: YAML with the spelling of its scalars, without duplicate keys
 - `loading`: defaults, YAML and command-line overrides, merged and checked
 - `command_line`: the options of the training commands, and their `--help`

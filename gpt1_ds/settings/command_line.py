@@ -4,80 +4,139 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import os
+import textwrap
+from collections.abc import Callable
 
 import yaml
 
-from gpt1_ds.base.options import Parser
+from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.options import WIDEST_HELP, Parser, help_width, path
 from gpt1_ds.distributed.environment import rank_environment
 from gpt1_ds.settings.loading import Config, load, to_yaml
 from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.settings.shipped import (
+    DEFAULT_CONFIG,
+    config_of_task,
+    config_path,
+    configs,
+    ds_config_path,
+    ds_configs,
+)
+from gpt1_ds.settings.spelling import spelling_for
 
 
 def arguments(
-    cls: type[Config], argv: list[str], about: str | None, default: str | None
+    cls: type[Config], argv: list[str], about: str | None
 ) -> tuple[argparse.Namespace, Config]:
     """The options of a training command, and the configuration that they name.
 
-    `about` is the description in `--help`, `default` the YAML file of a run without `--config`.
-    With `--print-config` it prints the configuration and ends the program.
+    `about` is the description in `--help`. With `--print-config` it prints the configuration and
+    ends the program. Without --config, pre-training is the paper's run, and fine-tuning takes the
+    shipped YAML of `task.name`. The returned `deepspeed_config` may be None.
     """
-    parser = Parser(
-        description=about,
-        epilog=describe(cls),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--deepspeed_config",
-        type=os.path.expanduser,
-        required="--print-config" not in argv,
-        metavar="JSON",
-        help="mechanics: a file of ds_configs/",
-    )
-    parser.add_argument(
-        "--config",
-        type=os.path.expanduser,
-        default=default,
-        metavar="YAML",
-        help="meaning of the run (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print every setting of the run as YAML and exit",
-    )
-    parser.add_argument(
-        "--from-scratch",
-        action="store_true",
-        help="set an earlier run of this name aside, start anew",
-    )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show the Python traceback of an error"
-    )
-    local_rank = ("--local_rank", "--local-rank")  # torch.distributed.launch: with a dash
-    parser.add_argument(*local_rank, type=int, help="given by the launcher, not used")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="override a key, listed below"
-    )
+    parser = _parser(cls, about)
     args = parser.parse_intermixed_args(argv)
-    config = load(cls, args.config, args.overrides)
+    tuning = cls is not PretrainConfig
+    yaml_path = args.config
+    if yaml_path is None:
+        yaml_path = config_of_task(args.overrides) if tuning else config_path(False)(DEFAULT_CONFIG)
+    config = load(cls, yaml_path, [*args.overrides, *_of_out(args)])
     if args.print_config:
         if rank_environment(os.environ).rank == 0:
             print(to_yaml(config), end="")
         raise SystemExit(0)
+    if yaml_path is None and not any(word.startswith("task.") for word in args.overrides):
+        raise ConfigError(
+            f"no task: give --config NAME, out of {', '.join(configs(tuning))}, or task.name=NAME"
+        )
     return args, config
 
 
-def describe(cls: type[PretrainConfig]) -> str:
+def _parser(cls: type[PretrainConfig], about: str | None) -> Parser:
+    tuning = cls is not PretrainConfig
+    parser = Parser(description=about, epilog=describe(cls, help_width()))
+    parser.spelling = spelling_for(cls)
+    run = parser.add_argument_group("what is run").add_argument
+    default = "finetune_NAME of task.name" if tuning else DEFAULT_CONFIG
+    run(
+        "--config",
+        type=config_path(tuning),
+        metavar="YAML",
+        help=f"meaning of the run: a file, or a shipped one: {', '.join(configs(tuning))} "
+        f"(default: {default})",
+    )
+    add_deepspeed_config(run, "zero2_bf16 on a GPU, else cpu, or cpu_fp32 without bfloat16")
+    run(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder of the run; the same as run.dir and run.name (default: these)",
+    )
+    run(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings that override those of --config; all are listed below",
+    )
+    start = parser.add_argument_group("how it starts").add_argument
+    start(
+        "--from-scratch",
+        action="store_true",
+        help="set an earlier run of this name aside, start anew",
+    )
+    start(
+        "--print-config",
+        action="store_true",
+        help="print every setting of the run as YAML and exit",
+    )
+    local_rank = ("--local_rank", "--local-rank")  # torch.distributed.launch: with a dash
+    start(*local_rank, type=int, metavar="N", help="given by the launcher, not used")
+    return parser
+
+
+def add_deepspeed_config(add: Callable[..., object], default: str) -> None:
+    """Add the option with `add`, an `add_argument`; `default` says what None stands for."""
+    add(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=ds_config_path,
+        metavar="JSON",
+        help=f"mechanics of the run: a file, or a shipped one: {', '.join(ds_configs())} "
+        f"(default: {default})",
+    )
+
+
+def _of_out(args: argparse.Namespace) -> list[str]:
+    """--out as settings."""
+    if args.out is None:
+        return []
+    for word in args.overrides:
+        if word.startswith(("run.dir=", "run.name=")):
+            raise ConfigError(f"option '{word}' does not go with --out {args.out}; leave one out")
+    out = os.path.abspath(args.out) if args.out.name in ("", "..") else args.out
+    folder, name = os.path.split(out)
+    return [f"run.dir={json.dumps(folder or '.')}", f"run.name={json.dumps(name)}"]
+
+
+def describe(cls: type[PretrainConfig], width: int = WIDEST_HELP) -> str:
     """Every `section.key`, its default and its meaning, as `--help` prints them."""
-    lines = ["options (in YAML, or as section.key=value on the command line):"]
+    lines = ["settings (in YAML, or as section.key=value on the command line):"]
     sections = cls()
     for section in dataclasses.fields(cls):
         defaults = getattr(sections, section.name)
+        lines.append("")
         for key, text in field_docs(type(defaults)).items():
             value = yaml.safe_dump(getattr(defaults, key), default_flow_style=True).split("\n")[0]
             option = f"{section.name}.{key}={value}"
-            lines.append(f"  {option:34s} {text}")
+            lines += textwrap.wrap(
+                f"  {option:34s} {text}",
+                width,
+                subsequent_indent=" " * 37,
+                break_on_hyphens=False,
+                break_long_words=False,
+            )
     return "\n".join(lines)
 
 

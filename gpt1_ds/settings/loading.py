@@ -19,6 +19,7 @@ from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, PretrainConfig
+from gpt1_ds.settings.spelling import settings_of, spelling_for
 from gpt1_ds.settings.written import DuplicateKeyError, Written, parse, plain
 
 Config = typing.TypeVar("Config", bound=PretrainConfig)
@@ -29,7 +30,7 @@ OCTAL_OR_BASE_60 = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-
 def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Config:
     """Defaults of `cls` < YAML file `path` < `section.key=value` overrides."""
     settings = _read_yaml(path) if path else []
-    settings += [_parse_override(text) for text in overrides]
+    settings += [_parse_override(cls, text) for text in overrides]
     config = cls()
     for setting in settings:
         _set(config, setting)
@@ -97,9 +98,12 @@ def _read_yaml(path: Path | str) -> list[Setting]:
     return settings
 
 
-def _parse_override(text: str) -> Setting:
+def _parse_override(cls: type[PretrainConfig], text: str) -> Setting:
     name, equals, value = text.partition("=")
     section, dot, key = name.partition(".")
+    if ".".join(name.split(".")[:2]) not in settings_of(cls):
+        if meant := spelling_for(cls)(name, value):
+            raise ConfigError(f"option '{text}': no such setting; write {meant}")
     if not (equals and dot and key):
         raise ConfigError(f"option '{text}': expected section.key=value, such as optim.lr=1e-4")
     try:

@@ -244,7 +244,8 @@ class InitConfig:
 @dataclass
 class TaskConfig:
     name: str = "sst2"
-    """Task to fine-tune, by its name in gpt1_ds/tasks."""
+    """Task to fine-tune: cola, conll2003, mnli, mrpc, qnli, qqp, race, rte, scitail, snli, sst2,
+    storycloze, stsb, wnli, wnut17; your own, described by task.kind and so on, has any name."""
     data: str = setting("", path=True)
     """Folder of the task's files in the publisher's layout."""
     lm_coef: float = setting(0.5, SHARE)

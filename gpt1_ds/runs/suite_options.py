@@ -1,0 +1,87 @@
+"""The options of the suite."""
+
+import torch
+
+from gpt1_ds.base.arguments import SEED, numeric
+from gpt1_ds.base.bounds import COUNT_OR_ZERO, Bounds
+from gpt1_ds.base.options import Parser, path
+from gpt1_ds.reports.suite_files import VARIANTS
+from gpt1_ds.settings.command_line import add_deepspeed_config
+from gpt1_ds.settings.sections import FinetuneConfig
+from gpt1_ds.settings.shipped import FINETUNE, configs
+from gpt1_ds.settings.spelling import spelling_for
+from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS
+
+RANKS = Bounds(high=1024, open_low=True)
+"""Processes of one host."""
+TASK_NAMES = ", ".join(name.removeprefix(FINETUNE) for name in configs(True))
+
+
+def suite_parser(about: str | None) -> Parser:
+    """`about` is the description in `--help`."""
+    parser = Parser(description=about)
+    parser.spelling = spelling_for(FinetuneConfig)
+    runs = parser.add_argument_group("runs").add_argument
+    runs(
+        "--init",
+        metavar="RUN",
+        help="pre-training run or checkpoint that all start from (no default)",
+    )
+    runs("--tasks", nargs="+", default=[], metavar="TASK", help=f"{TASK_NAMES} (no default)")
+    runs(
+        "--seeds",
+        nargs="+",
+        type=numeric("--seeds", int, SEED),
+        default=[1, 2, 3],
+        metavar="N",
+        help="seeds of each task (default: 1 2 3)",
+    )
+    runs(
+        "--data",
+        type=path,
+        default="tasks",
+        metavar="DIR",
+        help="folder of the tasks' own folders: SST-2, RTE and so on, as their YAML names them "
+        "(default: %(default)s)",
+    )
+    runs(
+        "--ablations",
+        nargs="+",
+        default=["none"],
+        choices=[*VARIANTS],
+        help="no_lm: without the auxiliary objective; scratch: without pre-training; "
+        "lstm: from --lstm; none: as it is (default)",
+    )
+    runs("--lstm", metavar="RUN", help="pre-training run with model.kind=lstm (no default)")
+    runs(
+        "--layers",
+        nargs="+",
+        type=numeric("--layers", int, COUNT_OR_ZERO),
+        default=[],
+        metavar="K",
+        help="also with the first K blocks alone transferred: Figure 2, left (default: all blocks)",
+    )
+    runs(
+        "--zero-shot",
+        nargs="*",
+        metavar="TASK",
+        help="also score each checkpoint of --init: Figure 2, right; "
+        f"{', '.join(ZERO_SHOT_METRICS)} (default: those below --data)",
+    )
+    start = parser.add_argument_group("how they run").add_argument
+    add_deepspeed_config(start, "by device, as for gpt1_ds.finetune")
+    start(
+        "--ranks",
+        type=numeric("--ranks", int, RANKS),
+        default=torch.cuda.device_count() or 1,
+        metavar="N",
+        help="processes a run (default: the GPUs, or 1)",
+    )
+    start(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder of the runs (default: suites/NAME of --init)",
+    )
+    start("--table-only", action="store_true", help="no run: collect what is in --out")
+    return parser

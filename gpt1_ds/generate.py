@@ -18,18 +18,15 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt1_ds.base.arguments import SEED, numeric, stdin_lines, text_of
-from gpt1_ds.base.bounds import COUNT_OR_ZERO, NUMBER, Bounds
+from gpt1_ds.base.bounds import COUNT_OR_ZERO, NUMBER
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import RUN_HELP, Parser
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress_bar
 from gpt1_ds.model.gpt import GPT
-from gpt1_ds.model.sampling import Sampling, generate
+from gpt1_ds.model.sampling import NEW_TOKENS, SAMPLES, TOP_P, Sampling, generate
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
-
-NEW_TOKENS = Bounds(high=10_000_000, open_low=True)
-SAMPLES = Bounds(high=100_000, open_low=True)
 
 
 def main(argv: list[str]) -> None:
@@ -103,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling(
         "--top-p",
         metavar="P",
-        type=numeric("--top-p", float, Bounds(high=1, open_low=True)),
+        type=numeric("--top-p", float, TOP_P),
         default=1.0,
         help="draw from the likeliest tokens that together have this probability, above 0 "
         "(default: %(default)s)",

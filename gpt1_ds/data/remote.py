@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gpt1_ds.base.errors import ConfigError, DataError, UserError
 from gpt1_ds.base.files import file_sha256, lock_file
@@ -30,6 +30,20 @@ FETCHERS = 4
 """Number of threads that download ahead."""
 REQUEST_SECONDS = 1800.0
 """Time limit for the download of one file. If the server sends nothing, `stall_seconds` applies."""
+
+
+class MissingFile(DataError):
+    """The server says that it has no such file."""
+
+
+class Options(NamedTuple):
+    """The names, in messages, of what the user gave."""
+
+    url: str
+    cache: str
+
+
+SHARDS = Options("data.shards", "data.cache")
 
 
 class FileSystem(Protocol):
@@ -53,14 +67,16 @@ class ShardCache:
         limit_bytes: int,
         attempts: int = 6,
         stall_seconds: float = 30.0,
+        options: Options = SHARDS,
     ):
         scheme, _, rest = url.partition("://")
         if scheme not in SCHEMES or "::" in url or not rest:
             raise ConfigError(
-                f"data.shards {hide_secrets(url)}: not a URL of {', '.join(SCHEMES)}; give one, or"
-                " a folder"
+                f"{options.url} {hide_secrets(url)}: not a URL of {', '.join(SCHEMES)}; give one, "
+                "or a folder"
             )
         self._url = url.rstrip("/")
+        self._options = options
         self._limit_bytes = limit_bytes
         self._attempts = attempts
         self._stall_seconds = stall_seconds
@@ -80,11 +96,12 @@ class ShardCache:
             owner = self._folder.stat().st_uid
         except OSError as error:
             raise ConfigError(
-                f"data.cache {self._folder}: {error.strerror}; choose another folder"
+                f"{self._options.cache} {self._folder}: {error.strerror}; choose another folder"
             ) from error
         if owner != os.getuid():  # any user can create a folder in TMPDIR
             raise ConfigError(
-                f"data.cache {self._folder}: belongs to another user; choose another folder"
+                f"{self._options.cache} {self._folder}: belongs to another user; choose "
+                "another folder"
             )
 
     def copy(self, name: str) -> None:
@@ -176,7 +193,7 @@ class ShardCache:
                         os.replace(part, path)
                         return
             except FileNotFoundError:
-                raise DataError(f"{shown}: is not there; check data.shards") from None
+                raise MissingFile(f"{shown}: is not there; check {self._options.url}") from None
             except UserError:
                 raise
             except Exception as error:  # each fsspec file system raises its own errors
@@ -199,13 +216,13 @@ class ShardCache:
             if not (of_folder or is_local_fault(error, part)):
                 raise
             raise DataError(
-                f"data.cache {self._folder}: {error.strerror}; free space there, or choose another"
-                " folder"
+                f"{self._options.cache} {self._folder}: {error.strerror}; free space there, or "
+                "choose another folder"
             ) from error
 
     @functools.cached_property
     def _files(self) -> FileSystem:
-        return _file_system(self._url, self._stall_seconds)
+        return _file_system(self._url, self._stall_seconds, self._options.url)
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -238,7 +255,7 @@ def _unverified_fault(path: Path, size: int | None) -> str:
     return "a web page came in its place" if is_web_page(path) else ""
 
 
-def _file_system(url: str, stall_seconds: float) -> FileSystem:
+def _file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
     """fsspec's file system for the scheme of `url`, through the proxies of the environment."""
     scheme = url.partition("://")[0]
     try:
@@ -257,5 +274,5 @@ def _file_system(url: str, stall_seconds: float) -> FileSystem:
         return fsspec.filesystem(scheme, client_kwargs=client)
     except ImportError as error:
         raise ConfigError(
-            f"data.shards {scheme}://: {error}; pip install 'gpt1-ds[remote]' (s3: s3fs too)"
+            f"{option} {scheme}://: {error}; pip install 'gpt1-ds[remote]' (s3: s3fs too)"
         ) from error

@@ -8,4 +8,5 @@ Files in reading order:
 - `kernels`: fast versions of dropout, attention, GELU, linear layers, and head + loss
 - `perplexity`: validation loss in training, and the likelihood of whole documents
 - `sampling`: continues prompts token by token
+- `inspection`: states between the blocks, weights of attention
 """

@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.model.gpt import GPT, KVCache
 
 BATCH_SEQUENCES = 32
 FLOAT32 = torch.finfo(torch.float32)
+NEW_TOKENS = Bounds(high=10_000_000, open_low=True)
+SAMPLES = Bounds(high=100_000, open_low=True)
+TOP_P = Bounds(high=1, open_low=True)
 
 
 @dataclass(frozen=True)

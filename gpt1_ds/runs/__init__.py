@@ -1,6 +1,7 @@
 """A training run: how it starts, its folder, its records, and how it is loaded when it is done.
 
-May import every other package; only the commands import this one. The files, in reading order:
+May import every other package. Only the commands import this one, and `gpt1_ds` itself at the first
+use of `gpt1_ds.load`. The files, in reading order:
 
 - `setup`: the start of a run, the same for pre-training and fine-tuning, and the `Run` itself.
 - `start_facts`: what all ranks of a start must have in common.
@@ -14,4 +15,8 @@ May import every other package; only the commands import this one. The files, in
 - `planned`: what the result of a run that is not there yet would be made from.
 - `suite_options`: the command line of the suite
 - `trained`: a finished run loaded again, for evaluation, generation and export.
+- `exported`: a folder for transformers, loaded in the same way.
+- `remote_run`: a run behind a URL, downloaded to a cache.
+- `inputs`: what the methods of `trained_model` take: texts, ids, examples of a task, numbers.
+- `trained_model`: what `gpt1_ds.load` gives: a trained run as one Python object.
 """

@@ -1,4 +1,4 @@
-"""Lists the documents of a shard directory, or prints one.
+"""Lists documents of a shard directory, or prints one.
 
     python -m data_prep.inspect_shards shards
     python -m data_prep.inspect_shards shards --corpus books --document emma.txt

@@ -30,10 +30,10 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"{word}: start it as python -m {names[word]}")
         raise ConfigError(f"{word}: no command; {near(word, names)}")
     for name, does in commands.items():
-        print(f"{name:27} {does}")
+        print(f"{name:25}  {does}")
     print(
-        "\nEach is started as `python -m NAME`, those two that train by `deepspeed`; its --help has"
-        "\nevery option. An installed package has them as gpt1-NAME too, such as gpt1-train."
+        "\nStart one as `python -m NAME`, and train and finetune by `deepspeed`: its --help"
+        "\nhas examples and every option. Installed, they are also gpt1-train and so on."
     )
 
 

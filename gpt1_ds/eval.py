@@ -1,4 +1,4 @@
-"""Score a run: perplexity on shards or text, metrics of tasks.
+"""Score a run: perplexity on texts, metrics of tasks.
 
     python -m gpt1_ds.eval runs/gpt1 --data shards --corpus books
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --stride 128

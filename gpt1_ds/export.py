@@ -1,4 +1,4 @@
-"""Export a run to Hugging Face transformers, or import one.
+"""Export a run to Hugging Face, or import one.
 
     python -m gpt1_ds.export runs/gpt1 --out gpt1-hf
     python -m gpt1_ds.export openai-gpt --from-hf --out runs/imported
@@ -94,8 +94,10 @@ class Head(NamedTuple):
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    if (args.out is None) == (args.place is None):
-        raise ConfigError("--out DIR: give the folder to make, once")
+    if args.out is None and args.place is None:
+        raise ConfigError("--out is not set; give the folder to make")
+    if args.out is not None and args.place is not None:
+        raise ConfigError(f"--out {args.out}: {args.place} is given too; leave one out")
     source, out = Path(args.source), args.out or args.place
     if out.exists():
         raise ConfigError(f"--out {out}: exists; choose another")

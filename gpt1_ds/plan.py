@@ -1,9 +1,11 @@
-"""Plan a run: memory, time and cost for every ZeRO stage.
+"""Plan a run: memory, time and cost.
 
     python -m gpt1_ds.plan --nodes 2 --gpus-per-node 8 model.preset=1.3b
     python -m gpt1_ds.plan --sweep
 
-The second compares the presets on 8 to 4,096 GPUs. All of it is computed, nothing is started.
+The first shows every ZeRO stage, the second compares the presets on 8 to 4,096 GPUs. All of it is
+computed, nothing is started.
+
 Memory is what this project's model saves for the backward pass and what DeepSpeed keeps
 (`engine/memory.py`). Time is that of the matrix products at a stated share of the peak, and of the
 communication that they cannot hide. Source: Rajbhandari et al. 2020 (ZeRO), sections 5 and 7.

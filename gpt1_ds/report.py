@@ -1,4 +1,4 @@
-"""Write an HTML page about a run, or several side by side.
+"""Write an HTML page about one run or several.
 
     python -m gpt1_ds.report runs/gpt1
     python -m gpt1_ds.report runs/a runs/b --out both.html

@@ -5,6 +5,7 @@ A change of a table below breaks the scripts of users, so think of them first.
 """
 
 import dataclasses
+import importlib
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from data_prep import train_tokenizer
+from gpt1_ds import __main__ as list_of_commands
 from gpt1_ds import finetune, plan, suite, train
 from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.version import VERSION
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 from tests.conftest import ROOT, run, succeed
 
@@ -171,6 +174,27 @@ def test_help_names_every_option(path):
         }
         assert set(FROZEN_KEYS) <= keys
         assert path == "gpt1_ds/train.py" or set(FROZEN_TASK_KEYS) <= keys
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_every_command_has_a_version(path, capsys):
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    with pytest.raises(SystemExit):
+        module.main(["--version"])
+    assert capsys.readouterr().out == f"gpt1_ds {VERSION}\n"
+
+
+def test_the_list_of_commands(capsys):
+    list_of_commands.main([])
+    listed, _, more = capsys.readouterr().out.partition("\n\n")
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert sorted(names) == sorted(p.removesuffix(".py").replace("/", ".") for p in OPTIONS)
+    assert all(27 < len(line) <= 80 for line in listed.splitlines()) and "--help" in more
+    for word, answer in (("train", "python -m gpt1_ds.train"), ("trian", "did you mean 'train'?")):
+        with pytest.raises(ConfigError, match=re.escape(answer)):
+            list_of_commands.main([word])
+    imported = "import sys, gpt1_ds.__main__ as m; m.main([]); assert 'torch' not in sys.modules"
+    succeed("python", "-c", imported)
 
 
 @pytest.mark.parametrize("path", OPTIONS)

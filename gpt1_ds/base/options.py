@@ -20,8 +20,8 @@ from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.base.urls import hide_secrets
 from gpt1_ds.base.version import VERSION
 
-WIDEST_HELP = 100
-"""Columns. Longer lines are hard to read."""
+NARROWEST_HELP, WIDEST_HELP = 40, 100
+"""Columns. Other lines are hard to read."""
 SURELY_MEANT, PROBABLY_MEANT = 0.8, 0.7
 """Similarity of two names from which one is a slip of the other."""
 RUN_HELP = "run folder (runs/NAME), one of its checkpoints/step-*, or its best/"
@@ -128,7 +128,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 def help_width() -> int:
     """Columns of the text that `--help` prints."""
-    return min(shutil.get_terminal_size().columns, WIDEST_HELP) - 2
+    return max(NARROWEST_HELP, min(shutil.get_terminal_size().columns, WIDEST_HELP)) - 2
 
 
 def _filled(paragraph: str, width: int) -> str:
@@ -166,7 +166,7 @@ def path(text: str) -> Path:
 def run_path(text: str) -> Path:
     """The folder of a run, also where one of its checkpoints is named, or its best/."""
     given = path(text)
-    for folder in (given, *Path(os.path.abspath(given)).parents[:2]):
-        if (folder / "config.yaml").exists():
+    for folder in (given, *Path(os.path.abspath(given)).parents[:3]):
+        if given.exists() and (folder / "config.yaml").exists():
             return folder
     return given

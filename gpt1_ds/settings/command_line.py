@@ -39,15 +39,16 @@ def arguments(
     parser = _parser(cls, about)
     args = parser.parse_intermixed_args(argv)
     tuning = cls is not PretrainConfig
-    yaml_path = args.config
-    if yaml_path is None:
-        yaml_path = config_of_task(args.overrides) if tuning else config_path(False)(DEFAULT_CONFIG)
-    config = load(cls, yaml_path, [*args.overrides, *_of_out(args)])
+    if args.config is None:
+        args.config = (
+            config_of_task(args.overrides) if tuning else config_path(False)(DEFAULT_CONFIG)
+        )
+    config = load(cls, args.config, [*args.overrides, *_of_out(args)])
     if args.print_config:
         if rank_environment(os.environ).rank == 0:
             print(to_yaml(config), end="")
         raise SystemExit(0)
-    if yaml_path is None and not any(word.startswith("task.") for word in args.overrides):
+    if args.config is None and not any(word.startswith("task.") for word in args.overrides):
         raise ConfigError(
             f"no task: give --config NAME, out of {', '.join(configs(tuning))}, or task.name=NAME"
         )

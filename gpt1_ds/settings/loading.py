@@ -103,7 +103,8 @@ def _parse_override(cls: type[PretrainConfig], text: str) -> Setting:
     section, dot, key = name.partition(".")
     if ".".join(name.split(".")[:2]) not in settings_of(cls):
         if meant := spelling_for(cls)(name, value):
-            raise ConfigError(f"option '{text}': no such setting; write {meant}")
+            problem = "no such setting" if dot else "expected section.key=value"
+            raise ConfigError(f"option '{text}': {problem}; write {meant}")
     if not (equals and dot and key):
         raise ConfigError(f"option '{text}': expected section.key=value, such as optim.lr=1e-4")
     try:

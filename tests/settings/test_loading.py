@@ -56,8 +56,8 @@ def test_overrides_win_over_yaml_and_yaml_over_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optim.lrr=1", ["optim.lrr", "did you mean 'lr'"]),
-        ("optm.lr=1", ["optm", "did you mean 'optim'"]),
+        ("optim.lrr=1", ["optim.lrr", "write optim.lr=1"]),
+        ("optm.lr=1", ["optm", "write optim.lr=1"]),
         ("optim.lr=fast", ["optim.lr", "fast", "float"]),
         ("train.global_batch=1.5", ["train.global_batch", "1.5", "int"]),
         ("train.epochs=0", ["train.epochs", "above 0"]),

@@ -1,6 +1,7 @@
 """The folder of a checkpoint: file names, integrity, the search for the newest valid one."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -47,17 +48,21 @@ def has_checkpoint(run_dir: Path) -> bool:
 def find_checkpoint(path: Path | str) -> Path:
     """The checkpoint `path` itself, or the newest one that verifies if `path` is a run folder.
 
-    DataError if there is none.
+    A run's folder checkpoints/ stands for the run. DataError if there is none.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
         candidates = [path]
     else:
-        candidates = checkpoint_folders(path / "checkpoints")
+        candidates = checkpoint_folders(path / "checkpoints") or checkpoint_folders(path)
     for folder in candidates:
         faults = find_faults(folder)
         if not faults:
-            return folder
+            # The run's tokenizer is looked for in the folder above the one above.
+            above = folder.parts[-3:-1]
+            return (
+                folder if len(above) == 2 and ".." not in above else Path(os.path.abspath(folder))
+            )
         print(f"{folder}: {faults[0]}; trying the checkpoint before it", file=sys.stderr)
     valid = "valid " if candidates else ""
     raise DataError(

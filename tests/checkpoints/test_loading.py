@@ -151,6 +151,16 @@ def test_a_flipped_byte_in_any_file_falls_back_on_all_ranks(ranks, tiny_shards, 
     ) == [2, 2]
 
 
+def test_a_checkpoint_is_found_from_every_folder_of_its_run(run, monkeypatch):
+    step = newest(run)
+    places = [(run, "."), (run, "checkpoints"), (run.parent, run.name), (run, step)]
+    places += [(step.parent, "."), (step.parent, step.name), (step, "."), (step, "..")]
+    for folder, name in places:
+        monkeypatch.chdir(folder)
+        found = find_checkpoint(name)
+        assert found.samefile(step) and found.parents[1].samefile(run), (folder, name)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_cut_empty_and_missing_files_are_named_and_fall_back(run, name, capsys):
     path = newest(run) / name

@@ -118,7 +118,8 @@ def _of_out(args: argparse.Namespace) -> list[str]:
             raise ConfigError(f"option '{word}' does not go with --out {args.out}; leave one out")
     out = os.path.abspath(args.out) if args.out.name in ("", "..") else args.out
     folder, name = os.path.split(out)
-    return [f"run.dir={json.dumps(folder or '.')}", f"run.name={json.dumps(name)}"]
+    settings = {"run.dir": folder or ".", "run.name": name}
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
 
 
 def describe(cls: type[PretrainConfig], width: int = WIDEST_HELP) -> str:

@@ -1,11 +1,15 @@
 """The options of the training commands: `--help` from the fields, `--print-config`."""
 
 import dataclasses
+import os
+from functools import partial
 
 import pytest
 import yaml
 
-from gpt1_ds.settings.command_line import describe, field_docs
+from gpt1_ds import train
+from gpt1_ds.runs.suite_options import suite_parser
+from gpt1_ds.settings.command_line import _parser, describe, field_docs
 from gpt1_ds.settings.loading import load, to_dict, to_yaml
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig, TaskConfig
 from gpt1_ds.tasks import TASKS
@@ -21,6 +25,24 @@ def test_help_describes_every_key():
         for key in keys:
             line = next(line for line in lines if line.startswith(f"  {section}.{key}="))
             assert len(line.split(maxsplit=1)[1]) > 5, f"{section}.{key} has no description"
+
+
+@pytest.mark.parametrize(
+    "out", ["runs/one", "one", "/tmp/a: b/\u00fc \U0001f600", "null/~", "../x/."]
+)
+def test_out_is_the_folder_of_the_run(out, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        train.main(["--print-config", "--out", out])
+    run = yaml.safe_load(capsys.readouterr().out)["run"]
+    assert os.path.abspath(os.path.join(run["dir"], run["name"])) == os.path.abspath(out)
+
+
+@pytest.mark.parametrize("make", [partial(_parser, FinetuneConfig), suite_parser])
+def test_the_deepspeed_json_has_two_spellings_and_a_name(make):
+    for option in ("--deepspeed_config", "--deepspeed-config"):
+        args = make(None).parse_args([option, "cpu"])
+        assert args.deepspeed_config.endswith("/ds_configs/cpu.json")
 
 
 def test_help_names_every_task():

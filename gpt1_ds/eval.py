@@ -4,7 +4,10 @@
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --stride 128
     python -m gpt1_ds.eval runs/gpt1 --data news.en.heldout --lines
     python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2/dev.tsv
-    python -m gpt1_ds.eval runs/sst2 --predict < sentences.txt
+    python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2 --probabilities --out dev.tsv
+    python -m gpt1_ds.eval runs/sst2 --predict --probabilities < sentences.txt
+    python -m gpt1_ds.eval runs/sst2 --calibrate
+    python -m gpt1_ds.eval --ensemble runs/suite --task sst2 --data SST-2
     python -m gpt1_ds.eval runs/gpt1 --zero-shot race --data RACE
 
 Three figures come from the same sum of nats: perplexity a token; perplexity a word, where the
@@ -29,46 +32,41 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from gpt1_ds.base.arguments import numeric, stdin_lines
+from gpt1_ds.base.arguments import numeric
 from gpt1_ds.base.bounds import COUNT_OR_ZERO
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
-from gpt1_ds.base.options import RUN_HELP, Parser
-from gpt1_ds.checkpoints.folder import find_checkpoint
-from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.base.options import RUN_HELP, Parser, path
 from gpt1_ds.data.manifest import MANIFEST, read_manifest
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.perplexity import sum_and_error, token_nll
-from gpt1_ds.runs.trained import build_task_model, load_gpt, run_tokenizer
-from gpt1_ds.settings.sections import TaskConfig
-from gpt1_ds.tasks import TASKS, Task, build_task
-from gpt1_ds.tasks.examples import Example, Label
-from gpt1_ds.tasks.heads import TaskModel
-from gpt1_ds.tasks.predicting import predict
-from gpt1_ds.tasks.scores import majority_score, scores_by_part, task_metrics
+from gpt1_ds.runs.task_scoring import Asked, calibrate_run, predict_lines, print_scores, score_task
+from gpt1_ds.runs.trained import load_gpt, run_tokenizer
+from gpt1_ds.tasks import TASKS
+from gpt1_ds.tasks.scores import majority_score, task_metrics
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
 
-MODES = ("predict", "task", "zero_shot")
+MODES = ("predict", "calibrate", "task", "ensemble", "zero_shot")
+OF_PREDICTIONS = ("task", "ensemble", "probabilities", "uncalibrated")
 TAKES = {
-    "predict": ("predict", "task"),
-    "task": ("task", "data"),
+    "predict": ("predict", *OF_PREDICTIONS),
+    "calibrate": ("calibrate", "task", "data"),
+    "task": ("data", "with_text", "out", *OF_PREDICTIONS),
+    "ensemble": ("data", "with_text", "out", *OF_PREDICTIONS),
     "zero_shot": ("zero_shot", "data"),
     "text": ("data", "corpus", "lines", "stride"),
 }
 """The options that go with each mode of the command."""
 LARGEST_EXPONENT = 700.0
 """The largest float64 is about e^709."""
-OF_ONES_OWN = ("kind", "columns", "labels", "files", "metrics")
-"""The keys that describe a task in place of its name."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,32 @@ class Text:
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     mode = next((name for name in MODES if getattr(args, name)), "text")
-    for name in ("data", "corpus", "lines", "stride", *MODES):
+    for name in sorted(set(chain.from_iterable(TAKES.values()))):
         if getattr(args, name) and name not in TAKES[mode]:
             raise ConfigError(f"{_option(name)} does not go with {_option(mode)}; leave it out")
+    if args.run is None and not args.ensemble:
+        raise ConfigError("RUN is not set; give a run folder, or several with --ensemble")
+    asked = Asked(
+        runs=[args.run] * (args.run is not None) + (args.ensemble or []),
+        is_ensemble=bool(args.ensemble),
+        task=args.task,
+        data=args.data,
+        probabilities=args.probabilities,
+        with_text=args.with_text,
+        out=args.out,
+        uncalibrated=args.uncalibrated,
+    )
     if mode == "predict":
-        predict_lines(args.run, args.task)
+        predict_lines(asked)
+        return
+    if mode == "calibrate":
+        calibrate_run(asked)
         return
     if args.data is None and mode != "text":
         raise ConfigError(f"--data is not set; give the file or folder for {_option(mode)}")
     args.data = args.data or Path("shards")
-    if mode == "task":
-        score_task(args.run, args.task, args.data)
+    if mode in ("task", "ensemble"):
+        score_task(asked)
     elif mode == "zero_shot":
         score_zero_shot(args.run, args.zero_shot, args.data)
     else:
@@ -111,7 +124,7 @@ def _option(name: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
     text = parser.add_argument_group("what is scored").add_argument
     text(
         "--data",
@@ -153,7 +166,49 @@ def _parser() -> argparse.ArgumentParser:
         help="score a pre-trained run, as it is, on the task's folder --data: "
         f"{', '.join(ZERO_SHOT_METRICS)} (default: perplexity)",
     )
+    _add_fine_tuned(parser)
     return parser
+
+
+def _add_fine_tuned(parser: argparse.ArgumentParser) -> None:
+    """The options of fine-tuned runs."""
+    option = parser.add_argument_group("fine-tuned runs").add_argument
+    option(
+        "--probabilities",
+        action="store_true",
+        help="with --task, --ensemble or --predict: a column for the probability of each class; of "
+        "similarity scores the score, of words that of their tag",
+    )
+    option(
+        "--with-text",
+        action="store_true",
+        help="with --task or --ensemble: a column for each text",
+    )
+    option(
+        "--out",
+        type=path,
+        metavar="FILE",
+        help="with --task or --ensemble: the table of predictions (default: "
+        "RUN/evaluation-DATA.tsv with --probabilities or --with-text, else none)",
+    )
+    option(
+        "--ensemble",
+        nargs="+",
+        metavar="RUN",
+        help="several runs of a task as one: the mean of their probabilities or scores; a suite's "
+        "folder stands for its runs of --task",
+    )
+    option(
+        "--calibrate",
+        action="store_true",
+        help="fit one temperature for the probabilities on --data (default: the dev file of the "
+        "run's task.data), and keep it in RUN/calibration.json",
+    )
+    option(
+        "--uncalibrated",
+        action="store_true",
+        help="probabilities without the run's calibration.json",
+    )
 
 
 def score_text(args: argparse.Namespace) -> None:
@@ -214,73 +269,6 @@ def perplexity(unit: str, nats: float, error: float, counted: str) -> str:
     return f"  {unit + ' perplexity':16} {mean:12.4f} ± {mean * error:.4f}, {counted}"
 
 
-class FineTuned(NamedTuple):
-    """The model with a fine-tuned run's best weights, its task and its tokenizer."""
-
-    model: TaskModel
-    task: Task
-    name: str
-    tokenizer: Tokenizer
-    folder: Path
-
-
-def load_fine_tuned(run: str, name: str | None) -> FineTuned:
-    """Load the best weights of `run`.
-
-    Another task `name` must have the same kind and labels. It keeps the options of the run's task,
-    such as squared_error: the head was trained with them.
-    """
-    best = Path(run) / "best"
-    folder = find_checkpoint(best if best.is_dir() else run)
-    weights, state = load_weights(folder)
-    model, task = build_task_model(weights, state, folder)
-    trained_for = (state.task or {})["name"]
-    if name and name != trained_for:
-        trained = task
-        options = {**(state.task or {})["config"], "name": name, **dict.fromkeys(OF_ONES_OWN)}
-        task = build_task(TaskConfig(**options), strict=False)
-        if (task.kind, task.classes) != (trained.kind, trained.classes):
-            raise ConfigError(
-                f"--task {name}: {folder} was trained for {trained_for}, with other labels"
-            )
-    return FineTuned(model, task, trained_for, run_tokenizer(folder, state), folder)
-
-
-def predict_lines(run: str, name: str | None) -> None:
-    """Print a label for each line of stdin, before the line."""
-    tuned = load_fine_tuned(run, name)
-    lines = stdin_lines("--predict")
-    examples = []
-    for number, line in enumerate(lines, 1):
-        examples.append(tuned.task.from_line(line, f"stdin line {number}"))
-    for label, line in zip(predictions(tuned, examples), lines, strict=True):
-        print(f"{tuned.task.show(label)}\t{line}")
-
-
-def score_task(run: str, name: str, data: Path) -> None:
-    """Print the metrics of a fine-tuned run's best weights on `data`."""
-    tuned = load_fine_tuned(run, name)
-    metrics = tuned.task.metrics
-    examples = tuned.task.read(data, "dev")
-    predicted = predictions(tuned, examples)
-    gold = [example.label for example in examples]
-    parts = [example.part for example in examples]
-    n_classes = len(tuned.task.classes)
-    scores = task_metrics(metrics, gold, predicted, n_classes)
-    print_scores(f"{tuned.folder} on {data}", scores, len(examples))
-    by_part = scores_by_part(metrics, "dev", parts, gold, predicted, n_classes)
-    for part, scores in by_part.items():
-        print_scores(f"  {part}", scores, parts.count(part.removeprefix("dev_")))
-
-
-def predictions(tuned: FineTuned, examples: list[Example]) -> list[Label]:
-    encoded = tuned.task.encode(examples, tuned.tokenizer, tuned.model.gpt.config.n_ctx)
-    special = tuned.tokenizer.special_ids
-    found = predict(tuned.model, tuned.task, encoded, special, tuned.name)
-    assert found is not None  # None only if a stop was requested, which cannot happen here
-    return found
-
-
 def score_zero_shot(run: str, name: str, data: Path) -> None:
     """Print the metrics of a pre-trained run on a task, without fine-tuning."""
     model, state, folder = load_gpt(run)
@@ -289,11 +277,6 @@ def score_zero_shot(run: str, name: str, data: Path) -> None:
     scores = task_metrics(ZERO_SHOT_METRICS[name], gold, predicted)
     scores["majority"] = majority_score(ZERO_SHOT_METRICS[name][0], gold, gold)
     print_scores(f"{folder} on {data}, zero-shot", scores, len(gold))
-
-
-def print_scores(title: str, scores: dict[str, float], examples: int) -> None:
-    listed = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
-    print(f"{title}: {listed}; {examples:,} examples")
 
 
 def read_shards(root: Path, corpus: str | None, tokenizer: Tokenizer) -> Iterator[Text]:

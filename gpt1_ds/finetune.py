@@ -55,10 +55,11 @@ from gpt1_ds.runs.fine_tuning import (
     read_task_data,
     settle_best,
     starting_point,
-    write_predictions,
+    texts_of,
     write_result,
 )
 from gpt1_ds.runs.losses import TaskLosses
+from gpt1_ds.runs.predictions import write_predictions
 from gpt1_ds.runs.provenance import facts_of_run
 from gpt1_ds.runs.setup import read_settings, shape_of, start_engine
 from gpt1_ds.runs.trained import build_task_model
@@ -97,6 +98,7 @@ def main(argv: list[str]) -> None:
         if source and not resumes:
             initial = load_transferred_weights(gpt, source, config.task.n_transfer)
         module = TaskModel(gpt, task.kind, task.n_outputs, config.task.pool, config.task.clf_pdrop)
+        module.class_weights = data.class_weights
         started = start_engine(settings, module, tokenizer, initial, facts)
         run = FineTuning(settings, started, stop, data)
         earlier = before if run.is_done(run.state) else None
@@ -196,7 +198,8 @@ def train_step(
     timer = timer or StepTimer()
     examples = [data.train[index] for index in batch]
     lengths = [example.length for example in examples]
-    counts = Counts(sum(map(n_targets, examples)), sum(map(n_lm_targets, examples)))
+    n_labels = sum(n_targets(example, data.class_weights) for example in examples)
+    counts = Counts(n_labels, sum(map(n_lm_targets, examples)))
     accumulation, world_size = engine.gradient_accumulation_steps(), collectives.world_size()
     micro_batch = engine.train_micro_batch_size_per_gpu()
     shares = micro_batches(lengths, micro_batch, accumulation, collectives.rank(), world_size)
@@ -221,8 +224,7 @@ def train_step(
             engine.backward(loss * (accumulation * world_size))
         with timer.part("optimizer"):
             engine.step()
-        # A batch may have no labelled token at all: then its task loss is 0.
-        means = [task_loss.detach() / max(1, counts.targets), lm_loss.detach() / counts.lm_targets]
+        means = [task_loss.detach() / counts.divisor, lm_loss.detach() / counts.lm_targets]
         parts.append(torch.stack(means))
     return torch.stack(parts).sum(0)
 
@@ -297,7 +299,9 @@ def save_best(run: FineTuning, state: CheckpointState, predictions: Sequence[Lab
     collectives.on_main(lambda: data.tokenizer.copy_to(folder / "tokenizer"))
     save_checkpoint(run.engine, folder, state.step, state, keep=1)
     collectives.on_main(
-        lambda: write_predictions(run.folder, data.task, "dev", data.gold, predictions)
+        lambda: write_predictions(
+            run.folder, data.task, "dev", data.gold, predictions, data.dev_texts
+        )
     )
 
 
@@ -350,7 +354,10 @@ def finish(run: FineTuning) -> dict[str, dict[str, float]]:
         if predictions is None:
             raise stopped(run, run.engine.global_steps)
         gold = [example.label for example in examples]
-        collectives.on_main(partial(write_predictions, run.folder, task, split, gold, predictions))
+        texts = texts_of(run.config.task, examples)
+        collectives.on_main(
+            partial(write_predictions, run.folder, task, split, gold, predictions, texts)
+        )
         if None not in gold:
             parts = [example.part for example in examples]
             n_classes = len(task.classes)

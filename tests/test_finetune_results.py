@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt1_ds import eval as gpt1_eval
 from gpt1_ds.base.files import file_sha256
 from gpt1_ds.checkpoints.folder import checkpoint_sha256, find_checkpoint, read_state
 from gpt1_ds.checkpoints.loading import load_weights
+from gpt1_ds.runs.fine_tuned import load_fine_tuned, predictions
 from gpt1_ds.tasks.scores import task_metrics
 from tests.support.fine_tuning import arguments, logged, task_of
 
@@ -18,9 +18,9 @@ SHORT = ["task.max_examples=16", "train.global_batch=8", "eval.batches=4", "opti
 
 def scores_now(run: Path, data: Path) -> dict[str, float]:
     """The metrics that `eval --task` prints."""
-    tuned = gpt1_eval.load_fine_tuned(str(run), None)
+    tuned = load_fine_tuned(str(run), None)
     examples = tuned.task.read(data, "dev")
-    predicted = gpt1_eval.predictions(tuned, examples)
+    predicted = predictions(tuned, examples)
     gold = [example.label for example in examples]
     return task_metrics(tuned.task.metrics, gold, predicted, len(tuned.task.classes))
 

@@ -11,12 +11,15 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `budget`: what a resumed run says if its schedule ends at another step than before.
 - `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
 - `provenance`: what a result was made from, and what differs from another start.
-- `fine_tuning`: what a fine-tuning run has besides: examples, their order, predictions, result.
+- `fine_tuning`: what a fine-tuning run has besides: examples, their order, result.
 - `planned`: what the result of a run that is not there yet would be made from.
 - `suite_options`: the command line of the suite
+- `predictions`: tables of predictions, and the report by class that is made from one.
 - `trained`: a finished run loaded again, for evaluation, generation and export.
 - `exported`: a folder for transformers, loaded in the same way.
 - `remote_run`: a run behind a URL, downloaded to a cache.
 - `inputs`: what the methods of `trained_model` take: texts, ids, examples of a task, numbers.
 - `trained_model`: what `gpt1_ds.load` gives: a trained run as one Python object.
+- `fine_tuned`: a fine-tuned run loaded again, its probabilities, its calibration.
+- `task_scoring`: scores, predictions, ensembles and calibration, for `eval`.
 """

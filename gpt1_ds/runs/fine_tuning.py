@@ -28,13 +28,16 @@ from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
+from gpt1_ds.runs.predictions import Texts, report_of_predictions
 from gpt1_ds.runs.provenance import differences, examples_digest, made_from
 from gpt1_ds.runs.setup import InitialWeights, Run, Settings, Started, shape_of
 from gpt1_ds.runs.trained import run_tokenizer
 from gpt1_ds.settings.loading import run_folder
-from gpt1_ds.settings.sections import PRESETS, FinetuneConfig
+from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, TaskConfig
 from gpt1_ds.tasks import Encoded, Example, Task
-from gpt1_ds.tasks.batches import epoch_batches, subset
+from gpt1_ds.tasks.batches import classes_of, epoch_batches, subset
+from gpt1_ds.tasks.class_report import brief
+from gpt1_ds.tasks.class_weights import class_weights
 from gpt1_ds.tasks.examples import Label
 from gpt1_ds.tasks.scores import majority_score
 from gpt1_ds.tasks.splits import oddities, read_splits, vanished_texts
@@ -61,6 +64,10 @@ class TaskData:
     """Number and hash of the examples in the files of train and dev."""
     majority: float
     """The score on dev of the commonest answer of the training set."""
+    class_weights: list[float] | None = None
+    """Of each class, in the task loss."""
+    dev_texts: Texts | None = None
+    """The texts of dev, if they go to the table of predictions."""
     warnings: list[str] = field(default_factory=list)
     """What is odd about the files and their examples."""
 
@@ -135,13 +142,17 @@ class FineTuning(Run[FinetuneConfig]):
         """
         config = self.config
         lengths = [example.length for example in self.data.train]
+        classes = None
+        if config.task.sampling == "balanced":
+            classes = [classes_of(example)[0] for example in self.data.train]
+        batch, seed = config.train.global_batch, config.run.seed
         epoch, index = cursor.epoch, cursor.index
         while True:
-            batches = epoch_batches(lengths, config.train.global_batch, config.run.seed, epoch)
-            for batch in batches[index:]:
+            batches = epoch_batches(lengths, batch, seed, epoch, classes)
+            for indices in batches[index:]:
                 index += 1
                 ends_epoch = index >= self.steps_per_epoch
-                yield batch, Cursor(epoch + 1, 0) if ends_epoch else Cursor(epoch, index)
+                yield indices, Cursor(epoch + 1, 0) if ends_epoch else Cursor(epoch, index)
             epoch, index = epoch + 1, 0
 
 
@@ -218,6 +229,8 @@ def read_task_data(
         others=splits,
         digests=digests,
         majority=majority_score(task.metrics[0], labels, gold, len(task.classes)),
+        class_weights=class_weights(config.task, task, encoded["train"]),
+        dev_texts=texts_of(config.task, dev),
         warnings=warnings + vanished_texts(encoded),
     )
 
@@ -289,24 +302,9 @@ def _layer(name: str) -> int:
     return -1 if name in ("wte", "wpe") else 0
 
 
-def write_predictions(
-    folder: Path, task: Task, split: str, gold: Sequence[Label], predictions: Sequence[Label]
-) -> None:
-    """predictions-SPLIT.tsv in `folder`; for a test file of GLUE also glue/NAME.tsv.
-
-    The latter is in the format that GLUE's site takes.
-    """
-    shown = [task.show(prediction) for prediction in predictions]
-    labels = ["" if label is None else task.show(label) for label in gold]
-    rows = ["index\tgold\tprediction\n"]
-    for index, (label, prediction) in enumerate(zip(labels, shown, strict=True)):
-        rows.append(f"{index}\t{label}\t{prediction}\n")
-    write_atomically(folder / f"predictions-{split}.tsv", "".join(rows))
-    if split in task.glue:
-        rows = [f"{index}\t{prediction}\n" for index, prediction in enumerate(shown)]
-        (folder / "glue").mkdir(exist_ok=True)
-        path = folder / "glue" / f"{task.glue[split]}.tsv"
-        write_atomically(path, "index\tprediction\n" + "".join(rows))
+def texts_of(config: TaskConfig, examples: Sequence[Example]) -> Texts | None:
+    """The texts for the table of predictions; None if the user did not ask for them."""
+    return [example.texts for example in examples] if config.predictions_with_text else None
 
 
 def settle_best(folder: Path, best: Json | None) -> Json | None:
@@ -351,6 +349,7 @@ def write_result(
     metric = data.task.metrics[0]
     score = best["metrics"][metric]
     confusion = best["confusion"]
+    report = report_of_predictions(run.folder, data.task, data.gold)
     files = [run.folder / f"predictions-{split}.tsv" for split in ("dev", *data.others)]
     result = {
         "task": config.task.name,
@@ -365,6 +364,7 @@ def write_result(
         "best_step": best["step"],
         "cut": data.cut,
         "splits": best["parts"] | splits,
+        "by_class": report,
         "confusion": confusion and {"classes": list(data.task.classes), "counts": confusion},
         "files": {file.name: file_sha256(file) for file in files if file.exists()},
         "made_from": facts,
@@ -374,3 +374,5 @@ def write_result(
         f"{config.task.name}: {metric} {score:.4f} on {len(data.dev)} dev examples at step "
         f"{best['step']} (majority {data.majority:.4f}); see {path}"
     )
+    if report:
+        say(f"F1 by class: {brief(report)}")

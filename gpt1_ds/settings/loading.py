@@ -129,20 +129,26 @@ def _set(config: PretrainConfig, setting: Setting) -> None:
     name, hint = f"{section}.{key}", hints[key]
     (is_path,) = (f.metadata.get("path") for f in dataclasses.fields(target) if f.name == key)
     if dot:
-        value = {entry: value} if _kind(hint) is dict else None
+        value = {entry: value} if dict in map(_class_of, _options(hint)) else None
     if is_path and hint is str and value == Written("~", None):
         value = Written("~", "~")
     typed = _typed(value, hint, name, where)
     if dot:
-        typed = {**(getattr(target, key) or {}), **typing.cast(Json, typed)}
+        before = getattr(target, key)
+        entries = before if isinstance(before, dict) else {}
+        typed = {**entries, **typing.cast(Json, typed)}
     setattr(target, key, _home(typed) if is_path else typed)
 
 
-def _kind(hint: object) -> type:
-    """The class that a field is annotated with, without `| None` and without arguments."""
+def _options(hint: object) -> tuple[type, ...]:
+    """The types that a field is annotated with, without `None`."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind = next(option for option in options if option is not type(None))
-    return typing.get_origin(kind) or kind
+    return tuple(option for option in options if option is not type(None))
+
+
+def _class_of(option: type) -> type:
+    """A type without its arguments."""
+    return typing.get_origin(option) or option
 
 
 def _home(value: object) -> object:
@@ -154,12 +160,12 @@ def _home(value: object) -> object:
 
 def _typed(value: object, hint: object, name: str, where: str) -> object:
     """`value`, from `written.parse`, as the type that a field is annotated with."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if plain(value) is None and type(None) in options:
+    options = _options(hint)
+    if plain(value) is None and type(None) in typing.get_args(hint):
         return None
-    kind = next(option for option in options if option is not type(None))
-    arguments = typing.get_args(kind)
-    kind = typing.get_origin(kind) or kind
+    fitting = (option for option in options if _class_of(option) is type(value))
+    option = next(fitting, options[0])
+    kind, arguments = _class_of(option), typing.get_args(option)
     if kind is list and isinstance(value, list):
         return [_typed(item, arguments[0], name, where) for item in value]
     if kind is dict and isinstance(value, dict):
@@ -206,6 +212,9 @@ def _check_value(value: object, bounds: Bounds, name: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             _check_value(item, bounds, f"{name}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_value(item, bounds, f"{name}[{index}]")
     elif isinstance(value, str | int | float) and (problem := bounds.problem(value)):
         shown = f"'{value}'" if isinstance(value, str) else value
         raise ConfigError(f"{name} is {shown}; {problem}")

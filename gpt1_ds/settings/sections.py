@@ -265,6 +265,17 @@ class TaskConfig:
     weights; null: all."""
     patience: int | None = setting(None, COUNT)
     """Evaluations without a better score after which training ends; null: none."""
+    class_weights: str | list[float] | dict[str, float] | None = setting(
+        None, Bounds(choices=("balanced",))
+    )
+    """Weight of each class in the task's loss, a mean over the weights of a batch: balanced (N
+    examples / K classes / examples of the class), a list in the order of the labels, or
+    {LABEL: WEIGHT} (others: 1); null: all alike."""
+    sampling: str = setting("shuffled", choices=("shuffled", "balanced"))
+    """Examples of an epoch: shuffled (each once), or balanced (as many draws, each class equally
+    often)."""
+    predictions_with_text: bool = False
+    """Add the texts of each example to predictions-SPLIT.tsv."""
     squared_error: bool = False
     """Similarity scores (STS-B) as one number by squared error, instead of soft classes."""
     kind: str | None = None

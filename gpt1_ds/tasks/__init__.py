@@ -20,12 +20,15 @@ To add a task, write a `Task` (files, columns, labels, metrics) in the file of i
 - `classification`, `entailment`, `similarity`, `multiple_choice` and
   `token_classification`: the kinds.
 - `own_data`: a user's own task, described in YAML.
+- `class_weights`: the weight of each class in the task loss.
 - `options`: options that would have no effect on a task, or do not fit its kind.
 - `splits`: all splits of a run, and what is odd about them.
 - `batches`: the order of examples, their batches and their tensors.
 - `heads`: the task's linear layer on the decoder, and the joint objective.
 - `predicting`: predictions for a split, on all ranks.
+- `probabilities`: probabilities from logits, and the temperature that calibrates them.
 - `scores`: metrics.
+- `class_report`: precision, recall and F1 of each class.
 - `zero_shot`: the paper's heuristics without fine-tuning.
 """
 

@@ -55,15 +55,24 @@ def subset(n_examples: int, n_wanted: int | None, seed: int) -> list[int]:
 
 
 def epoch_batches(
-    lengths: Sequence[int], global_batch: int, seed: int, epoch: int
+    lengths: Sequence[int],
+    global_batch: int,
+    seed: int,
+    epoch: int,
+    classes: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """The batches of an epoch as lists of indices. Every example occurs once.
 
-    Each epoch is shuffled anew. Then examples are sorted by length within pools of `POOL_BATCHES`
-    batches, and the batches are put in random order. Only the last batch may be smaller.
+    With the `classes` of the examples, each class occurs equally often instead, see
+    `balanced_order`. Each epoch is shuffled anew. Then examples are sorted by length within pools
+    of `POOL_BATCHES` batches, and the batches are put in random order. Only the last batch may be
+    smaller.
     """
     random = np.random.default_rng((seed, ORDER_STREAM, epoch))
-    order = random.permutation(len(lengths))
+    if classes is None:
+        order = random.permutation(len(lengths))
+    else:
+        order = balanced_order(classes, random)
     length_of = np.asarray(lengths)
     whole = len(order) // global_batch * global_batch
     pool_size = POOL_BATCHES * global_batch
@@ -76,6 +85,22 @@ def epoch_batches(
     if whole < len(order):
         batches.append(order[whole:].tolist())
     return batches
+
+
+def balanced_order(classes: Sequence[int], random: np.random.Generator) -> np.ndarray:
+    """As many indices as there are examples, in which each class occurs equally often.
+
+    The numbers of two classes differ by 1 at most. Within a class the examples take turns: none
+    comes more than once oftener than another.
+    """
+    class_of = np.asarray(classes)
+    present = random.permutation(np.unique(class_of))
+    share, rest = divmod(len(class_of), len(present))
+    parts = []
+    for place, number in enumerate(present):
+        members = random.permutation(np.flatnonzero(class_of == number))
+        parts.append(np.resize(members, share + (place < rest)))
+    return random.permutation(np.concatenate(parts))
 
 
 def micro_batches(
@@ -153,11 +178,20 @@ def _blank(special: dict[str, int], like: Encoded) -> Encoded:
     return Encoded(sequences, [nothing] * len(like.target))
 
 
-def n_targets(example: Encoded) -> int:
-    """Number of terms in the task loss: 1, or the number of labelled tokens."""
-    if not example.is_per_token:
-        return 1
-    return sum(label != IGNORE for label in example.target)
+def n_targets(example: Encoded, class_weights: Sequence[float] | None = None) -> float:
+    """Number of terms in the task loss: 1, or the number of labelled tokens.
+
+    With `class_weights` it is the sum of their weights.
+    """
+    classes = classes_of(example) if class_weights or example.is_per_token else [0]
+    return sum(class_weights[number] for number in classes) if class_weights else len(classes)
+
+
+def classes_of(example: Encoded) -> list[int]:
+    """The class of the example, or of each of its labelled tokens."""
+    if example.is_per_token:
+        return [int(label) for label in example.target if label != IGNORE]
+    return [int(np.argmax(example.target))]
 
 
 def n_lm_targets(example: Encoded) -> int:

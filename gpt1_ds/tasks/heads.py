@@ -4,7 +4,8 @@ Radford et al. 2018, sections 3.2 and 3.3:
 
     L3 = task_coef * L2 + lm_coef * L1
 
-L2 is the mean task loss over examples (token classification: over labelled tokens). L1 is the mean
+L2 is the mean task loss over examples (token classification: over labelled tokens), weighted by
+class if `task.class_weights` is set. L1 is the mean
 negative log-likelihood of the next token over all tokens. It includes special tokens but not
 padding. Both means are over the global batch and do not depend on the number of ranks or
 micro-steps. The paper's lambda is `lm_coef` (with `task_coef=1`).
@@ -47,9 +48,11 @@ class TaskModel(nn.Module):
     | multiple_choice                          | at `<e>` of each answer          | (B, S)  |
     | token_classification                     | of every token                   | (B,T,K) |
 
-    The loss is the cross-entropy of the logits. If the head has only one output (a score), it is
-    the squared error.
+    The loss is the cross-entropy of the logits, times the weight of the label's class where there
+    are `class_weights`. If the head has only one output (a score), it is the squared error.
     """
+
+    class_weights: Sequence[float] | None = None
 
     def __init__(self, gpt: GPT, kind: str, n_outputs: int, pool: str, clf_pdrop: float):
         super().__init__()
@@ -87,13 +90,21 @@ class TaskModel(nn.Module):
             assert dropout_keys_BS2 is not None
             keys_B2 = site_keys(dropout_keys_BS2[:, 0], sites)[-1]
         logits = self._logits(hidden_BSTC, end_BS, keys_B2).float()
+        # Not a buffer: the engine would round it to the precision of the model.
+        weights_K = logits.new_tensor(self.class_weights) if self.class_weights else None
         if self.kind == "token_classification":
             task_loss = F.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+                logits.flatten(0, 1),
+                targets.flatten(),
+                weight=weights_K,
+                ignore_index=IGNORE,
+                reduction="sum",
             )
         elif logits.shape[-1] == 1:
             task_loss = torch.where(targets.isnan(), 0.0, logits - targets).square().sum()
         else:
+            if weights_K is not None:
+                targets = targets * weights_K
             task_loss = -(targets * logits.log_softmax(-1)).sum()
         lm_loss = torch.zeros_like(task_loss) if nll_NT is None else nll_NT.sum()
         return TaskOutput(task_loss, lm_loss, logits)
@@ -127,12 +138,18 @@ def dropout_keys(seed: int, step: int, examples: Sequence[int], n_sequences: int
 class Counts:
     """Number of terms of the two losses in a global batch: the divisors of the two means."""
 
-    targets: int
+    targets: float
+    """With class weights it is the sum of the weights of the labels."""
     lm_targets: int
+
+    @property
+    def divisor(self) -> float:
+        """That of the task loss: a batch may have no labelled token, or only labels of weight 0."""
+        return self.targets or 1
 
 
 def objective(task_loss: Tensor, lm_loss: Tensor, counts: Counts, config: TaskConfig) -> Tensor:
     """The contribution of a micro-step to L3. L3 is the sum over all micro-steps and ranks."""
-    task_part = config.task_coef * task_loss / max(1, counts.targets)
+    task_part = config.task_coef * task_loss / counts.divisor
     lm_part = config.lm_coef * lm_loss / max(1, counts.lm_targets)
     return task_part + lm_part

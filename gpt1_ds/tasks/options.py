@@ -3,6 +3,7 @@
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks.base import Task
+from gpt1_ds.tasks.class_weights import refuse_bad_weights
 from gpt1_ds.tasks.scores import refuse_unknown_metric
 from gpt1_ds.tasks.similarity import ScoredSimilarity
 from gpt1_ds.tasks.token_classification import TokenClassification
@@ -52,7 +53,19 @@ def refuse_misfits(config: TaskConfig, task: Task) -> None:
     if config.kind is None:
         _refuse_descriptions(config, task)
     of_tokens = isinstance(task, TokenClassification)
+    of_classes = task.kind not in ("multiple_choice", "token_classification")
+    of_classes = of_classes and not isinstance(task, ScoredSimilarity)
     needs = {
+        f"class_weights={config.class_weights}": (
+            config.class_weights is not None,
+            of_classes or of_tokens,
+            "classification, entailment, similarity and token_classification",
+        ),
+        "sampling=balanced": (
+            config.sampling == "balanced",
+            of_classes,
+            "classification, entailment and similarity",
+        ),
         "label_all_subtokens=true": (config.label_all_subtokens, of_tokens, "token_classification"),
         "squared_error=true": (
             config.squared_error,
@@ -67,6 +80,7 @@ def refuse_misfits(config: TaskConfig, task: Task) -> None:
                 f"task.{option} has no effect on {config.name} ({_kind(task)}), only on {kinds}; "
                 "leave it out"
             )
+    refuse_bad_weights(config, task)
     if config.lm_coef == config.task_coef == 0:
         raise ConfigError("task.lm_coef and task.task_coef are 0: nothing is trained; set one")
 

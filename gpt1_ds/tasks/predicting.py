@@ -38,14 +38,32 @@ def predict(
     return [task.predict(rows[index], example) for index, example in enumerate(examples)]
 
 
+@torch.no_grad()
+def whole_logits(
+    model: nn.Module, examples: Sequence[Encoded], special: dict[str, int], name: str
+) -> list[list[Any]]:
+    """The logits of `examples` in their order, computed by this process alone.
+
+    Token classification: those of each word's first sub-token; empty for a word without one. The
+    batches are those of `predict`, and so are the bits.
+    """
+    rows = logits_of_rank(model, examples, special, name, of_words=True)
+    assert rows is not None  # None only if a stop was requested, which cannot happen here
+    return [rows[index] for index in range(len(examples))]
+
+
 def logits_of_rank(
     model: nn.Module,
     examples: Sequence[Encoded],
     special: dict[str, int],
     name: str,
     stopping: Callable[[], bool] = lambda: False,
+    of_words: bool = False,
 ) -> dict[int, list[Any]] | None:
-    """The logits of this rank's examples by index; for tokens only the best class."""
+    """The logits of this rank's examples by index.
+
+    For tokens it is the best class of each token, or with `of_words` all logits of each word.
+    """
     batches = scoring_batches(examples)
     rank, world_size = collectives.rank(), collectives.world_size()
     shares = batches[rank::world_size]
@@ -60,9 +78,13 @@ def logits_of_rank(
             batch = collate([examples[index] for index in share], special, examples[0])
             batch = batch.to(device)
             _, _, logits = model(batch.ids_BST, batch.end_BS, batch.targets)
-            if logits.ndim == 3:
+            is_per_token = logits.ndim == 3
+            if is_per_token and not of_words:
                 logits = logits.argmax(-1)
             # An empty share gives one blank row, which `zip` leaves out.
-            rows.update(zip(share, logits.tolist(), strict=False))
+            for index, row in zip(share, logits.tolist(), strict=False):
+                rows[index] = row
+                if is_per_token and of_words:
+                    rows[index] = [row[at] if at >= 0 else [] for at in examples[index].words]
             bar.update()
     return rows

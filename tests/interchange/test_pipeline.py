@@ -7,6 +7,7 @@ import transformers
 
 from gpt1_ds import eval as gpt1_eval
 from gpt1_ds import export
+from gpt1_ds.runs.fine_tuned import load_fine_tuned, predictions
 from gpt1_ds.tasks import TASKS
 from tests.support.fine_tuning import save_tuned
 from tests.support.task_folders import FOLDERS
@@ -19,9 +20,9 @@ def exported(run: Path, out: Path, capsys: pytest.CaptureFixture) -> str:
 
 
 def labels_of_run(run: Path, data: Path) -> list[str]:
-    tuned = gpt1_eval.load_fine_tuned(str(run), None)
+    tuned = load_fine_tuned(str(run), None)
     examples = tuned.task.read(data, "dev")
-    return [tuned.task.show(label) for label in gpt1_eval.predictions(tuned, examples)]
+    return [tuned.task.show(label) for label in predictions(tuned, examples)]
 
 
 @pytest.mark.parametrize("name", ["sst2", "rte", "snli"])
@@ -78,7 +79,7 @@ def test_a_score_of_another_name_keeps_the_options_of_the_run(tiny_run, sample, 
     data = sample / "tasks" / FOLDERS["stsb"]
     own = {"kind": "similarity_score", "columns": ["a", "b", "s"], "labels": list("012345")}
     run = save_tuned(tmp_path / "run", tiny_run, name="mine", squared_error=True, **own)
-    tuned = gpt1_eval.load_fine_tuned(str(run), "stsb")
+    tuned = load_fine_tuned(str(run), "stsb")
     assert tuned.task.squared_error and tuned.task.n_outputs == 1
     gpt1_eval.main([str(run), "--task", "stsb", "--data", str(data)])
     assert "pearson" in capsys.readouterr().out

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1_ds.runs.fine_tuning import write_predictions
+from gpt1_ds.runs.predictions import write_predictions
 from gpt1_ds.tasks import TASKS
 
 PAIR = "index\tsentence1\tsentence2"

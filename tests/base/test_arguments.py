@@ -22,6 +22,7 @@ BAD = {
     },
     "eval": {"--stride": NOT_WHOLE},
     "export": {"--shard-gb": ("0", "-1", "nan", "inf", "1e300", "x")},
+    "watch": {"--every": ("-1", "0", "0.1", "3601", "nan", "inf", "x", "")},
     "suite": {"--seeds": NOT_WHOLE, "--layers": NOT_WHOLE, "--ranks": (*NOT_WHOLE, "0", "1025")},
 }
 """For each command its numeric options, and values outside the domain of each."""

@@ -1,7 +1,8 @@
-"""A real TensorBoard in a real browser, for a resumed run."""
+"""A real TensorBoard in a real browser, and `watch`, for a run that is killed and resumed."""
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gpt1_ds.base.records import read_metrics
+from gpt1_ds.reports.run_states import FRESH_SECONDS, RunState, Watched
 from tests.conftest import ROOT, succeed
 from tests.support.chromium import find_chromium
 from tests.support.ranks import die_with_parent
@@ -45,7 +47,15 @@ SECOND_LR = 0.002
 
 
 @pytest.fixture(scope="module")
-def resumed_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seen() -> dict[str, RunState]:
+    """What `watch` shows of the run: while it runs, once it is killed, and when it is done."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def resumed_run(
+    tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory, seen: dict[str, RunState]
+) -> Path:
     """A folder of runs with one that was killed past its first checkpoint and started again.
 
     The second start has another learning rate.
@@ -73,9 +83,13 @@ def resumed_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     while last_logged(runs / "resumed") < CHECKPOINT_EVERY + 5:
         assert time.monotonic() < deadline and first_start.poll() is None
         time.sleep(0.02)
+    watched = Watched([runs])
+    [seen["running"]] = watched.states(time.time())
     first_start.kill()
     first_start.wait()
+    [seen["killed"]] = watched.states(time.time() + FRESH_SECONDS)
     succeed("python", *words, f"optim.lr={SECOND_LR}")
+    [seen["done"]] = watched.states(time.time())
     return runs
 
 
@@ -131,6 +145,18 @@ def get(address: str, path: str, question: dict | None = None) -> dict | list:
     request = urllib.request.Request(address + path, content, headers)
     with urllib.request.urlopen(request, timeout=20) as reply:
         return json.load(reply)
+
+
+def test_watch_tells_a_killed_run_from_one_that_runs(resumed_run, seen):
+    running, killed, done = seen["running"], seen["killed"], seen["done"]
+    assert running.state == "running" and running.step > 0 and running.total == STEPS
+    assert running.tokens_per_second > 0 and not running.note
+    assert (running.node, running.ranks) == (socket.gethostname(), 1)
+    assert killed.state == "dead" and killed.note.startswith("its process is gone")
+    assert killed.checkpoint == CHECKPOINT_EVERY and killed.checkpoint_age < 600
+    assert (done.state, done.step, done.checkpoint, done.note) == ("done", STEPS, STEPS, "")
+    last = read_metrics(resumed_run / "resumed", "valid")[-1]
+    assert done.score == f"{last['loss']:.4f}", "the log was written anew by the resume"
 
 
 def test_the_tags_of_the_design_are_there(board):

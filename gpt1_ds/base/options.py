@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
             name, equals, value = word.partition("=")
             if name == "--":
                 return
-            is_option = name.startswith("--") and " " not in word
+            is_option = re.match(r"--|-[a-z]{2}", name) and " " not in word
             if not is_option or any(known.startswith(name) for known in self._names()):
                 continue
             if not equals and not following.startswith("--") and "=" not in following:
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
     def _fix(self, name: str, value: str) -> str:
         if slips := difflib.get_close_matches(name, self._names(), 1, SURELY_MEANT):
             return f"did you mean '{slips[0]}'?"
-        if self.spelling and (setting := self.spelling(name.removeprefix("--"), value)):
+        if self.spelling and (setting := self.spelling(name.lstrip("-"), value)):
             return f"write {setting}"
         if self.spelling and name in OF_THE_LAUNCHER:
             return "it is the launcher's: write it before the name of the script"

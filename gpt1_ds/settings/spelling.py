@@ -16,6 +16,7 @@ OTHER_NAMES = {
     "steps": "train.max_steps",
     "learning_rate": "optim.lr",
     "lrate": "optim.lr",
+    "dropout": "model.embd_pdrop model.attn_pdrop model.resid_pdrop",
     "data": "data.shards",
     "model": "model.preset",
     "task": "task.name",
@@ -30,7 +31,7 @@ OTHER_NAMES = {
     "logging_steps": "log.every",
 }
 """The names of other trainers."""
-LEAST_SIMILARITY = 0.6
+LEAST_SIMILARITY = 0.7
 
 
 def settings_of(cls: type[PretrainConfig]) -> dict[str, bool]:
@@ -69,10 +70,10 @@ def similar(name: str, settings: list[str]) -> list[str]:
     same_key = [setting for setting in settings if setting.partition(".")[2] == key]
     if joined or same_key:
         return joined or same_key
-    if OTHER_NAMES.get(name) in settings:
-        return [OTHER_NAMES[name]]
+    if others := [other for other in OTHER_NAMES.get(name, "").split() if other in settings]:
+        return others
     if "." in name:
-        return difflib.get_close_matches(name, settings, 1, 0.7)
+        return difflib.get_close_matches(name, settings, 1, LEAST_SIMILARITY)
     keys = {setting.partition(".")[2]: setting for setting in settings}
     close = difflib.get_close_matches(key, keys, 1, LEAST_SIMILARITY)
     return [setting for setting in settings if setting.partition(".")[2] in close]

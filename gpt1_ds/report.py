@@ -3,9 +3,9 @@
     python -m gpt1_ds.report runs/gpt1
     python -m gpt1_ds.report runs/a runs/b --out both.html
 
-It shows curves against steps, tokens and hours, final numbers, data, configuration, starts, skipped
-batches, checkpoints, samples and task scores. Whatever comes from files is escaped; the page loads
-nothing.
+It shows curves against steps, tokens, time and epochs, final numbers beside the expected ones,
+data, settings, starts, skipped batches, checkpoints, samples and task scores, and offers all
+records as CSV. Whatever comes from files is escaped; the page loads nothing.
 """
 
 import sys

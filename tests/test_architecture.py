@@ -51,7 +51,6 @@ COMMANDS = (
     "plan",
     "report",
     "suite",
-    "watch",
 )
 DATA_PREP_MAY_IMPORT = DATA
 SUBPACKAGES = ("data_prep/reading", "data_prep/building", "data_prep/stories")

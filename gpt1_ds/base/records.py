@@ -75,11 +75,18 @@ def read_metrics(run: Path, split: str | None = None) -> list[Json]:
 
 
 def _is_metric(record: Json) -> bool:
-    """Whether `split` and `corpus` are names, and everything else is a number or null."""
+    """Whether `split` and `corpus` are names, and everything else is a number or null.
+
+    `changed`, of a start, has for the name of a setting its value before and now.
+    """
     names = [record.get("split"), record.get("corpus", "")]
-    numbers = [value for key, value in record.items() if key not in ("split", "corpus")]
+    words = ("split", "corpus", "changed")
+    numbers = [value for key, value in record.items() if key not in words]
+    changed = record.get("changed", {})
     return (
         all(isinstance(name, str) for name in names)
+        and isinstance(changed, dict)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in changed.values())
         and all(value is None or _is_number(value) for value in numbers)
         and _is_count(record.get("step"))
         and math.isfinite(record.get("elapsed_seconds", 0.0) or 0.0)

@@ -26,6 +26,11 @@ def is_number(value: object) -> bool:
         return False
 
 
+def is_lost(value: object) -> bool:
+    """Whether the value is NaN or infinite."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def is_text(value: object) -> bool:
     return isinstance(value, str)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gpt1_ds.base.formatting import duration
 from gpt1_ds.model.gpt import GPTConfig
+from gpt1_ds.reports.checking import is_lost
 from gpt1_ds.reports.run_files import RunFiles, with_number
 
 Facts = dict[str, str]
@@ -77,6 +78,10 @@ def _training(run: RunFiles) -> Facts:
     for name, key, text in LAST:
         if with_number(run.train[-1:], key):
             facts[name] = text.format(run.train[-1][key])
+    lost = [record for record in run.train if is_lost(record.get("loss"))]
+    if lost:
+        steps = f"{lost[0]['step']:,} to {lost[-1]['step']:,}"
+        facts["losses that are no number"] = f"{len(lost):,} of {len(run.train):,}, steps {steps}"
     return facts
 
 

@@ -2,123 +2,50 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from gpt1_ds.base.formatting import duration
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.reports.blocks import Block, Comparison, Fold, Note, Sample, Section, Table
+from gpt1_ds.reports.charts import changes_of, page_data
 from gpt1_ds.reports.checking import is_number, read_text
+from gpt1_ds.reports.expected import Expected, expected_of
 from gpt1_ds.reports.facts import facts_of
 from gpt1_ds.reports.rendering import render, script_json
-from gpt1_ds.reports.run_files import RunFiles, flatten, keys_of, with_number
+from gpt1_ds.reports.run_files import RunFiles, flatten, keys_of
 
 EXAMPLES = 5
 MOST_ROWS_OPEN = 12
 """Longer tables of the history are folded at first."""
-NUMBER = re.compile(r"-?[\d,.]*")
-FINGERPRINT = re.compile(r"(?P<count>\d+) tokens, sha256 (?P<digest>\w+)")
-"""What state.json says of a corpus: `123 tokens, sha256 0123456789ab`."""
+FINGERPRINT = re.compile(r"(?P<count>\d+) (?P<unit>tokens|examples), sha256 (?P<digest>\w+)")
+"""What state.json says of a corpus or split: `123 tokens, sha256 0123456789ab`."""
 PREDICTION_COLUMNS = 3
 """Number of columns of predictions-*.tsv: index, label, prediction."""
-
-
-@dataclass(frozen=True)
-class Table:
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    kind: str = "table"
-
-    @property
-    def numeric(self) -> list[bool]:
-        """For each column, whether it has only numbers; such columns are right-aligned."""
-        columns = range(len(self.head))
-        return [self._is_numeric(column) for column in columns]
-
-    def _is_numeric(self, column: int) -> bool:
-        return all(NUMBER.fullmatch(row[column]) for row in self.rows)
-
-
-class Fact(NamedTuple):
-    """A row of a comparison: a key, and one value for each run."""
-
-    key: str
-    values: list[str]
-
-    @property
-    def differs(self) -> bool:
-        return len(set(self.values)) > 1
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A row for each fact, a column for each run."""
-
-    columns: Mapping[str, Mapping[str, str]]
-    kind: str = "comparison"
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.columns)
-
-    @property
-    def rows(self) -> list[Fact]:
-        keys = keys_of(dict(facts) for facts in self.columns.values())
-        return [Fact(key, self._values(key)) for key in keys]
-
-    def _values(self, key: str) -> list[str]:
-        return [facts.get(key, "") for facts in self.columns.values()]
-
-
-@dataclass(frozen=True)
-class Note:
-    text: str
-    kind: str = "note"
-
-
-@dataclass(frozen=True)
-class Sample:
-    title: str
-    text: str
-    kind: str = "sample"
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A part of the page that the reader can open and close."""
-
-    title: str
-    content: Table | Comparison
-    is_open: bool = True
-    kind: str = "fold"
-
-
-Block = Table | Comparison | Note | Sample | Fold
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: list[Block] = field(default_factory=list)
+ALWAYS_DIFFERENT = ("run.name", "run.dir")
+"""Settings that say which run it is, not what it does."""
 
 
 def report_page(runs: Sequence[RunFiles]) -> str:
     """The whole page."""
     _make_names_unique(runs)
     facts = {run.name: facts_of(run) for run in runs}
-    sections = [Section("Numbers", [Comparison(facts)])]
+    expected = {run.name: expected_of(run) for run in runs}
+    every_figure = sum(expected.values(), [])
+    sections = [Section("Numbers", [Comparison(facts)]), _expected(expected)]
     for run in runs:
         sections += [_data(run), _scores(run), _history(run), _samples(run)]
     sections.append(_configuration(runs))
     # First on the page, but made last: the other sections find more.
-    sections[:0] = [_lost(run) for run in runs]
+    sections[:0] = [_differing_settings(runs), *(_lost(run) for run in runs)]
+    data = page_data(runs, every_figure)
     return render(
         "report.html",
         title=" · ".join(run.name for run in runs),
         states=" · ".join(dict.fromkeys(of_run["state"] for of_run in facts.values())),
         sections=[section for section in sections if section.blocks],
-        data=script_json({"charts": _charts(runs), "marks": _marks(runs)}),
+        axes=data["axes"],
+        data=script_json(data),
     )
 
 
@@ -129,72 +56,70 @@ def _lost(run: RunFiles) -> Section:
 
 
 def _make_names_unique(runs: Sequence[RunFiles]) -> None:
-    """If several runs have the same name, add the names of their folders."""
+    """If several runs have the same name, add the names of their folders, and then numbers."""
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
             run.name = "/".join(run.folder.resolve().parts[-2:])
+    seen: list[str] = []
+    for run in runs:
+        seen.append(run.name)
+        if seen.count(run.name) > 1:
+            run.name += f" ({seen.count(run.name)})"
 
 
-def _charts(runs: Sequence[RunFiles]) -> list[Json]:
-    """The charts that have a curve, for templates/report.js.
-
-    With one run, each curve has its own colour. With several runs, each run has its own colour, and
-    the curves of a run differ by their dashes.
-    """
-    charts_of_runs = [run.charts() for run in runs]
-    charts = []
-    for title in charts_of_runs[0]:
-        series = []
-        for number, run in enumerate(runs):
-            for index, curve in enumerate(charts_of_runs[number][title]):
-                points = run.points(curve)
-                if not points:
-                    continue
-                label = curve.label or title
-                look = {"color": index, "dash": 0}
-                if len(runs) > 1:
-                    label = f"{run.name} {curve.label}".strip()
-                    look = {"color": number, "dash": index}
-                faint = curve.label == "train" and bool(run.valid)
-                series.append({"label": label, "points": points, "faint": faint, **look})
-        if series:
-            from_zero = title.endswith(("second", "step", "bytes"))
-            has_legend = max(len(charts[title]) for charts in charts_of_runs) > 1
-            charts.append(
-                {"title": title, "series": series, "zero": from_zero, "legend": has_legend}
-            )
-    return charts
+def _differing_settings(runs: Sequence[RunFiles]) -> Section:
+    """Only the settings in which the runs differ, from both files."""
+    title = "Settings that differ"
+    if len(runs) == 1:
+        return Section(title)
+    columns = {}
+    for run in runs:
+        settings = flatten(run.config) | flatten({"deepspeed": run.deepspeed})
+        columns[run.name] = {k: v for k, v in settings.items() if k not in ALWAYS_DIFFERENT}
+    rows = [row for row in Comparison(columns).rows if row.differs]
+    if not rows:
+        return Section(title, [Note("None: the runs have the same settings.")])
+    names = list(columns)
+    return Section(title, [Table(["setting", *names], [[row.key, *row.values] for row in rows])])
 
 
-def _marks(runs: Sequence[RunFiles]) -> list[Json]:
-    """Restarts and loss spikes, which the charts of the loss show as lines."""
-    marks: list[Json] = []
-    for number, run in enumerate(runs):
-        for start in run.starts[1:]:
-            text = f"{run.name}: start at step {start['step']}"
-            marks.append({"at": run.place(start["step"]), "text": text, "color": number})
-        for event in with_number(run.skipped, "from_step"):
-            text = f"{run.name}: loss {event.get('loss')} at step {event['from_step']}"
-            marks.append({"at": run.place(event["from_step"]), "bad": True, "text": text})
-    return marks
+def _expected(figures_of: dict[str, list[Expected]]) -> Section:
+    """What to compare the runs' figures with."""
+    rows = []
+    for name, figures in figures_of.items():
+        for figure in figures:
+            rows.append([name, *figure[:4]])
+    section = Section("Expected figures")
+    if rows:
+        head = ["run", "figure", "measured", "expected", "from"]
+        section.blocks.append(Table(head, rows))
+    return section
 
 
 def _data(run: RunFiles) -> Section:
     rows = []
+    unit = "tokens"
     data = run.state.get("data") or {}
     for name, text in data.items() if isinstance(data, dict) else ():
         found = FINGERPRINT.fullmatch(str(text))
         if found:
             rows.append([name, f"{int(found['count']):,}", found["digest"]])
+            unit = found["unit"]
         else:
             run.lost.append(f"state.json: the data {name} are {text}")
     section = Section(f"Data of {run.name}")
     if rows:
-        shards = run.config.get("data", {}).get("shards")
-        section.blocks.append(Table(["corpus", "tokens", "sha256"], rows))
-        section.blocks.append(Note(f"shards: {shards}"))
+        name = "corpus" if unit == "tokens" else "split"
+        section.blocks.append(Table([name, unit, "sha256"], rows))
+        section.blocks.append(Note(_source(run, unit)))
     return section
+
+
+def _source(run: RunFiles, unit: str) -> str:
+    """Where the data lie: pre-training counts tokens, fine-tuning examples."""
+    section, key = ("data", "shards") if unit == "tokens" else ("task", "data")
+    return f"{key}: {run.config.get(section, {}).get(key)}"
 
 
 def _scores(run: RunFiles) -> Section:
@@ -223,7 +148,7 @@ def _is_error(line: Sequence[str]) -> bool:
 
 def _history(run: RunFiles) -> Section:
     keys = keys_of(run.skipped)
-    starts = Table(["from step", "at", "ranks", "after running"], list(map(_start_row, run.starts)))
+    starts = _starts(run)
     spikes = Table(keys, [_spike_row(event, keys) for event in run.skipped])
     saves = Table(["step", "bytes", "seconds"], list(map(_save_row, run.saves)))
     tables = {
@@ -237,6 +162,16 @@ def _history(run: RunFiles) -> Section:
         if count:
             section.blocks.append(Fold(f"{title} ({count})", table, count <= MOST_ROWS_OPEN))
     return section
+
+
+def _starts(run: RunFiles) -> Table:
+    head = ["from step", "at", "ranks", "after running"]
+    rows = list(map(_start_row, run.starts))
+    changes = [", ".join(changes_of(start)) for start in run.starts]
+    if any(changes):
+        head.append("changed settings")
+        rows = [[*row, text] for row, text in zip(rows, changes, strict=True)]
+    return Table(head, rows)
 
 
 def _start_row(record: Json) -> list[str]:
@@ -277,8 +212,9 @@ def _samples(run: RunFiles) -> Section:
 
 
 def _configuration(runs: Sequence[RunFiles]) -> Section:
-    settings = Comparison({run.name: flatten(run.config) for run in runs})
-    deepspeed = Comparison({run.name: flatten(run.deepspeed) for run in runs})
-    return Section(
-        "Configuration", [Fold("config.yaml", settings), Fold("deepspeed.json", deepspeed)]
-    )
+    files = {
+        "config.yaml": {run.name: flatten(run.config) for run in runs},
+        "deepspeed.json": {run.name: flatten(run.deepspeed) for run in runs},
+    }
+    tables = {name: Comparison(columns, differing_first=True) for name, columns in files.items()}
+    return Section("Configuration", [Fold(name, table) for name, table in tables.items()])

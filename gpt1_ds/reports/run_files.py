@@ -27,7 +27,7 @@ from gpt1_ds.reports.checking import (
 )
 
 MOST_POINTS = 2000
-"""Largest number of points of a curve. Of more records, evenly spaced ones are taken."""
+"""Largest number of points of a curve."""
 CHARTS = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
@@ -38,8 +38,13 @@ CHARTS = {
     "device_bytes": "GPU memory, bytes",
 }
 """Keys of training records with their own chart, and its title."""
+PART_LOSSES = {"task_loss": "task", "lm_loss": "language model"}
+"""The two losses that fine-tuning adds up."""
 STEP_PARTS = ("data", "forward", "backward", "optimizer", "communication")
-SECONDS_AN_HOUR = 3600
+AXES = ("steps", "tokens", "time", "epochs")
+"""The horizontal axes; time is in seconds."""
+AXIS_KEYS = ("tokens", "elapsed_seconds", "epoch")
+"""Keys of training records that say where a step lies on the axes after the first."""
 NUMBERS = mapping_of(is_number)
 RESULT: dict[str, Check] = {
     "task": is_text,
@@ -58,7 +63,7 @@ RESULT: dict[str, Check] = {
 NEEDED_OF_RESULT = ("task", "metric", "score", "metrics", "majority", "examples", "init")
 Records = list[Json]
 Place = list[float | None]
-"""Step, tokens and hours; None if the records do not contain them."""
+"""The position on each of `AXES`; None if the records do not contain it."""
 
 
 class Curve(NamedTuple):
@@ -83,7 +88,7 @@ class RunFiles:
         self.name = folder.resolve().name
         self.lost: list[str] = []
         """What the files hold that cannot be shown, for the reader."""
-        records = self._records()
+        self.records = records = self._records()
         self.train = of_split(records, "train")
         self.valid = of_split(records, "valid")
         self.scores = of_split(records, "task")
@@ -103,7 +108,7 @@ class RunFiles:
         self.state = read_object(states[-1], json.loads, self.lost) if states else {}
         named = [record["corpus"] for record in self.valid if "corpus" in record]
         self.corpora = list(dict.fromkeys(named))
-        self._axes = [self._axis("tokens", 1), self._axis("elapsed_seconds", SECONDS_AN_HOUR)]
+        self._axes = [self._axis(key) for key in AXIS_KEYS]
 
     def _records(self) -> Records:
         """The records with a step, a split and, if they name one, a corpus."""
@@ -140,9 +145,9 @@ class RunFiles:
                 self.lost.append(f"config.yaml: the section {name} has no keys")
         return {name: section for name, section in config.items() if isinstance(section, dict)}
 
-    def _axis(self, key: str, unit: float) -> np.ndarray:
+    def _axis(self, key: str) -> np.ndarray:
         """Steps and values (2, points) of a horizontal axis; the first point is (0, 0)."""
-        points = [(record["step"], record[key] / unit) for record in with_number(self.train, key)]
+        points = [(record["step"], record[key]) for record in with_number(self.train, key)]
         return np.array([(0, 0), *points], float).T
 
     def place(self, step: float) -> Place:
@@ -153,16 +158,18 @@ class RunFiles:
         return place
 
     def points(self, curve: Curve) -> list[Place]:
-        """The points of a curve: (step, tokens, hours, value)."""
+        """The points of a curve: its place on each of `AXES`, and the value."""
         records = with_number(curve.records, curve.key)
         if len(records) > MOST_POINTS:
-            spread = np.linspace(0, len(records) - 1, MOST_POINTS, dtype=int)
-            records = [records[i] for i in spread]
+            values = np.array([record[curve.key] for record in records], float)
+            records = [records[i] for i in most_telling(values, MOST_POINTS)]
         return [[*self.place(record["step"]), record[curve.key]] for record in records]
 
     def charts(self) -> dict[str, list[Curve]]:
         """The curves of each chart, by its title."""
         losses = [Curve("train", self.train, "loss")]
+        for key, label in PART_LOSSES.items():
+            losses.append(Curve(label, self.train, key))
         for corpus in self.corpora:
             losses.append(Curve(f"validation {corpus}", self.valid_of(corpus), "loss"))
         charts = {"Loss, nats": losses}
@@ -183,6 +190,17 @@ class RunFiles:
 
 
 NOT_SCORES = ("step", "split", "elapsed_seconds")
+
+
+def most_telling(values: np.ndarray, count: int) -> list[int]:
+    """The indices of at most `count` values: the first, the last, and of each of many equal
+    stretches the lowest and the highest, so that no spike is lost."""
+    edges = np.linspace(0, len(values), (count - 2) // 2 + 1, dtype=int)
+    chosen = {0, len(values) - 1}
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        chosen.add(int(low + values[low:high].argmin()))
+        chosen.add(int(low + values[low:high].argmax()))
+    return sorted(chosen)
 
 
 def of_split(records: Records, split: str) -> Records:

@@ -1,50 +1,43 @@
 """Tables and pictures of a suite of fine-tuning runs, with the results of Radford et al. 2018."""
 
 import base64
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
+from urllib.parse import quote
 
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.checking import is_number, mapping_of
+from gpt1_ds.reports.expected import TABLE_5, TABLE_5_TASKS, paper_score
 from gpt1_ds.reports.rendering import render
 from gpt1_ds.reports.suite_files import VARIANTS, RunKind, SeedRuns, collect
+from gpt1_ds.reports.suite_pictures import Scores, picture
 
-PAPER = {
-    "mnli": "82.1",
-    "mnli dev_mismatched": "81.4",
-    "snli": "89.9",
-    "scitail": "88.3",
-    "qnli": "88.1",
-    "rte": "56.0",
-    "storycloze": "86.5",
-    "race": "59.0",
-    "race dev_middle": "62.9",
-    "race dev_high": "57.4",
-    "cola": "45.4",
-    "sst2": "91.3",
-    "mrpc": "82.3",
-    "stsb": "82.0",
-    "qqp": "70.3",
-}
-"""The paper's Tables 2 to 4, on the test sets. Its score for all of GLUE is 72.8."""
-TABLE_5_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
-TABLE_5 = {
-    "none": (45.4, 91.3, 82.3, 82.0, 70.3, 81.8, 88.1, 56.0),
-    "no_lm": (47.9, 92.0, 84.9, 83.2, 69.8, 81.1, 86.9, 54.4),
-    "scratch": (18.9, 84.0, 79.4, 30.9, 65.5, 75.7, 71.2, 53.8),
-    "lstm": (30.3, 90.5, 83.2, 71.8, 68.1, 73.7, 81.1, 54.6),
-}
+SCHEMES = ("light", "dark")
 NOTE = (
-    "Times 100; medians over seeds of the best score on dev, and lowest to highest; majority: the "
-    "training set's commonest answer. The paper's are its test scores (Tables 2 to 4; ablations: "
-    "Table 5)."
+    "Times 100; medians over seeds of the best score on dev, and lowest to highest. Majority: the "
+    "score of the training set's commonest answer; medians above it are bold. The paper's are its "
+    "test scores (Tables 2 to 4; ablations: Table 5)."
 )
-Scores = Mapping[float, list[float]]
-"""Scores of all seeds, by epoch, number of layers or step."""
+NUMBER = re.compile(r"-?[\d.,]+(\.\.-?[\d.,]+)?")
+"""A number, or lowest..highest."""
+
+
+class Cell(NamedTuple):
+    """A cell of a table."""
+
+    text: str
+    is_bold: bool = False
+    runs: Sequence[str] = ()
+    """Names of the runs' folders that the page links to."""
+
+
+Row = Sequence[Cell]
 
 
 @dataclass
@@ -53,15 +46,31 @@ class Section:
 
     title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Row]
     note: str = ""
     file: str = ""
     """File name of the picture, in the folder of the page."""
-    png: bytes = b""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """The PNG of each colour scheme, `light` and `dark`."""
 
     @property
-    def png_base64(self) -> str:
-        return base64.b64encode(self.png).decode()
+    def base64_of(self) -> dict[str, str]:
+        """The pictures for the page."""
+        return {scheme: base64.b64encode(png).decode() for scheme, png in self.pictures.items()}
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column, whether it has only numbers; such columns are right-aligned."""
+        return [all(map(_is_numeric, column)) for column in zip(*self.rows, strict=True)]
+
+
+def _is_numeric(cell: Cell) -> bool:
+    """Whether a cell has a number (`3, 1 failed` begins with one), or nothing."""
+    return not cell.text or bool(NUMBER.fullmatch(cell.text.split(", ")[0]))
+
+
+def _plain(texts: Iterable[str]) -> list[Cell]:
+    return [Cell(text) for text in texts]
 
 
 def sections(out: Path, failures: Mapping[str, Json], zero_shot: Json) -> list[Section]:
@@ -91,8 +100,14 @@ def sections(out: Path, failures: Mapping[str, Json], zero_shot: Json) -> list[S
     return found
 
 
-def _told(lost: Sequence[str]) -> list[list[str]]:
-    return [list(text.split(": ", 1)) for text in lost]
+def _told(lost: Sequence[str]) -> list[Row]:
+    """The first column names a run or one of its files, and links to the run."""
+    rows: list[Row] = []
+    for text in lost:
+        place, _, what = text.partition(": ")
+        run = place.partition("/")[0]
+        rows.append([Cell(place, runs=[run]), Cell(what)])
+    return rows
 
 
 def _mixtures(runs: Mapping[RunKind, SeedRuns]) -> list[str]:
@@ -128,7 +143,7 @@ def _scores(runs: Mapping[RunKind, SeedRuns]) -> Section:
     for variant in variants:
         header += [VARIANTS[variant], "spread", "seeds", "paper"]
     tasks = dict.fromkeys(kind.task for kind in runs if kind.variant in VARIANTS)
-    rows = []
+    rows: list[Row] = []
     for task in tasks:
         of_task = {variant: runs.get(RunKind(task, variant), SeedRuns()) for variant in variants}
         rows += _task_rows(task, of_task)
@@ -136,27 +151,35 @@ def _scores(runs: Mapping[RunKind, SeedRuns]) -> Section:
     return Section("Scores", header, [*rows, means] if means else rows, NOTE)
 
 
-def _task_rows(task: str, of_variant: Mapping[str, SeedRuns]) -> list[list[str]]:
+def _task_rows(task: str, of_variant: Mapping[str, SeedRuns]) -> list[Row]:
     results: list[Json] = sum((runs.results for runs in of_variant.values()), [])
     metric = results[0]["metric"] if results else ""
     splits = {"dev": None}
     for result in results:
         splits |= dict.fromkeys(result.get("splits", ()))
-    rows = []
+    rows: list[Row] = []
     for split in splits:
         name = task if split == "dev" else f"{task} {split}"
-        # Seeds may train on different parts of the data and have different majorities.
         known = [result for result in results if "majority" in result and split == "dev"]
-        majority = [result["majority"] for result in known]
-        cells = [name, metric, _median(majority)]
+        chances = sorted({result["majority"] for result in known})
+        cells = _plain([name, metric, _each(chances)])
         for variant, runs in of_variant.items():
             values = runs.scores(split)
-            cells += [_median(values), _spread(values), runs.seeds, _paper(name, variant)]
+            above = bool(chances and values) and median(values) > chances[-1]
+            cells.append(Cell(_median(values), is_bold=above))
+            cells.append(Cell(_spread(values)))
+            cells.append(Cell(runs.seeds, runs=runs.names if split == "dev" else ()))
+            cells.append(Cell(paper_score(name, variant)))
         rows.append(cells)
     return rows
 
 
-def _means(runs: Mapping[RunKind, SeedRuns], variants: Sequence[str]) -> list[str]:
+def _each(values: Sequence[float]) -> str:
+    """Each different value. Seeds that train on different examples may have several."""
+    return ", ".join(dict.fromkeys(f"{100 * value:.1f}" for value in values))
+
+
+def _means(runs: Mapping[RunKind, SeedRuns], variants: Sequence[str]) -> list[Cell]:
     """The row of means; empty if the variants have fewer than two tasks in common."""
     common = []
     for task in TABLE_5_TASKS:
@@ -171,7 +194,7 @@ def _means(runs: Mapping[RunKind, SeedRuns], variants: Sequence[str]) -> list[st
         theirs = [TABLE_5[variant][TABLE_5_TASKS.index(task)] for task in common]
         mean = 100 * sum(ours) / len(ours)
         cells += [f"{mean:.1f}", "", "", f"{sum(theirs) / len(theirs):.1f}"]
-    return cells
+    return _plain(cells)
 
 
 def _median(values: Sequence[float]) -> str:
@@ -182,12 +205,6 @@ def _spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return ""
     return f"{100 * min(values):.1f}..{100 * max(values):.1f}"
-
-
-def _paper(row: str, variant: str) -> str:
-    if variant == "none":
-        return PAPER.get(row, "")
-    return str(TABLE_5[variant][TABLE_5_TASKS.index(row)]) if row in TABLE_5_TASKS else ""
 
 
 def _by_epoch(runs: Mapping[RunKind, SeedRuns]) -> dict[str, Scores]:
@@ -225,7 +242,8 @@ def _failures(failures: Mapping[str, Json]) -> Section:
     rows = []
     for name, failure in sorted(failures.items()):
         told = failure if isinstance(failure, dict) else {}
-        rows.append((name, str(told.get("exit_code", "")), str(told.get("error", ""))))
+        texts = (str(told.get("exit_code", "")), str(told.get("error", "")))
+        rows.append([Cell(name, runs=[name]), *_plain(texts)])
     return Section("Runs that failed", ("run", "exit code", "last error"), rows)
 
 
@@ -240,40 +258,11 @@ def _curves(
     places = sorted(set().union(*curves.values()))
     rows = []
     for task, curve in curves.items():
-        rows.append([task, *(_median(curve.get(place, [])) for place in places)])
+        rows.append(_plain([task, *(_median(curve.get(place, [])) for place in places)]))
     header = ["task", *(f"{unit} {place:.10g}" for place in places)]
     note = "Dashed: the commonest answer." if chance else ""
-    png = _picture(title, unit, curves, chance or {})
-    return Section(title, header, rows, note, file, png)
-
-
-def _picture(
-    title: str, unit: str, curves: Mapping[str, Scores], chance: Mapping[str, float]
-) -> bytes:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import AutoLocator
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for task, curve in curves.items():
-        places = sorted(curve)
-        medians = [100 * median(curve[place]) for place in places]
-        [line] = axes.plot(places, medians, "o-", ms=4, label=task)
-        if task in chance:
-            axes.axhline(100 * chance[task], ls="--", lw=0.8, color=line.get_color())
-    places = sorted(set().union(*curves.values()))
-    if chance and len(places) > 1 and places[0] > 0:
-        axes.set_xscale("log")
-    else:
-        locator = AutoLocator()
-        locator.set_params(integer=True)
-        axes.xaxis.set_major_locator(locator)
-    axes.set(xlabel=unit, ylabel="score x 100", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    pictures = {scheme: picture(title, unit, curves, chance or {}, scheme) for scheme in SCHEMES}
+    return Section(title, header, rows, note, file, pictures)
 
 
 def write(out: Path, found: Sequence[Section]) -> str:
@@ -285,21 +274,45 @@ def write(out: Path, found: Sequence[Section]) -> str:
     for section in found:
         table = _markdown(section)
         tables.append(table)
-        if section.png:
-            write_atomically(out / section.file, section.png)
+        if section.pictures:
+            write_atomically(out / section.file, section.pictures["light"])
             table += f"\n![{section.title}]({section.file})\n"
         with_pictures.append(table)
     write_atomically(out / "table.md", "\n".join(with_pictures))
-    page = render("suite.html", name=out.name, folder=str(out), sections=found)
+    page = render(
+        "suite.html",
+        name=out.resolve().name,
+        folder=str(out),
+        sections=found,
+        links=_links(out, found),
+    )
     write_atomically(out / "table.html", page)
     return "\n".join(tables)
 
 
+def _links(out: Path, found: Sequence[Section]) -> dict[str, str]:
+    """The address of each run, relative to the page: its report, or else its folder."""
+    rows: list[Row] = sum((list(section.rows) for section in found), [])
+    names = set(chain(*(cell.runs for cell in chain(*rows))))
+    links = {}
+    for name in sorted(names):
+        if (out / name / "report.html").is_file():
+            links[name] = f"{quote(name)}/report.html"
+        elif name and (out / name).is_dir():
+            links[name] = f"{quote(name)}/"
+    return links
+
+
 def _markdown(section: Section) -> str:
-    lines = [section.header, ["---"] * len(section.header), *section.rows]
-    table = "".join(_markdown_row(line) for line in lines)
+    ruler = ["---:" if is_numeric else "---" for is_numeric in section.numeric]
+    rows = [list(map(_markdown_cell, row)) for row in section.rows]
+    table = "".join(map(_markdown_row, [section.header, ruler, *rows]))
     note = f"\n{section.note}\n" if section.note else ""
     return f"## {section.title}\n\n{table}{note}"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return f"**{cell.text}**" if cell.is_bold else cell.text
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 
@@ -14,77 +13,12 @@ from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import file_sha256
 from gpt1_ds.reports.run_files import RunFiles
 from tests.conftest import succeed
-from tests.support.chromium import find_chromium
-
-SAMPLE = 'He said <b>"&"</b>\n<script>alert(1)</script> @@BODY@@'
-
-
-def lines(*records: dict) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
+from tests.support.report_runs import lines, make_run
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run of 20 steps, started twice, with a file of each kind; one loss is NaN and the last line
-    is torn."""
-    folder = tmp_path / "<run>"
-    (folder / "samples").mkdir(parents=True)
-    (folder / "checkpoints" / "step-00000020").mkdir(parents=True)
-    train = [
-        {
-            "step": step,
-            "split": "train",
-            "loss": 5 - step / 10 if step != 4 else float("nan"),
-            "lr": 1e-3,
-            "tokens": 100 * step,
-            "tokens_per_second": 50.0,
-            "elapsed_seconds": 3600.0 * step,
-        }
-        for step in range(2, 21, 2)
-    ]
-    valid = [
-        {
-            "step": step,
-            "split": "valid",
-            "corpus": "bo<ks",
-            "loss": 6 - step / 10,
-            "perplexity": 2.0,
-            "elapsed_seconds": 3600.0 * step,
-        }
-        for step in (0, 10, 20)
-    ]
-    starts = [
-        {
-            "step": step,
-            "split": "start",
-            "time": 1e9,
-            "world_size": ranks,
-            "elapsed_seconds": 3600.0 * step,
-        }
-        for step, ranks in ((0, 1), (10, 2))
-    ]
-    saved = {
-        "step": 20,
-        "split": "checkpoint",
-        "seconds": 1.5,
-        "elapsed_seconds": 72000.0,
-        "bytes": 2_000_000,
-    }
-    (folder / "metrics.jsonl").write_text(
-        lines(*starts, *train, *valid, saved) + '{"step": 22, "spl'
-    )
-    (folder / "skipped.jsonl").write_text(
-        lines({"to_step": 6, "from_step": 8, "loss": 9.5, "last": {"epoch": 0}})
-    )
-    (folder / "status.json").write_text('{"state": "done", "step": 20, "exit_code": 0}')
-    (folder / "config.yaml").write_text("run: {seed: 7}\noptim: {lr: 0.001}\ndata: {shards: s}\n")
-    (folder / "deepspeed.json").write_text('{"zero_optimization": {"stage": 2}}')
-    (folder / "samples" / "step-00000020.txt").write_text(SAMPLE)
-    model = {"vocab_size": 512, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_ctx": 32}
-    (folder / "checkpoints" / "step-00000020" / "state.json").write_text(
-        json.dumps({"model": model, "data": {"train/bo<ks": "123456 tokens, sha256 abc"}})
-    )
-    return folder
+    return make_run(tmp_path / "<run>")
 
 
 def page(*runs: Path, out: Path) -> str:
@@ -181,7 +115,7 @@ def test_files_that_are_missing_or_damaged_are_left_out(run, tmp_path, damage):
     ]:
         path.write_bytes(b"\xff{[") if damage == "garbled" else path.unlink()
     assert "training loss 3.0000" in text_of(page(run, out=tmp_path / "page.html"))
-    assert RunFiles(run).place(9) == [9, 900.0, 9.0]
+    assert RunFiles(run).place(9) == [9, 900.0, 32400.0, None]
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
@@ -198,58 +132,6 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
 def test_the_command_writes_into_the_run(run):
     assert succeed("python", "-m", "gpt1_ds.report", run).stdout.strip() == str(run / "report.html")
     assert (run / "report.html").read_text().startswith("<!doctype html>")
-
-
-def dom(address: str, profile: Path) -> str:
-    """The page after its script has run in headless Chromium; no error may reach the console."""
-    chromium = find_chromium()
-    done = subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--no-first-run",
-            "--enable-logging=stderr",
-            f"--user-data-dir={profile}",
-            "--window-size=1200,1600",
-            "--dump-dom",
-            address,
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.parametrize("axis", ["steps", "tokens", "hours"])
-def test_a_browser_draws_the_curves(run, tmp_path, axis):
-    page(run, out=tmp_path / "page.html")
-    shown = dom(f"{(tmp_path / 'page.html').as_uri()}#{axis}", tmp_path / "profile")
-    assert 'data-drawn="yes"' in shown and f'aria-label="Loss, nats against {axis}"' in shown
-    curves = dict(
-        re.findall(r'data-points="(\d+)" data-label="([^"]*)"', shown)[i][::-1] for i in range(2)
-    )
-    assert curves == {"train": "9", "validation bo<ks": "3"} or curves == {
-        "train": "9",
-        "validation bo&lt;ks": "3",
-    }
-    paths = re.findall(r'class="curve" d="([^"]*)"', shown)
-    assert paths[0].count("L") == 8 and "NaN" not in "".join(paths)
-    assert shown.count('class="mark"') == 2, "the second start, and the batches skipped"
-
-
-def test_the_control_switches_the_axis(run, tmp_path):
-    html = page(run, out=tmp_path / "page.html")
-    click = '<script>document.querySelectorAll(".choice button")[2].click()</script></body>'
-    (tmp_path / "page.html").write_text(html.replace("</body>", click))
-    shown = dom((tmp_path / "page.html").as_uri(), tmp_path / "profile")
-    assert 'against hours"' in shown and 'against steps"' not in shown
-    assert '<button aria-pressed="true">hours</button>' in shown
 
 
 RESULT = {

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt1_ds.reports.suite_table import PAPER, TABLE_5, TABLE_5_TASKS, sections, write
+from gpt1_ds.reports.expected import PAPER, TABLE_5, TABLE_5_TASKS
+from gpt1_ds.reports.suite_pictures import draw_curves
+from gpt1_ds.reports.suite_table import sections, write
 from gpt1_ds.settings.loading import load, to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
 
@@ -44,8 +46,8 @@ def made(
 def tables(
     out: Path, failures: dict | None = None, zero_shot: dict | None = None
 ) -> dict[str, list[list[str]]]:
-    """Cells of each table of the Markdown, by its title."""
-    text = write(out, sections(out, failures or {}, zero_shot or {}))
+    """Cells of each table of the Markdown, by its title, without the signs of bold."""
+    text = write(out, sections(out, failures or {}, zero_shot or {})).replace("**", "")
     cells = {}
     for title, body in re.findall(r"(?ms)^## (.*?)\n\n((?:\|.*?\n)+)", text):
         lines = body.splitlines()
@@ -223,6 +225,81 @@ def test_seeds_that_were_made_from_different_things_are_told(tmp_path: Path):
         ["sst2-seed-2", "optim.lr 0.01, but 0.001 in sst2-seed-1"],
         ["sst2-seed-3", "init_sha256 cd, but ab in sst2-seed-1"],
     ]
+
+
+def rows_of(page: str, title: str) -> list[list[str]]:
+    """The cells of a table of the page, as HTML."""
+    table = re.search(rf"(?s)<h2>{title}</h2>(.*?)</table>", page)[1]
+    rows = re.findall("(?s)<tr>(.*?)</tr>", table)
+    return [re.findall("(?s)<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_a_median_above_the_majority_is_bold_and_a_majority_is_one_value(tmp_path: Path):
+    for seed, score in enumerate((0.4, 0.6, 0.8), 1):
+        made(tmp_path, f"sst2-seed-{seed}", [score], majority=0.5)
+        made(tmp_path, f"rte-seed-{seed}", [0.5], majority=0.5)
+        # Each seed trains on other examples, whose commonest answer is another one.
+        made(tmp_path, f"cola-seed-{seed}", [score], majority=[0.3, 0.7, 0.3][seed - 1])
+        made(tmp_path, f"mnli-seed-{seed}", [score], splits={"dev_mismatched": {"accuracy": 0.9}})
+    text = write(tmp_path, sections(tmp_path, {}, {}))
+    lines = [line for line in text.split("\n## ")[0].splitlines() if line.startswith("| ")]
+    assert lines[1].split() == "| --- | --- | ---: | ---: | ---: | ---: | ---: |".split()
+    markdown = {cells[0]: cells[2:4] for line in lines for cells in [line[2:-2].split(" | ")]}
+    assert markdown["sst2"] == ["50.0", "**60.0**"]
+    assert markdown["rte"] == ["50.0", "50.0"], "the same as the majority is not above it"
+    assert markdown["cola"] == ["30.0, 70.0", "60.0"], "not above every seed's majority"
+    assert markdown["mnli dev_mismatched"] == ["", "90.0"], "no majority is known there"
+    rows = rows_of((tmp_path / "table.html").read_text(), "Scores")
+    bold = [row[0] for row in rows if "<b>" in row[3]]
+    assert bold == ["mnli", "sst2"]
+
+
+def test_the_page_links_to_the_runs_and_may_be_moved(tmp_path: Path):
+    out = tmp_path / "a suite"
+    for seed in (1, 2):
+        made(out, f"sst2-seed-{seed}", [0.5])
+    made(out, "rte-seed-3", [0.5], made_from={"a": 1})
+    (out / "rte-seed-3" / "report.html").write_text("")
+    failures = {"race-seed-1": {"exit_code": 3, "error": "x"}, "qnli-seed-1": {}}
+    (out / "race-seed-1").mkdir()
+    write(out, sections(out, failures, {}))
+    moved = out.rename(tmp_path / "moved")
+    page = (moved / "table.html").read_text()
+    links = re.findall("href='([^']*)'", page)
+    assert sorted(set(links)) == [
+        "race-seed-1/",
+        "rte-seed-3/report.html",
+        "sst2-seed-1/",
+        "sst2-seed-2/",
+    ], "the report of a run if there is one; no link to a folder that is not there"
+    assert all((moved / link).exists() for link in links)
+    seeds = {row[0]: row[5] for row in rows_of(page, "Scores")}
+    assert re.sub("<[^>]*>", "", seeds["sst2"]) == "2: 1, 2"
+
+
+def axes_of(curves: dict, chance: dict | None = None):
+    """The axes of a picture, laid out."""
+    figure = draw_curves("title", "epoch", curves, chance or {}, "light")
+    figure.draw_without_rendering()
+    return figure.axes[0]
+
+
+def test_the_axes_of_a_picture():
+    one = axes_of({"sst2": {1.0: [0.91]}, "rte": {1.0: [1.0]}})
+    assert one.get_xlim() == (0.5, 1.5)
+    assert [tick.get_text() for tick in one.get_xticklabels()] == ["1"]
+    low, high = one.get_ylim()
+    assert high - low >= 10 and 100 < high <= 101, "no score is above 100"
+    lone = axes_of({"rte": {1.0: [0.0]}}).get_ylim()
+    assert lone[1] - lone[0] >= 10 and lone[0] < 0 < lone[1]
+    three = axes_of({"sst2": {1.0: [0.5], 2.0: [0.5], 3.0: [0.6]}})
+    assert [tick.get_text() for tick in three.get_xticklabels()] == ["1", "2", "3"]
+    halves = axes_of({"sst2": {place / 2: [0.5] for place in range(1, 9)}})
+    assert all(tick == round(tick) for tick in halves.get_xticks())
+    steps = {float(step): [0.5] for step in (10, 1000, 100_000)}
+    assert axes_of({"sst2": steps}, {"sst2": 0.4}).get_xscale() == "log"
+    single = axes_of({"sst2": {600.0: [0.5]}}, {"sst2": 0.4})
+    assert [tick.get_text() for tick in single.get_xticklabels()] == ["600"]
 
 
 def test_odd_records_of_failures_and_zero_shot_scores(tmp_path: Path):

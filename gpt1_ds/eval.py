@@ -4,7 +4,7 @@
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --stride 128
     python -m gpt1_ds.eval runs/gpt1 --data news.en.heldout --lines
     python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2/dev.tsv
-    python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2 --probabilities --out dev.tsv
+    python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2 --out dev.tsv
     python -m gpt1_ds.eval runs/sst2 --predict --probabilities < sentences.txt
     python -m gpt1_ds.eval runs/sst2 --calibrate
     python -m gpt1_ds.eval --ensemble runs/suite --task sst2 --data SST-2
@@ -196,7 +196,7 @@ def _add_fine_tuned(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RUN",
         help="several runs of a task as one: the mean of their probabilities or scores; a suite's "
-        "folder stands for its runs of --task",
+        "folder stands for its runs of --task (default: RUN alone)",
     )
     option(
         "--calibrate",

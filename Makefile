@@ -4,7 +4,8 @@
 #   make docs     the documentation as a site, in docs/_build
 #   make mutants      whether the tests notice small changes of the code (about 12 minutes)
 #   make TORCH=keep ..          keep the machine's own torch (a GPU build, say) instead of installing one
-#   make PYTHON=python3.12 ..   choose the interpreter
+#   make PYTHON=python3.12 ..   choose the interpreter, 3.11 or newer
+#   make BIN=DIR/bin open-mpi   what Open MPI needs on one machine, in an environment other than .venv
 
 TORCH = torch==2.13.0
 PYTHON = $(shell for python in python3 python3.12 python3.11; do \
@@ -13,11 +14,24 @@ SHARDS = quickstart/shards
 CORPUS = stories
 BIN = .venv/bin
 INSTALLED = .venv/installed
+MPI_SETTINGS = $(BIN)/../etc/prte-mca-params.conf
 PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
 # deepspeed, mpirun and tensorboard lie in .venv/bin and must be found without activating it.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart test lint docs bench soak mutants clean
+ifeq ($(origin PYTHON),command line)
+# "Python 3.12.1" -> 3.12.1, and nothing if there is no such program.
+VERSION := $(shell $(PYTHON) --version 2>&1 | sed -n 's/^Python //p')
+NEWER = give Python 3.11 or newer, such as make PYTHON=python3.12
+ifeq ($(VERSION),)
+$(error error: PYTHON=$(PYTHON) does not run; $(NEWER))
+endif
+ifneq ($(shell echo $(VERSION) | awk -F. '{ print ($$1 == 3 && $$2 >= 11) }'),1)
+$(error error: PYTHON=$(PYTHON) is Python $(VERSION); $(NEWER))
+endif
+endif
+
+.PHONY: open-mpi quickstart test lint docs bench soak mutants clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -61,4 +75,16 @@ else
 endif
 	@echo "environment: installing the rest"
 	@$(PIP) install --constraint constraints.txt --editable '.[mpi,test]'
+	@$(MAKE) --silent --no-print-directory open-mpi
 	@touch $@
+
+# Open MPI refuses more ranks than cores, and the user root, unless it is told otherwise. On one machine and in a
+# container, `mpirun -n 8` should run. An Open MPI outside the environment is left as it is.
+open-mpi:
+	@test -w $(MPI_SETTINGS) && test -x $(BIN)/mpiexec || exit 0; \
+	grep -q '^rmaps_default_mapping_policy' $(MPI_SETTINGS) || \
+		echo 'rmaps_default_mapping_policy = :oversubscribe' >>$(MPI_SETTINGS); \
+	test "$$(id -u)" = 0 || exit 0; \
+	rm -f $(BIN)/mpirun; printf '%s\n' '#!/bin/sh' '# make open-mpi wrote this, as root: root may start ranks.' \
+		'export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1' \
+		'exec "$$(dirname "$$0")/mpiexec" "$$@"' >$(BIN)/mpirun; chmod +x $(BIN)/mpirun

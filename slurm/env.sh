@@ -20,6 +20,9 @@ if [ -n "${GPT1_LOCAL_CACHE:-}" ]; then
     cache=(data.shards="file://$PWD/shards" data.cache="$scratch/gpt1-shards-$UID")
 fi
 
+# Open MPI refuses root, which a container's user often is.
+[ "$EUID" -ne 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+
 umask 077
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 # srun's block distribution puts rank 0 on the first node. A port of the job's own, and of each start's, below those the

@@ -51,6 +51,7 @@ COMMANDS = (
     "plan",
     "report",
     "suite",
+    "watch",
 )
 DATA_PREP_MAY_IMPORT = DATA
 SUBPACKAGES = ("data_prep/reading", "data_prep/building", "data_prep/stories")

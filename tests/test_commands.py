@@ -100,6 +100,7 @@ OPTIONS = {
         "--table-only",
     },
     "gpt1_ds/report.py": {"--out"},
+    "gpt1_ds/watch.py": {"--once", "--every"},
     "gpt1_ds/generate.py": {
         "--prompt",
         "--max-new-tokens",

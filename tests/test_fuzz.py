@@ -100,6 +100,7 @@ OPTIONS = {
     "gpt1_ds.plan": "--config=@ --deepspeed_config=@ --tokens=# --nodes=# --gpu-memory=# --price=#"
     " --utilization=# --gpus-per-node=# train.global_batch=# model.n_embd=# data.shards=@ *",
     "gpt1_ds.report": "@ --out=>",
+    "gpt1_ds.watch": "@ @ --once --every=#",
     "gpt1_ds.generate": "@ --prompt=* --max-new-tokens=# --top-p=# --top-k=# --seed=#"
     " --num-samples=# --temperature=#",
     "gpt1_ds.eval": "@ --data=@ --corpus=* --stride=# --task=* --zero-shot=*",

@@ -12,6 +12,9 @@ May import `model`, `settings` and `base`. The files, in reading order:
 - `suite_files`: reads the runs of a suite from their folders.
 - `suite_pictures`: pictures of the suite's scores.
 - `suite_table`: the suite's tables with the paper's results.
+- `newest_records`: the end of a metrics.jsonl that grows.
+- `run_states`: how runs go on, read from their folders again and again.
+- `watch_table`: the table of runs in a terminal.
 - `rendering`: renders the Jinja templates in templates/ and escapes all values.
 - `figures`: figures for TensorBoard.
 """

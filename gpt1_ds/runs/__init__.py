@@ -6,6 +6,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `setup`: the start of a run, the same for pre-training and fine-tuning, and the `Run` itself.
 - `start_facts`: what all ranks of a start must have in common.
 - `directory`: the run's folder: one writer at a time, the settings it was made with.
+- `board`: what TensorBoard shows of it: curves, their layout, settings, the command.
 - `log`: its records: metrics.jsonl, TensorBoard, samples, status.json.
 - `losses`: the losses it remembers, loss spikes, and the list of skipped steps.
 - `budget`: what a resumed run says if its schedule ends at another step than before.

@@ -7,7 +7,6 @@ the training. Each file that is lost is told once.
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from gpt1_ds.base.errors import StopRequested, UserError
 from gpt1_ds.base.files import write_atomically
@@ -29,6 +27,7 @@ from gpt1_ds.base.records import (
     write_records,
 )
 from gpt1_ds.distributed import collectives
+from gpt1_ds.runs.board import SESSION, Board
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # takes a second to import
@@ -37,7 +36,6 @@ STATUS_SECONDS = 2.0
 """status.json is replaced at most so often while training goes on."""
 STATUS_FILE = "status.json"
 BOARD = "events.out.tfevents"
-EVENT_FILE = re.compile(r"(?P<head>events\.out\.tfevents\.)(?P<second>\d{1,18})(?P<rest>\..*)")
 FAILURES = "GPT1_FAILURES"
 """Variable with the file in which a batch script counts the starts since the last checkpoint."""
 
@@ -46,7 +44,7 @@ class LogFiles(NamedTuple):
     """What rank 0 writes to."""
 
     jsonl: TextIO
-    board: SummaryWriter
+    board: Board
 
 
 class RunLog:
@@ -92,13 +90,10 @@ class RunLog:
             run_dir.mkdir(parents=True, exist_ok=True)
             self.spent_seconds = _drop_after(run_dir, resume_step)
             jsonl = (run_dir / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
-            _make_newest(run_dir)
-            purge_step = resume_step + 1 if resume_step else 0
-            self.files = LogFiles(jsonl, SummaryWriter(str(run_dir), purge_step=purge_step))
+            self.files = LogFiles(jsonl, Board(run_dir, resume_step))
             # A start of a run that is done is logged only if there is something else to log.
             if self.start_is_due and not _is_done(run_dir):
                 self._write_start(jsonl)
-            self._show_settings(self.files.board)
         except OSError as error:
             self._warn(METRICS_FILE, error)
 
@@ -118,18 +113,6 @@ class RunLog:
         path = self.run_dir / name
         print(f"warning: {path}: {reason}; training goes on without this log", file=sys.stderr)
 
-    def _show_settings(self, board: SummaryWriter) -> None:
-        """config.yaml and deepspeed.json as text in TensorBoard."""
-        for name in ("config.yaml", "deepspeed.json"):
-            path = self.run_dir / name
-            if path.exists():
-                text = (
-                    path.read_text(encoding="utf-8", errors="replace")
-                    .rstrip()
-                    .replace("\n", "\n    ")
-                )
-                board.add_text(name, f"    {text}", self.resume_step)
-
     def _write_start(self, jsonl: TextIO) -> None:
         self.start_is_due = False
         values = {"time": round(time.time(), 3), "world_size": collectives.world_size()}
@@ -143,7 +126,7 @@ class RunLog:
     def log(
         self, step: int, split: str, corpus: str | None = None, /, **values: float | None
     ) -> None:
-        """One object in metrics.jsonl, and for each value `split/name[/corpus]` in TensorBoard.
+        """One object in metrics.jsonl, and each value in TensorBoard (`board.tag_of`).
 
         A record of `train` gets the peaks of memory too.
         """
@@ -161,9 +144,7 @@ class RunLog:
             named_corpus = {"corpus": corpus} if corpus else {}
             self._write(jsonl, {"step": step, "split": split, **named_corpus, **values})
         with self._may_fail(BOARD):
-            for tag, value in points.items():
-                board.add_scalar(tag, value, step)
-            board.flush()
+            board.scalars(step, split, corpus, shown)
         self._send_to_monitor(points)
         counter = os.environ.get(FAILURES)
         if split == "checkpoint" and counter:
@@ -187,13 +168,13 @@ class RunLog:
             folder.mkdir(exist_ok=True)
             write_atomically(folder / f"step-{step:08d}.txt", text + "\n")
         with self._may_fail(BOARD):
-            self.files.board.add_text("sample", text, step)
+            self.files.board.text("sample", text, step)
 
     def figure(self, tag: str, draw: Callable[[], "Figure"], step: int) -> None:
         """The figure that `draw` returns, in TensorBoard; only rank 0 draws."""
         if self.files is not None:
             with self._may_fail(BOARD):
-                self.files.board.add_figure(tag, draw(), step)
+                self.files.board.figure(tag, draw, step)
 
     def has(self, step: int, split: str) -> bool:
         """Whether metrics.jsonl holds a record of `step` and `split`.
@@ -214,6 +195,9 @@ class RunLog:
         with self._may_fail(STATUS_FILE):
             write_atomically(self.run_dir / STATUS_FILE, json.dumps(content) + "\n")
             self.status_written = time.monotonic()
+        if self.files is not None:
+            with self._may_fail(SESSION):
+                self.files.board.show_state(state)
 
     def progress(self, step: int, total_steps: int, loss: float) -> None:
         """Step, loss and the seconds left at this start's pace, in status.json."""
@@ -280,19 +264,3 @@ def _stays(record: Json, step: int) -> bool:
 
 def _is_done(run_dir: Path) -> bool:
     return read_object(run_dir / STATUS_FILE).get("state") == "done"
-
-
-def _make_newest(run_dir: Path) -> None:
-    """Rename the event files of earlier starts that are named with this second or a later one.
-
-    TensorBoard reads event files in the order of the seconds in their names. If the clock was set
-    back, what an earlier start logged past the checkpoint would show again.
-    """
-    second = int(time.time())
-    for path in sorted(run_dir.glob("events.out.tfevents.*"), reverse=True):
-        name = EVENT_FILE.fullmatch(path.name)
-        if name is None:
-            continue  # not a file that TensorBoard's writer made
-        second = min(second - 1, int(name["second"]))
-        if second < int(name["second"]):
-            path.rename(path.with_name(f"{name['head']}{second:010d}{name['rest']}"))

@@ -9,6 +9,7 @@ import pytest
 
 from gpt1_ds.base.arguments import stdin_lines, text_of
 from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.runs.suite_options import suite_parser
 
 NOT_WHOLE = ("-1", "1.5", "1e3", "nan", "inf", "x", "", str(2**63))
 BAD = {
@@ -22,14 +23,21 @@ BAD = {
     },
     "eval": {"--stride": NOT_WHOLE},
     "export": {"--shard-gb": ("0", "-1", "nan", "inf", "1e300", "x")},
+    "watch": {"--every": ("-1", "0", "0.1", "3601", "nan", "inf", "x", "")},
     "suite": {"--seeds": NOT_WHOLE, "--layers": NOT_WHOLE, "--ranks": (*NOT_WHOLE, "0", "1025")},
 }
 """For each command its numeric options, and values outside the domain of each."""
 
 
+def parser_of(name: str) -> argparse.ArgumentParser:
+    if name == "suite":
+        return suite_parser("")
+    return importlib.import_module(f"gpt1_ds.{name}")._parser()
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_number_outside_its_domain_is_one_line_that_names_the_option(name: str):
-    parse = importlib.import_module(f"gpt1_ds.{name}")._parser().parse_args
+    parse = parser_of(name).parse_args
     for option, values in BAD[name].items():
         for value in values:
             with pytest.raises(ConfigError, match=f"^{option} is ") as caught:
@@ -39,7 +47,7 @@ def test_a_number_outside_its_domain_is_one_line_that_names_the_option(name: str
 
 @pytest.mark.parametrize("name", BAD)
 def test_every_numeric_option_is_in_the_table(name: str):
-    parser: argparse.ArgumentParser = importlib.import_module(f"gpt1_ds.{name}")._parser()
+    parser = parser_of(name)
     numeric = [a for a in parser._actions if callable(a.type) and a.type.__name__ == "parse"]
     assert {a.option_strings[0] for a in numeric} == set(BAD[name])
     assert not [a for a in parser._actions if a.type in (int, float)]

@@ -45,7 +45,9 @@ def test_a_resume_drops_what_the_killed_start_logged_past_it(tmp_path):
         (3, 30.0),
         (4, 40.0),
     ]
-    assert {"train/loss", "train/tokens", "train/host_bytes"} <= set(board.Tags()["scalars"])
+    assert {"train/loss", "x_progress/tokens", "x_memory/host_bytes"} <= set(
+        board.Tags()["scalars"]
+    )
 
 
 def test_a_start_on_a_clock_set_back_comes_after_the_one_before(tmp_path):

@@ -251,7 +251,7 @@ def _plan_shards(args: argparse.Namespace, parts: Parts) -> Layout:
 
 def _write(args: argparse.Namespace, ranks: Ranks, layout: Layout, builder: ShardBuilder) -> None:
     work, sizes = args.out / WORK, [plan.tokens for plan in layout.shards]
-    with ranks.progress("writing shards", sum(sizes), work) as progress:
+    with ranks.progress("writing shards", sum(sizes), work, "token") as progress:
         for number in ranks.claim_jobs(work, "shard", sizes):
             plan = layout.shards[number]
             progress.doing = plan.file

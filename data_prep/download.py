@@ -29,12 +29,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from tqdm import tqdm
-
 from data_prep.published_sets import ON_REQUEST, SETS, File
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.files import file_sha256, lock_file, write_atomically
 from gpt1_ds.base.options import Parser, path
+from gpt1_ds.base.progress import Progress
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.base.urls import below, hide_secrets, is_local_fault, is_web_page
 
@@ -261,15 +260,7 @@ def _continue(file: File, part: Path) -> None:
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, have: int, total: int | None) -> None:
-    bar = tqdm(
-        total=total,
-        initial=have,
-        unit="B",
-        unit_scale=True,
-        desc=part.name[1:-5],
-        disable=None,
-    )
-    with open(part, "ab") as received, bar:
+    with open(part, "ab") as received, Progress(part.name[1:-5], total, "byte", have) as bar:
         while block := response.read1(1 << 18):
             received.write(block)
             bar.update(len(block))

@@ -15,14 +15,13 @@ import argparse
 import json
 from collections.abc import Iterator
 
-from tqdm import tqdm
-
 from data_prep.stories.books import BOOK_CHARACTERS, book
 from data_prep.stories.labelled import all_sets
 from data_prep.stories.world import Dice
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.options import Parser, path
+from gpt1_ds.base.progress import Progress
 from gpt1_ds.base.streams import keep_going_without_output
 
 VERSION = 2  # raised whenever a seed would give other bytes
@@ -77,11 +76,12 @@ def main(argv: list[str]) -> None:
         marker.unlink(missing_ok=True)
         for stale in args.out.glob("books/*/[0-9][0-9][0-9][0-9].txt"):
             stale.unlink()
-        every = files(args.megabytes, args.seed)
-        for file, text in tqdm(every, "sample", unit=" files", disable=None):
-            path = args.out / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        with Progress("sample", None, "file") as bar:
+            for file, text in files(args.megabytes, args.seed):
+                path = args.out / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+                bar.update()
         write_atomically(marker, wanted)
     except OSError as error:
         raise ConfigError(

@@ -28,7 +28,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 import sentencepiece
-from tqdm import tqdm
 
 from data_prep.reading.cleaning import Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, SourceReader, find_sources
@@ -36,6 +35,7 @@ from data_prep.reading.folders import MOST_NAMES, PassedOver, shown
 from gpt1_ds.base.errors import ConfigError, DataError, command
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.options import Parser, path
+from gpt1_ds.base.progress import Progress
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.tokenizer import CONTROL_PIECES, MODEL_FILE
 
@@ -155,7 +155,7 @@ class _TrainingText:
 
     def _lines(self) -> Iterator[str]:
         total = sum(source.bytes for source in self._sources)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as bar:
+        with Progress("reading", total, "byte") as bar:
             before = 0  # bytes of the sources read to their end
             for source in self._sources:
                 reader = SourceReader(source, self._cleaning)
@@ -164,7 +164,7 @@ class _TrainingText:
                         if self._share == 1 or self._random.random() < self._share:
                             self.bytes += len(line.encode())
                             yield from _chunks(line)
-                    bar.update(before + reader.bytes_read - bar.n)
+                    bar.update(before + reader.bytes_read - bar.done)
                 before += source.bytes
                 self.passed_over += reader.passed_over
                 self.sources_read.append(

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.building.consistency import find_contradictions
 from data_prep.building.corpus_table import print_corpus_table
 from data_prep.inspect_shards import documents
 from gpt1_ds.base.errors import DataError, command
 from gpt1_ds.base.options import Parser, path
+from gpt1_ds.base.progress import Progress
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.manifest import (
     SAMPLE_TOKENS,
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     root, manifest = args.directory, read_manifest(args.directory)
     shards = manifest.shards()
     total = sum(shard.bytes for shard in shards)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=None) as bar:
+    with Progress("verifying", total, "byte") as bar:
         problems = verify(root, bar.update)
     for problem in problems:
         print(problem)

@@ -42,7 +42,7 @@ from gpt1_ds.checkpoints.saving import save_checkpoint
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives, rendezvous
-from gpt1_ds.distributed.console import note, say
+from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.timing import StepTimer, profiled
@@ -257,8 +257,8 @@ def log_step(run: FineTuning, losses: TaskLosses, step: int, cursor: Cursor, lr:
     )
     run.log.progress(step, run.total_steps, loss)
     rendezvous.give_back_memory()
-    run.bar.set_postfix(
-        loss=f"{loss:.3f}", task=f"{task_loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{speed:.0f}"
+    run.bar.show(
+        f"loss {loss:.3f}", f"task {task_loss:.3f}", f"lr {lr:.1e}", f"{speed:,.0f} tokens/s"
     )
 
 
@@ -280,7 +280,7 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
             draw = partial(confusion_figure, task.classes, confusion)
             run.log.figure("task/confusion", draw, step)
         listed = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        note(f"step {step}: dev {listed} (majority {data.majority:.4f})")
+        say(f"step {step}: dev {listed} (majority {data.majority:.4f})")
         metric = task.metrics[0]
         # An earlier version did not use task.metrics for a published task.
         if best is not None and values[metric] <= best["metrics"].get(metric, -math.inf):

@@ -23,7 +23,7 @@ from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import RUN_HELP, Parser
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
-from gpt1_ds.distributed.console import progress_bar
+from gpt1_ds.distributed.console import progress
 from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.sampling import NEW_TOKENS, SAMPLES, TOP_P, Sampling, generate
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         stream(tokenizer, sequences[0], tokens)
         return
     # `generate` works on copies of the texts, so these can change while it runs.
-    with progress_bar(args.max_new_tokens * len(sequences), 0, "token", "generating") as bar:
+    with progress("generating", args.max_new_tokens * len(sequences), "token") as bar:
         for row, token in tokens:
             sequences[row].append(token)
             bar.update()

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from gpt1_ds.base.errors import LAUNCHER_RANKS, DivergedError, StopRequested, command
-from gpt1_ds.base.formatting import duration
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.base.records import SKIPPED_FILE
 from gpt1_ds.base.streams import keep_going_without_output
@@ -34,7 +33,7 @@ from gpt1_ds.data.opening import local_shards, sound_manifest
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives, rendezvous
-from gpt1_ds.distributed.console import note
+from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.internals import set_batch
 from gpt1_ds.engine.optimizer import set_lr
@@ -60,8 +59,6 @@ from gpt1_ds.runs.setup import (
 )
 from gpt1_ds.settings.sections import PretrainConfig
 
-WARM_STEPS = 10
-"""Steps of a start before its speed tells how long the run will take."""
 
 
 def main(argv: list[str]) -> None:
@@ -209,11 +206,13 @@ def log_step(
     )
     run.log.progress(step, run.total_steps, loss)
     rate = speed["tokens_per_second"]
-    run.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{rate:.0f}")
-    if not run.time_left_shown and step - run.log.resume_step >= WARM_STEPS:
-        run.time_left_shown = True
-        left = duration((sizes.before(run.total_steps) * n_ctx - tokens) / rate)
-        note(f"about {left} to go, at {rate:,.0f} tokens/s ({speed['mfu']:.0%} MFU)")
+    run.bar.show(
+        f"loss {loss:.3f}",
+        f"lr {lr:.1e}",
+        f"{rate:,.0f} tokens/s",
+        f"{speed['mfu']:.0%} MFU",
+        seconds_left=(sizes.before(run.total_steps) * n_ctx - tokens) / rate,
+    )
     losses.start_line(loss)
 
 
@@ -234,9 +233,7 @@ def validate(run: Pretraining, step: int) -> bool:
             perplexity = math.exp(min(loss, 100.0))
             rounded = {"loss": round(loss, 6), "perplexity": round(perplexity, 4)}
             run.log.log(step, "valid", corpus, **rounded)
-            note(
-                f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.2f} on {corpus}"
-            )
+            say(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.2f} on {corpus}")
     return True
 
 
@@ -302,12 +299,12 @@ def roll_back(run: Pretraining, losses: LossHistory, spike: Spike) -> Checkpoint
         "recent": spike.median,
     }
     record_skipped(run.folder, event)
-    note(
+    say(
         f"step {spike.step}: {spike}; back to step {state.step}, past the batches since (rollback "
         f"{losses.rollbacks + 1} of {budget}, see {run.folder / SKIPPED_FILE})"
     )
     run.log.rewind(state.step)
-    run.bar.update(state.step - run.bar.n)
+    run.bar.update(state.step - run.bar.done)
     read = run.data.order.index_of(spike.cursor) - run.data.order.index_of(state.cursor)
     history = {
         **(state.losses or {}),

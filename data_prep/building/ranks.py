@@ -1,6 +1,6 @@
 """The ranks of an offline job: alone, under `mpirun`, or under `srun`.
 
-They share work, fail together, and show one progress bar. `mpi4py` is imported only if a launcher
+They share work, fail together, and show one progress. `mpi4py` is imported only if a launcher
 started more than one rank: one process needs no MPI library.
 """
 
@@ -14,8 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple, NoReturn, Protocol, TypeVar, cast
 
-from tqdm import tqdm
-
+from gpt1_ds.base import progress
 from gpt1_ds.base.errors import ConfigError, PeerError, UserError, as_user_error
 
 T = TypeVar("T")
@@ -139,8 +138,10 @@ class Ranks:
         self._comm.Abort(code)
         raise SystemExit(PeerError.exit_code)  # Abort does not return
 
-    def progress(self, description: str, total_bytes: int, folder: Path) -> "Progress":
-        return Progress(self, self._comm, description, total_bytes, folder)
+    def progress(
+        self, description: str, total: int, folder: Path, unit: str = "byte"
+    ) -> "Progress":
+        return Progress(self, self._comm, description, total, folder, unit)
 
 
 def _world(launched: dict[str, int]) -> Communicator:
@@ -164,7 +165,7 @@ def _world(launched: dict[str, int]) -> Communicator:
 
 
 class Progress:
-    """The progress of all ranks as one bar on rank 0's screen, and what each rank is working on.
+    """The progress of all ranks, which rank 0 shows, and what each rank is working on.
 
     All ranks open and close it together; an exception inside ends the job on all of them. Each
     rank notes in `folder` what it is working on. A launcher ends a job by SIGTERM after a rank's
@@ -176,8 +177,9 @@ class Progress:
         ranks: Ranks,
         comm: Communicator | None,
         description: str,
-        total_bytes: int,
+        total: int,
         folder: Path,
+        unit: str,
     ):
         self._ranks, self._comm, self._folder = ranks, comm, folder
         self.doing = f"starting: {description}"
@@ -185,16 +187,13 @@ class Progress:
         self._reported = self._started = time.monotonic()
         self._sent: list[Request] = []
         self._running = ranks.size
-        # None lets tqdm decide: it shows the bar if stderr is a terminal.
-        quiet = True if ranks.rank else None
-        self._bar = tqdm(
-            total=total_bytes, unit="B", unit_scale=True, desc=description, disable=quiet
-        )
+        self._bar = progress.Progress(description, total, unit, shown=not ranks.rank)
 
     def __enter__(self) -> "Progress":
         if self._comm is not None:
             # It stays for the rest of the job, which a later stage may end as well.
             signal.signal(signal.SIGTERM, self._terminated)
+        self._bar.__enter__()
         return self
 
     def __exit__(
@@ -204,14 +203,14 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._bar.close()
+            self._bar.__exit__(kind, error, trace)
             self._ranks.fail(error, self.doing)
         self._report(finished=True)
         while self._ranks.rank == 0 and self._running:
             self._collect()
             time.sleep(_POLL_SECONDS)
         self._ranks.wait()
-        self._bar.close()
+        self._bar.__exit__(kind, error, trace)
 
     @property
     def doing(self) -> str:
@@ -252,8 +251,7 @@ class Progress:
         self._running -= report.finished
         self._tokens += report.new_tokens
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-        self._bar.update(report.new_bytes)
+        self._bar.update(report.new_bytes, f"{rate:,.0f} tokens/s")
 
     def _terminated(self, number: int, frame: FrameType | None) -> NoReturn:
         try:

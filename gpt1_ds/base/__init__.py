@@ -1,6 +1,6 @@
 """Basic helpers that every other package may use.
 
-May import only the standard library and torch. The files, in reading order:
+May import only the standard library, torch and tqdm. The files, in reading order:
 
 - `errors`: user errors with their exit codes, and the entry point of a command.
 - `options`: the parser of all command lines with its help, and paths on them.
@@ -12,5 +12,6 @@ May import only the standard library and torch. The files, in reading order:
 - `arguments`: numbers and texts of a command line, lines of standard input.
 - `records`: JSON-lines files such as metrics.jsonl.
 - `formatting`: numbers as text.
+- `progress`: how a command shows its progress: a bar on a terminal, plain lines elsewhere.
 - `protocols`: types for the members of DeepSpeed's engine that the project uses.
 """

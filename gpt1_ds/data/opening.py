@@ -3,14 +3,12 @@
 import hashlib
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gpt1_ds.base.errors import ConfigError, DataError, near
 from gpt1_ds.data.manifest import MANIFEST, Manifest, find_damage, read_manifest
 from gpt1_ds.data.remote import ShardCache, shard_cache
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.distributed import collectives
-from gpt1_ds.distributed.console import say
+from gpt1_ds.distributed.console import progress, say
 from gpt1_ds.settings.sections import DataConfig
 
 
@@ -73,16 +71,12 @@ def sound_manifest(data: DataConfig, manifest: Manifest) -> Manifest:
 def _damaged_of_this_rank(data: DataConfig, root: Path, manifest: Manifest) -> dict[str, str]:
     """The damaged shards in this rank's part: file -> description of the damage."""
     damaged = {}
-    with tqdm(
-        manifest.shards()[collectives.rank() :: collectives.world_size()],
-        "checking shards",
-        unit="shard",
-        delay=2,
-        disable=None if collectives.is_main() else True,
-    ) as bar:
-        for shard in bar:
+    shards = manifest.shards()[collectives.rank() :: collectives.world_size()]
+    with progress("checking shards", len(shards), "shard") as bar:
+        for shard in shards:
             if problem := find_damage(root / shard.file, shard, data.verify):
                 damaged[shard.file] = problem
+            bar.update()
     return damaged
 
 

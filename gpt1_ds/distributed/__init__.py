@@ -9,5 +9,5 @@ May import `base`. The files, in reading order:
 - `heartbeat`: a counter of each rank, to find the rank that hangs.
 - `launchers`: which ancestors of this process are launchers.
 - `preemption`: turns signals and a dead launcher into one stop flag.
-- `console`: what rank 0 prints: lines and a progress bar.
+- `console`: what a run prints: lines, warnings, progress.
 """

@@ -1,42 +1,31 @@
-"""What rank 0 prints: lines and a progress bar."""
+"""What a run prints: rank 0's lines and progress, and the warnings of any rank."""
 
 import sys
 
-from tqdm import tqdm
-
-from gpt1_ds.base.urls import hide_secrets
+from gpt1_ds.base.progress import Progress, write_line
 from gpt1_ds.distributed.collectives import is_main
 
 
 def say(text: str) -> None:
-    """Print a line on rank 0."""
+    """Print a line on rank 0, above the progress bar."""
     if not is_main():
         return
     try:
-        print(hide_secrets(text), flush=True)
+        write_line(text)
     except BrokenPipeError:
         raise
     except OSError:
         pass  # the disk with the log is full: the command goes on without this line
 
 
-def progress_bar(total: int | None, done: int, unit: str, description: str) -> tqdm:
-    """A progress bar on rank 0. If stderr is a file, it prints one line every half minute."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=done,
-        unit=unit,
-        desc=description,
-        disable=sys.stderr is None or not is_main(),
-        mininterval=0.2 if terminal else 30.0,
-        maxinterval=10.0 if terminal else 60.0,
-        ascii=not terminal,
-        dynamic_ncols=True,
-    )
+def warn(text: str) -> None:
+    """Print `warning: text` on stderr, above the progress bar, on every rank that calls."""
+    if sys.stderr is not None:
+        write_line(f"warning: {text}", sys.stderr)
 
 
-def note(text: str) -> None:
-    """Print a line on rank 0 above the progress bar."""
-    if is_main():
-        tqdm.write(hide_secrets(text))
+def progress(
+    title: str, total: int | None, unit: str, done: int = 0, logged: bool = False
+) -> Progress:
+    """The progress of a piece of work, which rank 0 shows; see `base/progress.py`."""
+    return Progress(title, total, unit, done, shown=is_main(), logged=logged)

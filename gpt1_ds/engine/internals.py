@@ -13,7 +13,6 @@ State (what DeepSpeed keeps in files and flat tensors) is the subject of `checkp
 import importlib
 import inspect
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from gpt1_ds.base.protocols import Engine, Json, Monitor, MonitorEvent
+from gpt1_ds.distributed.console import warn
 
 Collective = Callable[..., Any]
 
@@ -195,10 +195,7 @@ def guard_monitor(monitor: Monitor) -> None:
             write(events)
         except Exception as error:  # whatever a W&B client may raise
             monitor.enabled = False
-            print(
-                f"warning: monitor of the DeepSpeed JSON: {error}; training goes on without it",
-                file=sys.stderr,
-            )
+            warn(f"monitor of the DeepSpeed JSON: {error}; training goes on without it")
 
     monitor.write_events = guarded  # type: ignore[method-assign]
 

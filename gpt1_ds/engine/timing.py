@@ -1,6 +1,5 @@
 """Where the time goes: tokens a second and MFU, the parts of a step, one step in the profiler."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch
 from torch.profiler import profile, record_function
 
 from gpt1_ds.distributed import collectives, heartbeat
-from gpt1_ds.distributed.console import say
+from gpt1_ds.distributed.console import say, warn
 from gpt1_ds.engine.internals import Collective, wrapped_collectives
 
 Item = TypeVar("Item")
@@ -189,7 +188,7 @@ def _write_profile(profiler: profile, path: Path, step: int) -> None:
         path.with_suffix(".txt").write_text(table, encoding="utf-8")
         say(f"step {step}: profile in {path}.json.gz (chrome://tracing) and .txt")
     except (OSError, RuntimeError) as error:
-        print(f"warning: {path}: {error}; training goes on without this profile", file=sys.stderr)
+        warn(f"{path}: {error}; training goes on without this profile")
 
 
 def _peak_flops(precision: str) -> float:

@@ -14,7 +14,7 @@ import torch
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.distributed import collectives
-from gpt1_ds.distributed.console import progress_bar
+from gpt1_ds.distributed.console import progress
 from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.kernels import IGNORE
 
@@ -94,7 +94,7 @@ def token_nll(
     The first token of a document has no score. A window has `n_ctx` tokens and their targets, or
     fewer if the document is shorter. The first window scores all its targets. Each later window
     scores the next `stride` (1 to n_ctx) targets. The last window starts early enough to be full.
-    With a stride of n_ctx these are the rolling windows of lm-evaluation-harness. The progress bar
+    With a stride of n_ctx these are the rolling windows of lm-evaluation-harness. The progress
     shows `name`.
     """
     device = model.wte.device
@@ -104,7 +104,7 @@ def token_nll(
     windows.sort(key=lambda window: -len(window.ids_T))
     nll_T = np.empty(tokens, np.float32)
     first = 0
-    with progress_bar(tokens, 0, "token", name) as bar:
+    with progress(name, tokens, "token") as bar:
         while first < len(windows):
             T = len(windows[first].ids_T) - 1
             batch = windows[first : first + max(1, batch_tokens // T)]

@@ -7,7 +7,6 @@ the training. Each file that is lost is told once.
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from gpt1_ds.base.records import (
     write_records,
 )
 from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed.console import warn
 from gpt1_ds.runs.board import SESSION, Board
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class RunLog:
         self.lost.add(name)
         reason = error.strerror or error
         path = self.run_dir / name
-        print(f"warning: {path}: {reason}; training goes on without this log", file=sys.stderr)
+        warn(f"{path}: {reason}; training goes on without this log")
 
     def _write_start(self, jsonl: TextIO) -> None:
         self.start_is_due = False

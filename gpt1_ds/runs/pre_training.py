@@ -47,7 +47,6 @@ class Pretraining(Run[PretrainConfig]):
         # `trace` finds the windows of a step by them.
         facts = {"windows": data.order.index_of(state.cursor), **data.sizes.to_dict()}
         super().__init__(settings, started, stop, self.data.total_steps, "pre-training", facts)
-        self.time_left_shown = False
 
     def batches(self, state: CheckpointState) -> Batches:
         """This rank's batches from the place of `state` on."""

@@ -25,7 +25,7 @@ from gpt1_ds.data.manifest import Manifest
 from gpt1_ds.data.order import mix
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed import collectives
-from gpt1_ds.distributed.console import progress_bar, say
+from gpt1_ds.distributed.console import progress, say
 from gpt1_ds.distributed.environment import rank_environment
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.distributed.rendezvous import Meeting
@@ -163,7 +163,7 @@ class Run(Generic[ConfigT]):
         title: str,
         facts: Mapping[str, int] | None = None,
     ):
-        """`title` stands in front of the progress bar; `facts` go into the record of this start."""
+        """`title` stands in front of the progress; `facts` go into the record of this start."""
         config, step = settings.config, started.state.step
         self.config: ConfigT = config
         self.ds = settings.ds
@@ -173,7 +173,7 @@ class Run(Generic[ConfigT]):
         record_settings(self.folder, config, self.ds, finished=step >= total_steps)
         self.shape = GPTConfig(**self.facts.model)
         self.precision = deepspeed_json.precision(self.ds)
-        self.bar = progress_bar(total_steps, step, "step", title)
+        self.bar = progress(title, total_steps, "step", step, logged=True)
         self.timer = StepTimer()
         self.throughput = Throughput(self.shape.flops_per_token, self.precision)
         self.log = RunLog(self.folder, step, self.engine, facts)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gpt1_ds.distributed import collectives
-from gpt1_ds.distributed.console import progress_bar
+from gpt1_ds.distributed.console import progress
 from gpt1_ds.tasks.base import Task
 from gpt1_ds.tasks.batches import collate, scoring_batches
 from gpt1_ds.tasks.examples import Encoded, Label
@@ -25,7 +25,7 @@ def predict(
     """Predictions for `examples` in their order. Every rank gets all of them.
 
     Each rank computes a part of them. The batches, and so the bits of the logits, do not depend on
-    the number of ranks. `model` is a `TaskModel` in eval mode. The progress bar shows `name`. All
+    the number of ranks. `model` is a `TaskModel` in eval mode. The progress shows `name`. All
     ranks call `stopping` before each batch and get the same answer; if it is True, the result is
     None.
     """
@@ -71,7 +71,7 @@ def logits_of_rank(
     shares += [[]] * (-(-len(batches) // world_size) - len(shares))
     rows: dict[int, list[Any]] = {}
     device = next(model.parameters()).device
-    with progress_bar(len(shares), 0, "batch", name) as bar:
+    with progress(name, len(shares), "batch") as bar:
         for share in shares:
             if stopping():
                 return None

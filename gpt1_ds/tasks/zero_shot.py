@@ -116,7 +116,7 @@ def log_probabilities(
 ) -> list[list[float]]:
     """The log-probability of each continuation in nats, in the same groups.
 
-    It is the mean over the tokens, or their sum without `mean`. The progress bar shows `name`.
+    It is the mean over the tokens, or their sum without `mean`. The progress shows `name`.
     """
     continuations = [Continuation(*pair) for pair in chain.from_iterable(groups)]
     texts: dict[str, None] = {}

@@ -11,16 +11,17 @@ from tests.conftest import ROOT
 PRINTER = """
 import os, sys
 from gpt1_ds.base.streams import keep_going_without_output
-from gpt1_ds.distributed.console import note, progress_bar, say
+from gpt1_ds.distributed.console import progress, say, warn
 keep_going_without_output()
 keep_going_without_output()
 with open(sys.argv[1], "w") as file:
     number = file.fileno()
     for step in range(3):
         say("said " * 9000)
-        note("noted \\ud800")
-        print("warned", file=sys.stderr)
-        progress_bar(3, step, "step", "training").close()
+        say("noted \\ud800")
+        warn("warned")
+        with progress("training", 3, "step", step) as bar:
+            bar.update()
     file.write(f"went on with {number}")
 """
 

@@ -14,3 +14,7 @@ their use:
 `published_sets` has the addresses for `download`. Other parts are in `reading/`, `building/` and
 `stories/`.
 """
+
+from gpt1_ds.base.beginning import begin
+
+begin()  # before any other import

@@ -12,10 +12,13 @@ docs/python.md describes them.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gpt1_ds.base.beginning import begin
 from gpt1_ds.base.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from gpt1_ds.runs.trained_model import Prediction, TrainedModel, load
+
+begin()
 
 __all__ = ["Prediction", "TrainedModel", "__version__", "load"]
 

@@ -26,6 +26,7 @@ over documents where they are shorter.
 """
 
 import argparse
+import importlib
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    importlib.import_module("gpt1_ds")  # before torch, so that Ctrl-C ends with one line
 
 import numpy as np
 

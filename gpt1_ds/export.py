@@ -14,6 +14,7 @@ run is exported at its best score, its head as head.safetensors. Export needs th
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import shlex
@@ -26,6 +27,7 @@ from typing import NamedTuple
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    importlib.import_module("gpt1_ds")  # before torch, so that Ctrl-C ends with one line
 
 import torch
 import torch.nn.functional as F

@@ -18,6 +18,7 @@ glue/NAME.tsv, as its site takes them. Exit codes: 0 done, 2 usage, 3 data or ch
 # weights anyway. No samples of text: the decoder is a part of the module here, and under ZeRO-3
 # only a forward pass of the whole module gathers its weights.
 
+import importlib
 import math
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher put this file's folder
+    importlib.import_module("gpt1_ds")  # before torch, so that Ctrl-C ends with one line
 
 import torch
 from torch import Tensor

@@ -17,6 +17,7 @@ also gets table.md and table.html (beside the paper's Tables 2 to 5), their pict
 import argparse
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from typing import NamedTuple, TextIO
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    importlib.import_module("gpt1_ds")  # before torch, so that Ctrl-C ends with one line
 
 import torch
 

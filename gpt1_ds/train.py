@@ -10,6 +10,7 @@ step. Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 diverged, 5 a peer di
 75 stopped with a checkpoint.
 """
 
+import importlib
 import math
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the launcher put this file's folder
+    importlib.import_module("gpt1_ds")  # before torch, so that Ctrl-C ends with one line
 
 import torch
 from torch import Tensor

@@ -22,7 +22,14 @@ STATE_ROOMS = tuple(
 ENGINE_NAMES = {"engine", "optimizer", "basic_optimizer", "trainer"}
 FOREIGN_PACKAGES = {"deepspeed", "torch"}
 # The standard library documents that programs set these names.
-HOOKS = {"sys.stdin", "sys.stdout", "sys.stderr", "threading.excepthook"}
+HOOKS = {
+    "sys.stdin",
+    "sys.stdout",
+    "sys.stderr",
+    "sys.unraisablehook",
+    "threading.excepthook",
+    "warnings.showwarning",
+}
 OWN_PACKAGES = {"gpt1_ds", "data_prep", "tests", "benchmarks"}
 OPERATORS_FILE = "gpt1_ds/model/kernels.py"
 # Private operators that are called, not changed: torch has no public name for them (2.13), and the

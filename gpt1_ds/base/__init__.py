@@ -2,6 +2,7 @@
 
 May import only the standard library, torch and tqdm. The files, in reading order:
 
+- `beginning`: what a command does before its imports: Ctrl-C, warnings.
 - `errors`: user errors with their exit codes, and the entry point of a command.
 - `options`: the parser of all command lines with its help, and paths on them.
 - `version`: the version of the project.

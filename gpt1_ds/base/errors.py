@@ -23,9 +23,9 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import NamedTuple, NoReturn, TextIO
+from typing import NamedTuple, TextIO
 
+from gpt1_ds.base import beginning
 from gpt1_ds.base.urls import hide_secrets
 
 DONE = 0
@@ -67,7 +67,7 @@ class StopRequested(UserError):
 
 
 class Interrupted(UserError):
-    exit_code = 130
+    exit_code = beginning.INTERRUPTED
 
 
 def near(word: str, choices: Iterable[str]) -> str:
@@ -95,7 +95,6 @@ STARTS_OVER = "the same command starts over"
 _LONGEST = 1000
 """Most characters of an unforeseen error: a C++ library may add a whole stack."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PACKAGES = ("gpt1_ds", "data_prep")
 
 
 def command(
@@ -125,9 +124,10 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
     show_traceback = "--traceback" in argv
     argv = [arg for arg in argv if arg != "--traceback"]
     _mend_streams()
-    if signal.getsignal(signal.SIGINT) is _interrupted_early:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    began_as_command = signal.getsignal(signal.SIGINT) is beginning.interrupted_early
     try:
+        if began_as_command:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             code = main(argv) or DONE
         except SystemExit as end:  # --help
@@ -139,9 +139,15 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
         _drop(1)
         code = DONE
     except BaseException as error:
+        if began_as_command:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not hide the line
         if show_traceback:
             traceback.print_exc()
         code = _report(error, again, ranks)
+    if began_as_command:
+        if code == Interrupted.exit_code:
+            os._exit(code)  # Python ends by a signal where Ctrl-C came in a string it executed
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end would print a traceback
     sys.exit(code)
 
 
@@ -215,7 +221,7 @@ def _unforeseen(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     """File and line where this project's code was when the error was raised."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # without `guard`
-    own = [frame for frame in frames if set(_PACKAGES) & set(Path(frame.filename).parts)]
+    own = [frame for frame in frames if set(beginning.PACKAGES) & set(Path(frame.filename).parts)]
     frame = (own or frames)[-1]
     return f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
 
@@ -266,27 +272,3 @@ def _drop(number: int) -> None:
     """Let the descriptor lead to /dev/null: at exit, Python flushes what is left for it."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-
-
-def quiet_interrupts() -> None:
-    """Until `guard` begins, let Ctrl-C end a command with one line: imports take seconds.
-
-    It does nothing where the package is used as a library.
-    """
-    words = sys.orig_argv
-    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    script = Path(sys.argv[0]).name if sys.argv else ""
-    is_command = script.startswith("gpt1-") or module and module[0].split(".")[0] in _PACKAGES
-    # A shell script starts commands in the background with Ctrl-C ignored. That stays.
-    if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, _interrupted_early)
-
-
-def _interrupted_early(number: int, frame: FrameType | None) -> NoReturn:
-    with suppress(OSError):
-        os.write(2, b"stopped: interrupted before it began; nothing has changed\n")
-    os._exit(Interrupted.exit_code)
-
-
-quiet_interrupts()

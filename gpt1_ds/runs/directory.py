@@ -17,6 +17,7 @@ import yaml
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.files import lock_file, write_atomically
+from gpt1_ds.base.formatting import setting_text
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed import collectives
@@ -48,6 +49,8 @@ DERIVED = (
     "gradient_clipping",
 )
 """What the DeepSpeed JSON takes from the run's settings and the number of ranks."""
+Changes = dict[str, tuple[Any, Any]]
+"""The name of each changed setting, with its value before and now."""
 _locks: list[TextIO] = []
 """Open for the life of the process: closing a lock file releases the lock."""
 
@@ -174,7 +177,7 @@ def flat(values: Json) -> Json:
     return named
 
 
-def changed_settings(before: Json, now: Json) -> dict[str, tuple[Any, Any]]:
+def changed_settings(before: Json, now: Json) -> Changes:
     """Each `section.key` whose value differs between two config.yaml: (before, now).
 
     A setting that an earlier version did not know is not changed.
@@ -187,34 +190,64 @@ def changed_settings(before: Json, now: Json) -> dict[str, tuple[Any, Any]]:
     return changes
 
 
-def record_settings(folder: Path, config: PretrainConfig, ds: Json, finished: bool) -> None:
-    """Write config.yaml and deepspeed.json; list what changed since the last start.
+def record_settings(folder: Path, config: PretrainConfig, ds: Json, finished: bool) -> Changes:
+    """Write config.yaml and deepspeed.json; list and return what changed since the last start.
 
-    The files of a finished run stay as they are: they say how it was trained. All ranks call.
+    The earlier files stay as config.1.yaml and deepspeed.1.json, then .2, and so on. The files of a
+    finished run stay as they are: they say how it was trained. All ranks call, and rank 0 alone
+    gets the changes.
     """
-    collectives.on_main(lambda: _record(folder, config, ds, finished))
+    changes: Changes = {}
+    collectives.on_main(lambda: changes.update(_record(folder, config, ds, finished)))
+    return changes
 
 
-def _record(folder: Path, config: PretrainConfig, ds: Json, finished: bool) -> None:
+def _record(folder: Path, config: PretrainConfig, ds: Json, finished: bool) -> Changes:
     before = _read_settings(folder)
-    changes = _listed(folder, before, config, ds) if before is not None else ""
-    if changes and finished:
-        say(f"this run is done, so these settings have no effect on it: {changes}")
-    elif changes:
-        say(f"changed since the last start: {changes}")
+    changes = changed_since(folder, before, config, ds) if before is not None else {}
     if finished and before is not None:
-        return
+        if changes:
+            say(f"this run is done, so these settings have no effect on it:{listed(changes)}")
+        return {}
     try:
+        if changes:
+            kept = " and ".join(_keep_earlier(folder))
+            say(
+                f"changed since the last start ({kept} have the earlier settings):{listed(changes)}"
+            )
         write_atomically(folder / CONFIG, to_yaml(config))
         write_atomically(folder / DEEPSPEED, json.dumps(ds, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(
             f"{error.filename or folder}: {error.strerror}; choose another run.dir"
         ) from error
+    return changes
 
 
-def _listed(folder: Path, before: Json, config: PretrainConfig, ds: Json) -> str:
-    """`name before -> now` of every changed setting, in one line; empty if none changed."""
+def _keep_earlier(folder: Path) -> list[str]:
+    """Copy config.yaml and deepspeed.json to the next free number; the names of the copies.
+
+    A start that was killed in between has made the copies already.
+    """
+    numbers = [int(path.suffixes[0][1:]) for path in folder.glob("config.[0-9]*.yaml")]
+    number = max(numbers, default=0)
+    if not number or not _equal(folder / f"config.{number}.yaml", folder / CONFIG):
+        number += 1
+    names = []
+    for name in (CONFIG, DEEPSPEED):
+        if (folder / name).exists():
+            stem, suffix = name.split(".")
+            names.append(f"{stem}.{number}.{suffix}")
+            write_atomically(folder / names[-1], (folder / name).read_bytes())
+    return names
+
+
+def _equal(one: Path, other: Path) -> bool:
+    return one.read_bytes() == other.read_bytes()
+
+
+def changed_since(folder: Path, before: Json, config: PretrainConfig, ds: Json) -> Changes:
+    """Every setting that is not as in the last start, whose config.yaml is `before`."""
     changes = changed_settings(before, to_dict(config))
     try:
         earlier = flat(json.loads((folder / DEEPSPEED).read_text(encoding="utf-8")))
@@ -224,8 +257,13 @@ def _listed(folder: Path, before: Json, config: PretrainConfig, ds: Json) -> str
     for name in sorted(earlier.keys() | now.keys()):
         if name not in DERIVED and earlier.get(name) != now.get(name):
             changes[f"--deepspeed_config {name}"] = (earlier.get(name), now.get(name))
-    shown = []
+    return changes
+
+
+def listed(changes: Changes) -> str:
+    """A line `name before -> now` for each changed setting."""
+    lines = []
     for name, (then, value) in changes.items():
         note = " (not used: the run goes on from its own)" if name == "init.checkpoint" else ""
-        shown.append(f"{name} {json.dumps(then)} -> {json.dumps(value)}{note}")
-    return ", ".join(shown)
+        lines.append(f"\n  {name} {setting_text(then)} -> {setting_text(value)}{note}")
+    return "".join(lines)

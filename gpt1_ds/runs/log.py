@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
@@ -60,7 +60,7 @@ class RunLog:
         run_dir: Path,
         resume_step: int,
         engine: Engine | None = None,
-        facts: Mapping[str, int] | None = None,
+        facts: Json | None = None,
     ):
         self.run_dir = run_dir
         self.engine = engine

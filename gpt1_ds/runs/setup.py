@@ -170,13 +170,15 @@ class Run(Generic[ConfigT]):
         self.engine, self.folder, self.facts, _ = started
         self.stop = stop
         self.total_steps = total_steps
-        record_settings(self.folder, config, self.ds, finished=step >= total_steps)
+        finished = step >= total_steps
+        changed = record_settings(self.folder, config, self.ds, finished)
         self.shape = GPTConfig(**self.facts.model)
         self.precision = deepspeed_json.precision(self.ds)
         self.bar = progress(title, total_steps, "step", step, logged=True)
         self.timer = StepTimer()
         self.throughput = Throughput(self.shape.flops_per_token, self.precision)
-        self.log = RunLog(self.folder, step, self.engine, facts)
+        start = {**(facts or {}), **({"changed": changed} if changed else {})}
+        self.log = RunLog(self.folder, step, self.engine, start)
         keep = config.checkpoint
         self.saves = Saves(self.folder, keep.keep, keep.keep_every, self._log_checkpoint)
 

@@ -50,6 +50,8 @@ from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.timing import StepTimer, profiled
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.reports.figures import confusion_figure
+from gpt1_ds.runs.directory import claim_folder
+from gpt1_ds.runs.ending import after_fine_tuning, fine_tuning_is_done, say_done
 from gpt1_ds.runs.fine_tuning import (
     FineTuning,
     TaskData,
@@ -95,13 +97,16 @@ def main(argv: list[str]) -> None:
     stop = StopFlag()
     with collectives.peer_faults():
         torch.manual_seed(config.run.seed)  # the same draw on every rank
+        folder = claim_folder(config, tokenizer, settings.from_scratch)
+        if fine_tuning_is_done(settings, folder, data, facts):
+            return
         gpt = GPT(shape)
         initial = None
         if source and not resumes:
             initial = load_transferred_weights(gpt, source, config.task.n_transfer)
         module = TaskModel(gpt, task.kind, task.n_outputs, config.task.pool, config.task.clf_pdrop)
         module.class_weights = data.class_weights
-        started = start_engine(settings, module, tokenizer, initial, facts)
+        started = start_engine(settings, folder, module, initial, facts)
         run = FineTuning(settings, started, stop, data)
         earlier = before if run.is_done(run.state) else None
         announce(run, started.state.step)
@@ -109,6 +114,7 @@ def main(argv: list[str]) -> None:
             best = train(run, run.state)
             splits = finish(run)
             collectives.on_main(lambda: write_result(run, best, splits, earlier))
+        say_done(folder, folder / "best", after_fine_tuning(config, folder))
 
 
 def facts_of(
@@ -170,6 +176,8 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
         done = step >= run.total_steps
         if step % config.log.every == 0 or done or stopping:
             log_step(run, losses, step, cursor, lr)
+        if done:
+            say(f"step {step}: the last step is done; scoring dev, then saving the checkpoint")
         if run.score_due(step, cursor):
             scored = score(run, step, cursor, best)
             best = scored or best

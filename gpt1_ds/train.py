@@ -44,6 +44,13 @@ from gpt1_ds.engine.timing import StepTimer, profiled
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.perplexity import validation_loss
 from gpt1_ds.model.sampling import sample_text
+from gpt1_ds.runs.directory import claim_folder
+from gpt1_ds.runs.ending import (
+    after_pretraining,
+    newest_checkpoint,
+    pretraining_is_done,
+    say_done,
+)
 from gpt1_ds.runs.losses import REMEDY, LossHistory, Spike, record_skipped
 from gpt1_ds.runs.pre_training import (
     Pretraining,
@@ -79,15 +86,19 @@ def main(argv: list[str]) -> None:
         data = open_corpora(config, shape.n_ctx, manifest)
         facts = facts_of(config, shape, tokenizer, manifest)
         torch.manual_seed(config.run.seed)  # the same draw on every rank
+        folder = claim_folder(config, tokenizer, settings.from_scratch)
+        if pretraining_is_done(settings, folder, data, facts):
+            return
         module = GPT(shape)
         initial = None
         if config.init.checkpoint and not settings.resumes():
             initial = load_initial_weights(module, config.init.checkpoint, facts)
-        started = start_engine(settings, module, tokenizer, initial, facts)
+        started = start_engine(settings, folder, module, initial, facts)
         run = Pretraining(settings, started, stop, data)
         announce(run, started.state.step)
         with run.watched():
             train_past_spikes(run, started.state)
+        say_done(folder, newest_checkpoint(folder), after_pretraining(config, folder))
 
 
 def train_past_spikes(run: Pretraining, state: CheckpointState) -> None:
@@ -128,6 +139,8 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
         last = step >= run.total_steps
         if step % config.log.every == 0 or last:
             log_step(run, losses, step, cursor, lr, norms or {})
+        if last:
+            say(f"step {step}: the last step is done; validating, then saving the checkpoint")
         if validation_due(run, step) and not validate(run, step):
             break
         if step % config.checkpoint.every == 0 or last:

@@ -37,6 +37,7 @@ RESULT_KEYS = {
     "confusion",
     "files",
     "made_from",
+    "predicted",
 }
 
 

@@ -49,7 +49,7 @@ def resume(engine: Engine, run_dir: Path) -> CheckpointState | None:
     root = run_dir / "checkpoints"
     names = _checkpoints_of_rank_0(run_dir)
     for number, name in enumerate(names):
-        faults = _faults_on_all_ranks(root / name)
+        faults = faults_on_all_ranks(root / name)
         if not faults:
             state = load_checkpoint(engine, root / name)
             if collectives.is_main():
@@ -83,7 +83,7 @@ def _checkpoints_of_rank_0(run_dir: Path) -> list[str]:
     return names
 
 
-def _faults_on_all_ranks(folder: Path) -> list[str]:
+def faults_on_all_ranks(folder: Path) -> list[str]:
     """What is wrong with the files of a checkpoint; each rank reads its share of them."""
     own = find_faults(folder, collectives.rank(), collectives.world_size())
     return sum(collectives.gather_json(own), [])

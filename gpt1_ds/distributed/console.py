@@ -6,12 +6,12 @@ from gpt1_ds.base.progress import Progress, write_line
 from gpt1_ds.distributed.collectives import is_main
 
 
-def say(text: str) -> None:
-    """Print a line on rank 0, above the progress bar."""
+def say(text: str, folded: bool = True) -> None:
+    """Print a line on rank 0, above the progress bar; see `base/progress.py`."""
     if not is_main():
         return
     try:
-        write_line(text)
+        write_line(text, folded=folded)
     except BrokenPipeError:
         raise
     except OSError:

@@ -12,6 +12,7 @@ State (what DeepSpeed keeps in files and flat tensors) is the subject of `checkp
 
 import importlib
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,13 +62,13 @@ def import_deepspeed() -> ModuleType:
     Ends:   never: they are settings of the process, and every engine in it wants the same.
     Until:  DeepSpeed has an option for the op, and a log level that its import respects.
     """
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    deepspeed.utils.logger.setLevel("ERROR")
     if not on_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

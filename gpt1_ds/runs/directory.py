@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,8 +27,8 @@ from gpt1_ds.settings.loading import run_folder, to_dict, to_yaml
 from gpt1_ds.settings.sections import PretrainConfig
 
 LOCK_WAIT_SECONDS = 60.0
-NOTICE_SECONDS = 1.0
-"""A start that waits longer for the lock says so."""
+LOCK = ".lock"
+ALONE = "see that no other start writes to this run"
 CONFIG, DEEPSPEED = "config.yaml", "deepspeed.json"
 FIXED_SECTIONS = ("model", "data", "task")
 FREE = (
@@ -100,17 +101,11 @@ def _lock(folder: Path, wait_seconds: float) -> TextIO:
 
     An ending start may still commit its checkpoint, so another start waits for it.
     """
-    path = folder / ".lock"
-    without = "see that no other start writes to this run"
-    lock = lock_file(path, without, min(NOTICE_SECONDS, wait_seconds))
+    path = folder / LOCK
+    lock = lock_file(path, ALONE)
     if lock is None:
-        print(
-            f"{folder}: waiting up to {wait_seconds:.0f} s for {_holder(path)}, which trains this "
-            "run",
-            file=sys.stderr,
-            flush=True,
-        )
-        lock = lock_file(path, without, wait_seconds - NOTICE_SECONDS)
+        tell_of_holder(folder, f" up to {wait_seconds:.0f} s")
+        lock = lock_file(path, ALONE, wait_seconds)
     if lock is None:
         raise ConfigError(
             f"{folder}: {_holder(path)} trains this run; wait for it, stop it, or change run.name"
@@ -121,9 +116,26 @@ def _lock(folder: Path, wait_seconds: float) -> TextIO:
             "again, or change run.name"
         )
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    lock.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})\n")
     lock.flush()
     return lock
+
+
+def tell_of_holder(folder: Path, how_long: str = "") -> None:
+    """Say whom this start waits for, if another one holds the lock of the run."""
+    path = folder / LOCK
+    if not path.exists():
+        return
+    lock = lock_file(path, ALONE)
+    if lock is not None:
+        lock.close()
+        return
+    print(
+        f"{folder}: waiting{how_long} for {_holder(path)}, which trains this run",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _holder(lock: Path) -> str:

@@ -82,6 +82,11 @@ class TaskData:
             counts[split] = {"examples": len(lost), "tokens": sum(lost), "most": most}
         return counts
 
+    @property
+    def predicted(self) -> dict[str, str]:
+        """Number and hash of the examples in the files of the further splits."""
+        return {split: examples_digest(examples) for split, examples in self.others.items()}
+
     def tokens(self, batch: list[int]) -> int:
         """Real tokens of the training examples with these indices."""
         sequences = [self.train[index].sequences for index in batch]
@@ -132,8 +137,7 @@ class FineTuning(Run[FinetuneConfig]):
 
     def given_up(self, best: Json | None) -> bool:
         """Whether the last `task.patience` scores brought nothing better."""
-        patience = self.config.task.patience
-        return best is not None and patience is not None and best["stale"] >= patience
+        return given_up(self.config.task.patience, best)
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[list[int], Cursor]]:
         """Global batches from `cursor` on, epoch after epoch, and the cursor after each.
@@ -154,6 +158,10 @@ class FineTuning(Run[FinetuneConfig]):
                 ends_epoch = index >= self.steps_per_epoch
                 yield indices, Cursor(epoch + 1, 0) if ends_epoch else Cursor(epoch, index)
             epoch, index = epoch + 1, 0
+
+
+def given_up(patience: int | None, best: Json | None) -> bool:
+    return best is not None and patience is not None and best["stale"] >= patience
 
 
 def total_steps(
@@ -368,6 +376,7 @@ def write_result(
         "confusion": confusion and {"classes": list(data.task.classes), "counts": confusion},
         "files": {file.name: file_sha256(file) for file in files if file.exists()},
         "made_from": facts,
+        "predicted": data.predicted,
     }
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     say(

@@ -1,6 +1,7 @@
 """The start of a training run, the same for both commands: settings, folder, engine, resume, log.
 
-`read_settings`, then the command builds its data and module, then `start_engine`, then a `Run`.
+`read_settings`, then the command reads its data, claims the folder and builds its module, then
+`start_engine`, then a `Run`.
 """
 
 import os
@@ -33,7 +34,7 @@ from gpt1_ds.engine.mechanics import default_mechanics
 from gpt1_ds.engine.start import initialize, require_async_io
 from gpt1_ds.engine.timing import StepTimer, Throughput
 from gpt1_ds.model.gpt import GPT, GPTConfig
-from gpt1_ds.runs.directory import claim_folder, record_settings
+from gpt1_ds.runs.directory import record_settings, tell_of_holder
 from gpt1_ds.runs.log import RunLog
 from gpt1_ds.runs.start_facts import checkpoint_facts, start_facts
 from gpt1_ds.settings import deepspeed_json
@@ -108,6 +109,7 @@ def read_settings(
     if place.rank == 0:  # there is no process group yet, so `note` would print on every rank
         for line in deepspeed_json.warnings(args.deepspeed_config, ds, config):
             print(line, file=sys.stderr, flush=True)
+        tell_of_holder(run_folder(config))
     settings = Settings(config, ds, args.from_scratch)
     if place.world_size > 1:
         facts = start_facts(config, ds, args.from_scratch)
@@ -125,17 +127,16 @@ def shape_of(model: ModelConfig | GPTConfig) -> Json:
 
 def start_engine(
     settings: Settings[ConfigT],
+    folder: Path,
     module: nn.Module,
-    tokenizer: Tokenizer,
     initial: InitialWeights | None,
     facts: CheckpointState,
 ) -> Started:
-    """Claim the run's folder, build the engine, fill in the weights, resume; all ranks call.
+    """Build the engine, fill in the weights, resume in the claimed `folder`; all ranks call.
 
     DataError if a checkpoint of the run does not belong to `facts`.
     """
     config = settings.config
-    folder = claim_folder(config, tokenizer, settings.from_scratch)
     engine = initialize(module, config, settings.ds)
     if initial is not None:
         place_weights(engine, initial.tensors.items(), initial.source)
@@ -145,9 +146,7 @@ def start_engine(
     state = resume(engine, folder)
     if state is None:
         return Started(engine, folder, facts, facts)
-    check_state(state, facts, folder)
-    check_seed(state, facts, folder)
-    check_data(state, facts, folder, config.data.weights)
+    check_state_of_run(state, facts, folder, config.data.weights)
     return Started(engine, folder, replace(facts, unknown=state.unknown), state)
 
 
@@ -243,6 +242,15 @@ def check_state(state: CheckpointState, facts: CheckpointState, source: Path | s
             f"{source}: checkpoint of another model: {', '.join(differing)}; choose another "
             "run.name or checkpoint"
         )
+
+
+def check_state_of_run(
+    state: CheckpointState, facts: CheckpointState, folder: Path, weights: dict[str, float]
+) -> None:
+    """Refuse to go on from `state` with another model, seed or data."""
+    check_state(state, facts, folder)
+    check_seed(state, facts, folder)
+    check_data(state, facts, folder, weights)
 
 
 def _identity(state: CheckpointState) -> Json:

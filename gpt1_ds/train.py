@@ -69,7 +69,6 @@ from gpt1_ds.runs.setup import (
 from gpt1_ds.settings.sections import PretrainConfig
 
 
-
 def main(argv: list[str]) -> None:
     keep_going_without_output()
     with rendezvous.joining() as meeting:

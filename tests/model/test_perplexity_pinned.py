@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gpt1_ds.data.token_stream import TokenStream
+from gpt1_ds.base import progress
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.kernels import IGNORE
 from gpt1_ds.model.perplexity import sum_and_error, token_nll, validation_loss, validation_windows
@@ -105,7 +106,8 @@ def test_the_standard_error_of_two_runs():
     assert total == 10.0 and np.isnan(error)
 
 
-def test_nats_of_each_token_of_short_documents(model, capsys):
+def test_nats_of_each_token_of_short_documents(model, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     documents = [np.arange(5, 5 + size) for size in (3, 2, 1, 11)]
     expected = []
     with torch.no_grad():

@@ -1,0 +1,109 @@
+"""Ctrl-C ends a command with one line, at any moment; warnings that help nobody are silent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt1_ds.base import beginning
+from tests.conftest import ROOT, run
+
+TRAIN = ("--deepspeed_config", "ds_configs/cpu_fp32.json", "model.preset=gpt1-tiny")
+SMALL = ("model.n_embd=32", "model.n_ctx=32", "train.max_steps=4000", "train.global_batch=4")
+BEFORE = "stopped: interrupted before it began; nothing has changed\n"
+
+
+def interrupted(words: list[str], moment, **env: str) -> tuple[int, str]:
+    """Exit code and stderr of a command that gets SIGINT when `moment(pid)` holds."""
+    with subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not moment(process.pid) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        try:
+            errors = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
+        return process.returncode, errors
+
+
+def has_loaded(library: str):
+    return lambda pid: library in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "library"),
+    [
+        (["gpt1_ds/train.py"], "libtorch_cpu"),
+        (["-m", "gpt1_ds.finetune"], "libtorch_cpu"),
+        (["-m", "gpt1_ds.eval"], "_multiarray_umath"),
+        (["-m", "data_prep.train_tokenizer"], "_sentencepiece"),
+    ],
+)
+def test_ctrl_c_during_imports(words, library):
+    assert interrupted(words, has_loaded(library)) == (130, BEFORE)
+
+
+def test_of_several_ranks_the_first_one_says_it():
+    words, moment = ["gpt1_ds/train.py"], has_loaded("libtorch_cpu")
+    assert interrupted(words, moment, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == (130, "")
+
+
+@pytest.mark.parametrize(("file", "step"), [(".lock", "0 of 4000 was"), ("metrics.jsonl", "")])
+def test_ctrl_c_while_the_engine_starts_and_in_the_first_steps(tiny_shards, tmp_path, file, step):
+    words = ["gpt1_ds/train.py", *TRAIN, *SMALL, "log.every=1"]
+    words += [f"data.shards={tiny_shards}", f"run.dir={tmp_path}", "run.name=r", "eval.batches=1"]
+
+    def moment(pid: int) -> bool:
+        path = tmp_path / "r" / file
+        return path.exists() and (file == ".lock" or '"train"' in path.read_text())
+
+    code, errors = interrupted(words, moment)
+    lines = [line for line in errors.splitlines() if " pre-training: step " not in line]
+    assert code == 75 and len(lines) == 1 and lines[0].startswith(f"stopped: step {step}"), errors
+    assert step or "is committed in" in lines[0]
+
+
+WARNER = """
+import sys
+sys.orig_argv[1:] = ["-m", "gpt1_ds.plan"]
+import gpt1_ds, warnings
+warnings.warn("old call", FutureWarning)
+warnings.warn("Can't initialize NVML")
+warnings.warn("CUDA initialization: the driver\\n is too old")
+"""
+
+
+def test_only_warnings_that_a_user_can_act_on_are_shown_in_one_line():
+    done = run("python", "-c", WARNER)
+    assert done.stderr == "warning: CUDA initialization: the driver is too old\n"
+    assert "FutureWarning: old call" in run("python", "-W", "always", "-c", WARNER).stderr
+
+
+def test_a_library_is_left_alone(monkeypatch):
+    handler, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    beginning.begin()
+    assert signal.getsignal(signal.SIGINT) is handler and sys.unraisablehook is hook
+    for words, script, expected in (
+        (["python", "-m", "gpt1_ds.train"], "-m", True),
+        (["python", "-m", "pytest", "-m", "gpt1_ds"], "-m", False),
+        (["python", "gpt1_ds/train.py"], "gpt1_ds/train.py", True),
+        (["python", "/usr/bin/gpt1-eval"], "/usr/bin/gpt1-eval", True),
+        (["python", "mine.py"], "mine.py", False),
+    ):
+        monkeypatch.setattr(sys, "orig_argv", words)
+        monkeypatch.setattr(sys, "argv", [script])
+        assert beginning._is_command() == expected

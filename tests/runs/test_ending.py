@@ -1,0 +1,96 @@
+"""What a run says at its end, and when it is started again after that."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpt1_ds import eval as evaluation
+from gpt1_ds import export, generate
+from gpt1_ds.runs import ending
+from gpt1_ds.settings.loading import load
+from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig, TrainConfig
+from gpt1_ds.train import main as train
+from tests.conftest import ROOT
+
+TINY = (
+    "model.preset=gpt1-tiny model.n_embd=32 model.n_ctx=32 model.n_layer=1 train.global_batch=4 "
+    "run.name=r log.every=2 eval.batches=1"
+).split()
+COMMANDS = {"eval": evaluation, "export": export, "generate": generate}
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (TrainConfig(max_steps=10, epochs=None), "train.max_steps=20"),
+        (TrainConfig(max_steps=10, epochs=3), "train.max_steps=20"),
+        (TrainConfig(max_steps=50, epochs=1), "train.epochs=2"),
+        (TrainConfig(max_steps=20, epochs=0.5), "train.epochs=1"),
+        (TrainConfig(max_steps=20, epochs=1), "train.max_steps=40 train.epochs=2"),
+    ],
+)
+def test_the_option_to_raise_is_the_one_that_ends_the_run(train, expected):
+    def steps_with(train: TrainConfig) -> int:
+        limits = [train.max_steps, train.epochs and 20 * train.epochs]
+        return int(min(limit for limit in limits if limit))
+
+    assert ending.longer(train, steps_with(train), steps_with) == expected
+
+
+def parsed(command: str):
+    """What the parser of the command makes of a line that is pasted into a shell."""
+    python, flag, module, *words = shlex.split(command)
+    assert flag == "-m" and "python" in python
+    return COMMANDS[module.rpartition(".")[2]]._parser().parse_args(words)
+
+
+def test_the_next_commands_can_be_pasted_whatever_the_names_are(tmp_path):
+    folder = tmp_path / "it's a run; rm $HOME"
+    config = load(PretrainConfig, None, ["data.shards=my shards"])
+    first, second = map(parsed, ending.after_pretraining(config, folder))
+    assert Path(first.run) == folder and first.prompt == ["One morning"]
+    assert Path(second.run) == folder and second.data == Path("my shards")
+    remote = replace(config, data=replace(config.data, shards="https://host/shards"))
+    exported = parsed(ending.after_pretraining(remote, folder)[1])
+    assert Path(exported.out) == Path(f"{folder}-hf")
+    tuned = load(FinetuneConfig, ROOT / "gpt1_ds/configs/finetune_sst2.yaml", ["task.data=a b"])
+    first, second = map(parsed, ending.after_fine_tuning(tuned, folder))
+    assert (first.task, first.data) == ("sst2", Path("a b"))
+    assert Path(second.out) == Path(f"{folder}-hf")
+
+
+def test_a_run_tells_its_end_and_a_finished_one_that_there_is_nothing_to_do(
+    ranks, tiny_shards, tmp_path
+):
+    words = ["--deepspeed_config", str(ROOT / "ds_configs/cpu_fp32.json"), *TINY]
+    words += [f"data.shards={tiny_shards}", f"run.dir={tmp_path}"]
+    pool, run = ranks(1), tmp_path / "r"
+    out = said(pool, [*words, "train.max_steps=4"])
+    assert "step 4: the last step is done; validating, then saving the checkpoint\n" in out
+    tail = out[out.index("done     ") :].splitlines()
+    loss = [json.loads(line) for line in open(run / "metrics.jsonl", encoding="utf-8")]
+    last = next(record["loss"] for record in reversed(loss) if record["split"] == "train")
+    assert tail[0].startswith("done     4 steps in ") and tail[0].endswith(f", loss {last:.3f}")
+    assert tail[1] == f"saved    {run}/checkpoints/step-00000004"
+    assert [parsed(line[9:]).run for line in tail[2:4]] == [str(run)] * 2
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    out = said(pool, [*words, "train.max_steps=4", "optim.lr=5e-2"])
+    assert out.startswith(f"{run}: nothing to do, all 4 steps are done\n")
+    assert "no effect on it:\n  optim.lr 2.5e-4 -> 5e-2\n" in out
+    assert "add train.max_steps=8 to train longer, or --from-scratch to start over\n" in out
+    assert "gpt1_ds.generate" in out and "batch " not in out
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    assert before == after
+
+    checkpoint = next((run / "checkpoints/step-00000004").glob("*.pt"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    with pytest.raises(AssertionError, match="no checkpoint passes its manifest"):
+        said(pool, [*words, "train.max_steps=4"])
+
+
+def said(pool, argv: list[str]) -> str:
+    return pool.run("tests.support.cases_start:standard_output_of_training", argv)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.base import progress
+from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.kernels import IGNORE
 from gpt1_ds.model.perplexity import sum_and_error, token_nll, validation_loss, validation_windows

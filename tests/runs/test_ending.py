@@ -1,6 +1,5 @@
 """What a run says at its end, and when it is started again after that."""
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,10 @@ import pytest
 
 from gpt1_ds import eval as evaluation
 from gpt1_ds import export, generate
+from gpt1_ds.base.records import read_metrics
 from gpt1_ds.runs import ending
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig, TrainConfig
-from gpt1_ds.train import main as train
 from tests.conftest import ROOT
 
 TINY = (
@@ -66,31 +65,31 @@ def test_a_run_tells_its_end_and_a_finished_one_that_there_is_nothing_to_do(
     ranks, tiny_shards, tmp_path
 ):
     words = ["--deepspeed_config", str(ROOT / "ds_configs/cpu_fp32.json"), *TINY]
-    words += [f"data.shards={tiny_shards}", f"run.dir={tmp_path}"]
-    pool, run = ranks(1), tmp_path / "r"
-    out = said(pool, [*words, "train.max_steps=4"])
+    words += [f"data.shards={tiny_shards}", f"run.dir={tmp_path}", "train.max_steps=4"]
+    run = tmp_path / "r"
+    out, again = said(ranks, words, [*words, "optim.lr=5e-2"])
     assert "step 4: the last step is done; validating, then saving the checkpoint\n" in out
     tail = out[out.index("done     ") :].splitlines()
-    loss = [json.loads(line) for line in open(run / "metrics.jsonl", encoding="utf-8")]
-    last = next(record["loss"] for record in reversed(loss) if record["split"] == "train")
-    assert tail[0].startswith("done     4 steps in ") and tail[0].endswith(f", loss {last:.3f}")
+    loss = read_metrics(run, "train")[-1]["loss"]
+    assert tail[0].startswith("done     4 steps in ") and tail[0].endswith(f", loss {loss:.3f}")
     assert tail[1] == f"saved    {run}/checkpoints/step-00000004"
-    assert [parsed(line[9:]).run for line in tail[2:4]] == [str(run)] * 2
+    assert [parsed(line[9:]).run for line in tail[2:]] == [str(run)] * 2
 
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
-    out = said(pool, [*words, "train.max_steps=4", "optim.lr=5e-2"])
-    assert out.startswith(f"{run}: nothing to do, all 4 steps are done\n")
-    assert "no effect on it:\n  optim.lr 2.5e-4 -> 5e-2\n" in out
-    assert "add train.max_steps=8 to train longer, or --from-scratch to start over\n" in out
-    assert "gpt1_ds.generate" in out and "batch " not in out
-    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
-    assert before == after
+    assert again.splitlines()[:4] == [
+        f"{run}: nothing to do, all 4 steps are done",
+        "this run is done, so these settings have no effect on it:",
+        "  optim.lr 2.5e-4 -> 5e-2",
+        "go on    add train.max_steps=8 to train longer, or --from-scratch to start over",
+    ]
+    assert again.splitlines()[4:] == tail[2:]
+    assert len(read_metrics(run, "start")) == 1
 
-    checkpoint = next((run / "checkpoints/step-00000004").glob("*.pt"))
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
-    with pytest.raises(AssertionError, match="no checkpoint passes its manifest"):
-        said(pool, [*words, "train.max_steps=4"])
+    # What looks done but is damaged is no finished run.
+    damaged = next((run / "checkpoints/step-00000004").glob("*.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (third,) = said(ranks, words)
+    assert "nothing to do" not in third and "no checkpoint passes its manifest" in third
 
 
-def said(pool, argv: list[str]) -> str:
-    return pool.run("tests.support.cases_start:standard_output_of_training", argv)
+def said(ranks, *starts: list[str]) -> list[str]:
+    return ranks(2).run("tests.support.cases_start:output_of_trainings", *starts)[0]

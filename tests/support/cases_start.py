@@ -1,15 +1,18 @@
 """Functions that ranks of the pool run for tests of the start: several starts in one process."""
 
+import io
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from unittest.mock import patch
 
 import torch.distributed as dist
 
 from gpt1_ds.base.errors import DataError, PeerError, UserError
 from gpt1_ds.distributed import agreement, collectives, heartbeat, rendezvous
+from gpt1_ds.runs import directory
 from gpt1_ds.runs.setup import read_settings
 from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.train import main as train
 
 
 def starts(cases: list[list[tuple[list[str], dict[str, str]]]], ports: list[int]) -> list[str]:
@@ -53,3 +56,17 @@ def speakers() -> list[bool]:
             said.append(error.of_this_rank)
     heartbeat._heartbeat = beats
     return said
+
+
+def output_of_trainings(*starts: list[str]) -> list[str]:
+    """Standard output of each start of a pre-training, one after the other; errors are in it."""
+    outputs = []
+    for words in starts:
+        with redirect_stdout(io.StringIO()) as output:
+            try:
+                train(words)
+            except UserError as error:
+                print(f"error: {error}")
+        directory._locks.clear()  # the end of a process does the same
+        outputs.append(output.getvalue())
+    return outputs

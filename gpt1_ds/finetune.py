@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from gpt1_ds import tasks
-from gpt1_ds.base.errors import LAUNCHER_RANKS, DivergedError, StopRequested, command
+from gpt1_ds.base.errors import LAUNCHER_RANKS, DivergedError, command
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.checkpoints.flat_tensors import whole_weights
@@ -160,7 +160,7 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
     if step and run.score_due(step, cursor) and not is_scored:
         best = score(run, step, cursor, best)
         if best is None:
-            raise stopped(run, step)
+            raise run.stopped(step)
     done = step >= run.total_steps or run.given_up(best)
     run.throughput.restart()
     for batch, after in () if done else run.timer.waiting(run.batches(cursor)):
@@ -189,7 +189,7 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
         if done or stopping:
             break
     if best is None or not done:
-        raise stopped(run, step)
+        raise run.stopped(step)
     return best
 
 
@@ -343,13 +343,6 @@ def commit(run: FineTuning, step: int, cursor: Cursor, best: Json | None, must: 
     run.commit(replace(run.facts, step=step, cursor=cursor, best=best), must)
 
 
-def stopped(run: FineTuning, step: int) -> StopRequested:
-    return StopRequested(
-        f"step {step} of {run.total_steps} is committed in {run.folder}/checkpoints; the same "
-        "command continues"
-    )
-
-
 def finish(run: FineTuning) -> dict[str, dict[str, float]]:
     """Predict every further split with the best weights; the metrics of those with labels."""
     data, task = run.data, run.data.task
@@ -362,7 +355,7 @@ def finish(run: FineTuning) -> dict[str, dict[str, float]]:
         encoded = task.encode(examples, data.tokenizer, run.shape.n_ctx)
         predictions = predict_split(run, model, encoded, split)
         if predictions is None:
-            raise stopped(run, run.engine.global_steps)
+            raise run.stopped(run.engine.global_steps)
         gold = [example.label for example in examples]
         texts = texts_of(run.config.task, examples)
         collectives.on_main(

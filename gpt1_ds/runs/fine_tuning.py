@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gpt1_ds.base.errors import ConfigError, DataError
+from gpt1_ds.base.errors import ConfigError, DataError, StopRequested
 from gpt1_ds.base.files import file_sha256, write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.deepspeed_files import saved_batch
@@ -138,6 +138,12 @@ class FineTuning(Run[FinetuneConfig]):
     def given_up(self, best: Json | None) -> bool:
         """Whether the last `task.patience` scores brought nothing better."""
         return given_up(self.config.task.patience, best)
+
+    def stopped(self, step: int) -> StopRequested:
+        return StopRequested(
+            f"step {step} of {self.total_steps} is committed in {self.folder}/checkpoints; the "
+            "same command continues"
+        )
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[list[int], Cursor]]:
         """Global batches from `cursor` on, epoch after epoch, and the cursor after each.

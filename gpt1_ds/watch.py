@@ -84,7 +84,8 @@ def screen(watched: Watched, console: Console) -> Group:
         return Group(Text(nothing(watched.roots)))
     most = None if console.is_dumb_terminal else max(1, console.height - LINES_BESIDE)
     clock = time.strftime("%H:%M:%S")
-    return Group(table(rows, console, most), Text(f"{clock}  {summary(rows)}  (Ctrl-C ends)"))
+    # Above the table: what has no room is cut off below.
+    return Group(Text(f"{clock}  {summary(rows)}  (Ctrl-C ends)"), table(rows, console, most))
 
 
 def nothing(roots: Sequence[Path]) -> str:

@@ -18,7 +18,9 @@ COLORS = {
     "damaged": "yellow",
 }
 LINES_BESIDE = 4
-"""Lines of a screen that are no rows: head, rule, last line."""
+"""Lines of a screen that are no rows: the summary, which may take two, head, last line."""
+NOTES_SHARE = 3
+"""Notes get at most this part of a screen that has no room for all."""
 
 
 def _step(row: RunState) -> str:
@@ -59,7 +61,7 @@ NUMBERS = ("step", "loss", "tok/s", "left")
 def table(rows: Sequence[RunState], console: Console, most_rows: int | None = None) -> Group:
     """The table of `rows`, and below it a line for each run with a note.
 
-    With `most_rows`, later rows and notes that have no room are counted instead.
+    With `most_rows`, rows and notes that have no room in so many lines are left out.
     """
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     names = [name for name, (width, _) in COLUMNS.items() if console.width >= width]
@@ -68,14 +70,15 @@ def table(rows: Sequence[RunState], console: Console, most_rows: int | None = No
             shown.add_column(name, justify="right", no_wrap=True)
         else:
             shown.add_column(name, overflow="fold", no_wrap=name == "state")
-    kept = rows[:most_rows]
+    notes = [Text(_printable(f"{row.name}: {row.note}")) for row in rows if row.note]
+    kept = rows
+    if most_rows is not None and most_rows < len(rows) + len(notes):
+        kept = rows[: most_rows - min(len(notes), most_rows // NOTES_SHARE)]
+        notes = notes[: max(0, most_rows - len(kept))]
     for row in kept:
         texts = [Text(_printable(COLUMNS[name][1](row))) for name in names]
         texts[1].stylize(COLORS.get(row.state, ""))
         shown.add_row(*texts)
-    notes = [Text(_printable(f"{row.name}: {row.note}")) for row in kept if row.note]
-    if most_rows is not None:
-        notes = notes[: max(0, most_rows - len(kept))]
     more = len(rows) - len(kept)
     if more:
         notes.append(Text(f"and {more} more: make the terminal higher, or give --once"))

@@ -74,7 +74,7 @@ else
 	@$(PIP) install --constraint constraints.txt $(TORCH)
 endif
 	@echo "environment: installing the rest"
-	@$(PIP) install --constraint constraints.txt --editable '.[mpi,test]'
+	@$(PIP) install --use-pep517 --constraint constraints.txt --editable '.[mpi,test]'
 	@$(MAKE) --silent --no-print-directory open-mpi
 	@touch $@
 

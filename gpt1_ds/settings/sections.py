@@ -152,7 +152,7 @@ class TrainConfig:
     """Non-finite steps in a row before training stops with exit code 4."""
     spike_nats: float | None = setting(2.0, POSITIVE)
     """Pre-training: a logged loss so far above the median of the last 20 sends the run back
-    (README); null: never."""
+    (docs/resume.md); null: never."""
     max_rollbacks: int = setting(3, COUNT_OR_ZERO)
     """Loss spikes undone in a run before it stops with exit code 4."""
     activation_checkpointing: bool = False

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path, help="folder of a SentencePiece model")
     parser.add_argument("corpus", help="text, a file or a folder")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: 3)")
-    add_option(parser)
+    add_option(parser.add_argument)
     args = parser.parse_args()
     documents = clean_documents(args.corpus, Cleaning(parse_steps(args.clean, ["c"])))
     megabytes = sum(len(document.encode()) for document in documents) / 1e6

@@ -33,6 +33,7 @@ exclude_patterns = ["_build"]
 nb_execution_mode = "off"
 myst_heading_anchors = 3
 nitpicky = True
+smartquotes = False
 
 
 def allowed(field: dataclasses.Field[object]) -> str:
@@ -65,7 +66,7 @@ def rows(values: object, others: object | None) -> list[str]:
         value = getattr(values, field.name)
         if others is None or value != getattr(others, field.name):
             default = yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
-            meaning = docs[field.name].replace("|", r"\|")
+            meaning = docs[field.name].replace("|", r"\|").replace("<", r"\<")
             lines.append(f"| `{field.name}` | `{default}` | {allowed(field)} | {meaning} |")
     return lines
 

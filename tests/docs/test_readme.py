@@ -13,10 +13,9 @@ from tests.conftest import ROOT
 SMALLER = {
     "--vocab-size 8000": "--vocab-size 600",
     "--num_accelerators 2": "--num_accelerators 1",
-    "ds_configs/cpu.json": "ds_configs/cpu_fp32.json",  # for CPUs of every kind
-    "pretrain_small.yaml": "pretrain_small.yaml model.preset=gpt1-tiny model.n_ctx=32 "
+    "pretrain_small": "pretrain_small model.preset=gpt1-tiny model.n_ctx=32 "
     "train.max_steps=8 train.global_batch=4 schedule.warmup_steps=2 eval.batches=1",
-    "finetune_own.yaml": "finetune_own.yaml train.max_steps=2 train.global_batch=4",
+    "finetune_own": "finetune_own train.max_steps=2 train.global_batch=4",
     "--prompt": "--max-new-tokens 5 --prompt",
 }
 REVIEWS = "text,label\n" + "a fine day,good\nthe rain is cold,bad\n" * 20
@@ -58,5 +57,5 @@ def test_every_command_of_the_main_path_runs(sample, tmp_path, monkeypatch, caps
         take(step)
     printed = capsys.readouterr().out
     assert re.search(r"(?m)^(good|bad)\ta fine day$", printed)
-    assert "perplexity" in printed and "The captain looked at the sea and" in printed
+    assert "perplexity" in printed and "the captain looked at the sea and" in printed
     assert (tmp_path / "report.html").exists()

@@ -10,8 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, NoReturn
 from unittest import mock
 
@@ -259,12 +261,26 @@ def _check_module(name: str, words: list[str]) -> None:
     if ".." in words or name.startswith(("docs", "tests")) or package.exists():
         return  # `..` stands for more arguments
     module = importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as folder:
+        words = [_own_file(word, Path(folder)) for word in words]
+        _parse(module, name, words)
+
+
+def _own_file(word: str, folder: Path) -> str:
+    """`my.yaml` and `my.json` stand for a file of the reader; an empty one is made."""
+    if not re.fullmatch(r"[\w-]+\.(json|yaml)", word):
+        return word
+    (folder / word).write_text("{}", encoding="utf-8")
+    return str(folder / word)
+
+
+def _parse(module: ModuleType, name: str, words: list[str]) -> None:
     parser = argparse.ArgumentParser
     with (
         mock.patch.object(parser, "parse_args", _accept),
         mock.patch.object(parser, "parse_intermixed_args", _accept),
         mock.patch.object(parser, "error", _refuse),
-        mock.patch.object(sys, "argv", [str(path), *words]),
+        mock.patch.object(sys, "argv", [name, *words]),
         mock.patch.dict(os.environ, {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}),
     ):
         try:

@@ -54,7 +54,14 @@ def _find(option: str, text: str, folder: Path, suffix: str, listed: list[str]) 
 
 
 def config_of_task(overrides: list[str]) -> str | None:
-    """The shipped YAML of the task that the overrides name; None for a task described by them."""
+    """The shipped YAML of the task that the overrides name.
+
+    None for a task that they describe, and for one without a checkpoint: with the tokenizer of
+    data.shards it starts from random weights.
+    """
     values = dict(word.partition("=")[::2] for word in overrides)
-    path = CONFIGS / f"{FINETUNE}{values.get('task.name')}.yaml"
-    return str(path) if path.exists() and "task.kind" not in values else None
+    from_scratch = "data.shards" in values and "init.checkpoint" not in values
+    name = FINETUNE + values.get("task.name", "")
+    if "task.kind" in values or from_scratch or name not in configs(True):
+        return None
+    return str(CONFIGS / f"{name}.yaml")

@@ -6,7 +6,7 @@ import pytest
 
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.base.options import run_path
-from gpt1_ds.settings.shipped import config_path, ds_config_path, ds_configs
+from gpt1_ds.settings.shipped import config_of_task, config_path, ds_config_path, ds_configs
 from tests.conftest import ROOT
 
 
@@ -39,3 +39,12 @@ def test_shipped_files_have_names_and_a_file_of_that_name_wins(tmp_path: Path, m
             ds_config_path(name)
     with pytest.raises(ConfigError, match="one of: finetune_cola, .*finetune_wnut17$"):
         config_path(True)("finetune_sst3")
+
+
+def test_a_task_has_its_shipped_settings():
+    cola = config_path(True)("finetune_cola")
+    assert config_of_task(["optim.lr=1", "task.name=cola"]) == cola
+    assert config_of_task(["task.name=cola", "data.shards=s", "init.checkpoint=runs/a"]) == cola
+    assert config_of_task(["task.name=cola", "data.shards=s"]) is None  # from random weights
+    assert config_of_task(["task.name=cola", "task.kind=classification"]) is None
+    assert config_of_task(["task.name=mine"]) is None and config_of_task([]) is None

@@ -58,16 +58,19 @@ def gather_json(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    payload = content.to(device())
-    sizes = [torch.zeros(1, dtype=torch.long, device=device()) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(payload)], device=device()))
-    longest = int(max(sizes))
-    slots = [torch.zeros(longest, dtype=torch.uint8, device=device()) for _ in range(world_size())]
-    dist.all_gather(slots, torch.nn.functional.pad(payload, (0, longest - len(payload))))
-    values = []
-    for slot, size in zip(slots, sizes, strict=True):
-        values.append(json.loads(bytes(slot[: int(size)].tolist())))
-    return values
+    sizes = _all_gather(torch.tensor([len(content)])).tolist()
+    longest = max(sizes)
+    # One tensor for all ranks: thousands of small ones would be thousands of copies from a GPU.
+    gathered = _all_gather(torch.nn.functional.pad(content, (0, longest - len(content))))
+    slots = gathered.view(len(sizes), longest).numpy()
+    return [json.loads(slot[:size].tobytes()) for slot, size in zip(slots, sizes, strict=True)]
+
+
+def _all_gather(tensor_N: torch.Tensor) -> torch.Tensor:
+    """The tensors of all ranks, one after the other, on the CPU."""
+    gathered = tensor_N.new_empty(world_size() * len(tensor_N), device=device())
+    dist.all_gather_into_tensor(gathered, tensor_N.to(device()))
+    return gathered.cpu()
 
 
 def on_main(action: Callable[[], object]) -> None:

@@ -156,12 +156,16 @@ def join_process_group(timeout_seconds: float) -> RankEnv:
 
 
 def _prepare_device(env: RankEnv) -> str:
-    """Choose this rank's GPU, or prepare its CPU; the backend of the process group."""
+    """Choose this rank's GPU, or its share of the CPU; the backend of the process group."""
+    _keep_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.set_device(_own_gpu(env.local_rank, torch.cuda.device_count()))
+        # cuDNN's attention rounds the dropout rate to sixteenths (torch 2.11, cuDNN 9.19), and
+        # torch prefers it on Hopper. The flash kernel takes its place.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return "nccl"
     _refuse_missing_gpus()
-    _prepare_cpu(env)
+    _divide_cores(env)
     return "gloo"
 
 
@@ -331,16 +335,21 @@ def _refuse_missing_gpus() -> None:
         )
 
 
-def _prepare_cpu(env: RankEnv) -> None:
-    """Divide the cores among the ranks of this machine, and keep freed memory in the heap.
-
-    Without that, page faults on new memory take a quarter of a step.
-    """
+def _divide_cores(env: RankEnv) -> None:
+    """Divide the cores among the ranks of this machine."""
     if "OMP_NUM_THREADS" not in os.environ:
         sizes = (os.environ.get(name, "") for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"))
         known = (int(size) for size in sizes if size.isdigit() and int(size) > 0)
         local_ranks = next(known, env.world_size)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+
+
+def _keep_freed_memory() -> None:
+    """Keep freed memory in the heap.
+
+    Else page faults on new memory take a quarter of a step on a CPU, and of each copy of a
+    checkpoint on a GPU machine.
+    """
     _call_libc("mallopt", M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
     _call_libc("mallopt", M_TRIM_THRESHOLD, -1)
 

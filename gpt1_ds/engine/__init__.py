@@ -6,6 +6,7 @@ May import `model`, `settings`, `distributed` and `base`. Files in reading order
 - `mechanics`: the shipped DeepSpeed JSON that a run takes by itself
 - `optimizer`: parameter groups, the two Adams, the learning rate of each step
 - `timing`: tokens a second and MFU, the parts of a step, the profile of one step
+- `peak`: the peak rate of a device's matrix products
 - `readings`: loss scale and norms of each block, for the log
 - `memory`: bytes that a rank needs, as a formula
 - `internals`: every change to the behaviour of DeepSpeed and torch

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from gpt1_ds.engine.timing import has_bfloat16_instructions
+from gpt1_ds.engine.peak import has_bfloat16_instructions
 
 
 class Mechanics(NamedTuple):

@@ -1,5 +1,6 @@
 """The start of an engine: the only `deepspeed.initialize`."""
 
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,6 +11,7 @@ from torch import nn
 
 from gpt1_ds.base.errors import ConfigError, UserError
 from gpt1_ds.base.protocols import Engine, Json
+from gpt1_ds.distributed import collectives
 from gpt1_ds.engine.internals import (
     guard_monitor,
     import_deepspeed,
@@ -53,6 +55,9 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
             model_parameters=groups,
             config=with_fitting_buckets(ds, sum(p.numel() for p in module.parameters())),
             dist_init_required=False,
+            # Else DeepSpeed takes GPU number LOCAL_RANK, which is none of the visible ones where
+            # each rank sees only its own.
+            args=Namespace(device_rank=collectives.device().index or 0),
         )
     keep_json(engine, ds)
     keep_lr_shares(engine, config.optim.lr)

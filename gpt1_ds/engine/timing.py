@@ -13,12 +13,11 @@ from torch.profiler import profile, record_function
 from gpt1_ds.distributed import collectives, heartbeat
 from gpt1_ds.distributed.console import say, warn
 from gpt1_ds.engine.internals import Collective, wrapped_collectives
+from gpt1_ds.engine.peak import peak_flops
 
 Item = TypeVar("Item")
 
 TABLE_ROWS = 40
-GPU_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
-"""Dense bf16 peaks of the tensor cores, FLOP/s, from the vendor's data sheets."""
 
 
 class Throughput:
@@ -29,7 +28,7 @@ class Throughput:
 
     def __init__(self, flops_per_token: int, precision: str) -> None:
         self.flops_per_token = flops_per_token
-        self.peak_flops = _peak_flops(precision) * collectives.world_size()
+        self.peak_flops = peak_flops(precision) * collectives.world_size()
         self.restart()
 
     def restart(self) -> None:
@@ -53,12 +52,6 @@ class Throughput:
             "mfu": round(rate * self.flops_per_token / self.peak_flops, 4),
         }
 
-
-MEASURED_SIZES = (256, 256, *[1024] * 5)
-"""Sides of the matrices in the products that measure a device's peak."""
-LONGEST_PRODUCT_SECONDS = 0.1
-EMULATED_FLOPS = 10e9
-"""No core reaches it without bfloat16 instructions (1e9 was measured), and every one with them."""
 
 Moment = float | torch.cuda.Event
 """Seconds of the host's clock, or an event in the stream of the GPU."""
@@ -189,39 +182,3 @@ def _write_profile(profiler: profile, path: Path, step: int) -> None:
         say(f"step {step}: profile in {path}.json.gz (chrome://tracing) and .txt")
     except (OSError, RuntimeError) as error:
         warn(f"{path}: {error}; training goes on without this profile")
-
-
-def _peak_flops(precision: str) -> float:
-    """Peak of this rank's device, FLOP/s: of the data sheet, or measured where none is known."""
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        for model, peak in GPU_PEAK_FLOPS.items():
-            if model in name:
-                return peak if precision != "fp32" else peak / 2
-    return _measured_flops(precision)
-
-
-def has_bfloat16_instructions() -> bool:
-    """Whether this rank's device multiplies bfloat16 matrices itself.
-
-    A CPU that does not emulates it, far more slowly than float32: take `ds_configs/cpu_fp32.json`.
-    """
-    return torch.cuda.is_available() or _measured_flops("bf16") > EMULATED_FLOPS
-
-
-def _measured_flops(precision: str) -> float:
-    """The best FLOP/s of several matrix products, measured in about a tenth of a second.
-
-    A CPU without bfloat16 instructions would take seconds for a large product in that precision.
-    """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    best = 0.0
-    for size in MEASURED_SIZES:
-        flops = 2 * size**3
-        if best and flops / best > LONGEST_PRODUCT_SECONDS:
-            break
-        a = torch.ones(size, size, dtype=dtype, device=collectives.device())
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = max(best, flops / (time.perf_counter() - start))
-    return best

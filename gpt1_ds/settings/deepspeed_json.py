@@ -37,6 +37,7 @@ def resolve(
     _check_compilation(ds, config)
     if on_this_machine:
         _check_machine(path, ds, config)
+    _fill_pinned_memory(ds, torch.cuda.is_available() or not on_this_machine)
     fill_optimizer(path, ds, config.optim)
     _fill_nvme_paths(path, ds, config)
     if on_this_machine:
@@ -212,7 +213,18 @@ def _check_machine(path: Path | str, ds: Json, config: PretrainConfig) -> None:
         )
 
 
-# --- Offload to nvme ---
+# --- Offload ---
+
+
+def _fill_pinned_memory(ds: Json, gpu: bool) -> None:
+    """Where the JSON leaves it open, offloaded tensors are in pinned memory on a GPU machine.
+
+    From pageable memory, a GPU copies several times slower, and the host waits for it.
+    """
+    for section in ("offload_optimizer", "offload_param"):
+        offload = ds.get("zero_optimization", {}).get(section) or {}
+        if offload.get("device", "none") != "none" and offload.get("pin_memory", "auto") == "auto":
+            offload["pin_memory"] = gpu
 
 
 def _fill_nvme_paths(path: Path | str, ds: Json, config: PretrainConfig) -> None:

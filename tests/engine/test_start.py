@@ -28,6 +28,12 @@ def test_a_bucket_is_as_large_as_the_model(ranks, tiny_shards, name):
     assert size == parameters and same
 
 
+def test_a_rank_that_sees_one_device_takes_it(ranks, tiny_shards):
+    """As under `srun --gpus-per-task=1`, where the local rank is no number of a device."""
+    arguments = str(FOLDER / "cpu_fp32.json"), str(tiny_shards)
+    assert ranks(1).run("tests.support.cases_engine:devices_set", *arguments) == [[0]]
+
+
 def test_what_deepspeed_refuses_beyond_our_rules_is_one_line(ranks, tiny_shards, tmp_path):
     path = tmp_path / "ds.json"
     for ds, words in (

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pytest import MonkeyPatch
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.checkpoints.flat_tensors import flat_slices
@@ -17,6 +18,7 @@ from gpt1_ds.data.opening import open_streams
 from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives
+from gpt1_ds.engine.internals import import_deepspeed
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import loss_scale
 from gpt1_ds.engine.start import initialize
@@ -114,6 +116,17 @@ def buckets(ds_path: str, shards: str) -> tuple[int, int, bool]:
     trainer = Trainer(ds_path, shards, [])
     size = trainer.engine.optimizer.reduce_bucket_size
     return size, trainer.shape.parameters, trainer.engine.config == trainer.ds
+
+
+def devices_set(ds_path: str, shards: str) -> list[int]:
+    """Numbers of the devices that DeepSpeed takes for rank 3 of a machine that sees one device."""
+    taken = []
+    accelerator = import_deepspeed().accelerator.get_accelerator()
+    with MonkeyPatch.context() as patched:
+        patched.setenv("LOCAL_RANK", "3")
+        patched.setattr(accelerator, "set_device", taken.append)
+        Trainer(ds_path, shards, []).close()
+    return taken
 
 
 def refused(ds_path: str, shards: str) -> str:

@@ -4,6 +4,7 @@ May import only the standard library, torch and tqdm. The files, in reading orde
 
 - `beginning`: what a command does before its imports: Ctrl-C, warnings.
 - `errors`: user errors with their exit codes, and the entry point of a command.
+- `spinning`: OpenMP's threads, beside other programs.
 - `options`: the parser of all command lines with its help, and paths on them.
 - `version`: the version of the project.
 - `streams`: output that may be lost while a command goes on.

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from gpt1_ds.base import beginning
+from gpt1_ds.base import beginning, spinning
 from gpt1_ds.base.urls import hide_secrets
 
 DONE = 0
@@ -125,6 +125,7 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
     argv = [arg for arg in argv if arg != "--traceback"]
     _mend_streams()
     began_as_command = signal.getsignal(signal.SIGINT) is beginning.interrupted_early
+    spinning.watch()
     try:
         if began_as_command:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,6 +28,7 @@ ROWS = {
     "step": (9, "train_step.py NANOGPT"),
     "ranks": (5, "runs.py SHARDS --threads"),
     "startup": (2, "runs.py SHARDS --startup"),
+    "busy": (8, "busy.py SHARDS"),
     "checkpoint": (2, "runs.py SHARDS --checkpoint"),
     "scaling": (4, "runs.py SHARDS --scaling"),
     "sharding": (3, "sharding.py SHARDS/tokenizer SAMPLE/books"),

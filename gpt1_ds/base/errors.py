@@ -125,10 +125,10 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
     argv = [arg for arg in argv if arg != "--traceback"]
     _mend_streams()
     began_as_command = signal.getsignal(signal.SIGINT) is beginning.interrupted_early
-    spinning.watch()
     try:
         if began_as_command:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        spinning.watch()
         try:
             code = main(argv) or DONE
         except SystemExit as end:  # --help

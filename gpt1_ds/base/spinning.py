@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 OWN_CHOICE = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -96,12 +97,17 @@ class Watch:
 
 
 def watch() -> Watch | None:
-    """Start the watch, if this process computes on several cores and the user chose nothing."""
-    chosen = any(os.environ.get(name) for name in OWN_CHOICE)
+    """Start the watch, if this process computes with several threads that spin."""
     cores = len(os.sched_getaffinity(0))
-    if chosen or "torch" not in sys.modules or cores == 1 or not waited_seconds():
-        return None
-    return Watch()
+    if "torch" in sys.modules and is_wanted(os.environ, cores) and waited_seconds():
+        return Watch()
+    return None
+
+
+def is_wanted(environ: Mapping[str, str], cores: int) -> bool:
+    """A single thread never spins, and the user's own choice stays."""
+    single = cores == 1 or environ.get("OMP_NUM_THREADS") == "1"
+    return not single and not any(environ.get(name) for name in OWN_CHOICE)
 
 
 def waited_seconds() -> float:

@@ -13,8 +13,8 @@ from gpt1_ds.base.spinning import (
     INTERVAL_SECONDS,
     LONGEST_PAUSE_SECONDS,
     Decision,
+    is_wanted,
     waited_seconds,
-    watch,
 )
 from tests.conftest import ROOT
 
@@ -65,12 +65,20 @@ def test_trials_beside_a_program_become_rare():
     assert pause <= FIRST_PAUSE_SECONDS, "a new program is met with a short pause again"
 
 
-@pytest.mark.parametrize("name, value", [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "1000")])
-def test_the_users_own_setting_wins(monkeypatch, name, value):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.setenv(name, value)
-    assert watch() is None
+@pytest.mark.parametrize(
+    "environ, cores, wanted",
+    [
+        ({}, 2, True),
+        ({"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": ""}, 16, True),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, 2, False),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, 2, False),
+        ({"GOMP_SPINCOUNT": "1000"}, 2, False),
+        ({"OMP_NUM_THREADS": "1"}, 2, False),
+        ({}, 1, False),
+    ],
+)
+def test_the_users_own_choice_wins_and_one_thread_needs_no_watch(environ, cores, wanted):
+    assert is_wanted(environ, cores) is wanted
 
 
 def test_the_kernel_counts_the_waiting():

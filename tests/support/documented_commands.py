@@ -83,7 +83,9 @@ def _fenced(path: Path, text: str) -> Iterator[Line]:
 def _inline(path: Path, text: str) -> Iterator[Line]:
     for code in re.finditer(r"`([^`]+)`", text):
         words = code[1].split()
-        if len(words) > 1 and (words[0] in ("python", "deepspeed", "mpirun", "make", "sbatch")):
+        # `deepspeed --quiet` names an option; it is no command.
+        names_options = all(word.startswith("-") for word in words[1:])
+        if words[0] in ("python", "deepspeed", "mpirun", "make", "sbatch") and not names_options:
             number = text[: code.start()].count("\n") + 1
             yield Line(f"{path.relative_to(ROOT)}:{number}", " ".join(words))
 

@@ -56,9 +56,11 @@ class Member(NamedTuple):
 
 def predict_lines(asked: Asked) -> None:
     """Print a label for each line of stdin, before the line."""
-    lines = stdin_lines("--predict")
+    lines: list[str] = []
 
     def read(task: Task) -> list[Example]:
+        # After the run is loaded: a wrong run is refused before the user types a line.
+        lines.extend(stdin_lines("--predict"))
         return [task.from_line(line, f"stdin line {n}") for n, line in enumerate(lines, 1)]
 
     members = [member for member, _ in _members(asked, read)]

@@ -9,5 +9,6 @@ arrays, because loading a pickle can run code. The files, in reading order:
 - `tokenizer_json`: writes our tokenizers as files that transformers loads.
 - `openai_release`: OpenAI's released parameter arrays and tokenizer files.
 - `equality`: compares logits and token ids with those of transformers.
+- `snippets`: the programs in a model card.
 - `card`: the model card of an export.
 """

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+from gpt1_ds.base.errors import UserError
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.base.records import read_metrics
+from gpt1_ds.interchange.snippets import snippet
 from gpt1_ds.model.gpt import GPTConfig
+from gpt1_ds.settings.sections import TaskConfig
+from gpt1_ds.tasks import build_task
 from gpt1_ds.tasks.scores import METRICS
 
 LOSSES = ("loss", "task_loss", "lm_loss", "perplexity")
@@ -43,33 +47,15 @@ STATES = {
 LOADABLE = """`AutoModelForSequenceClassification` gives its logits, the bias folded into \
 `score.weight`: of one
 sequence, for multiple_choice of one answer, for similarity as the sum of both orders' outputs. \
-`truncation=True` cuts long texts as the run does (multiple_choice: the run cuts the context alone).
-
+A text that is longer than the
+context is cut as in the run.
+"""
+UNLOADABLE = "transformers has no class for this head."
+PROGRAM = """
 ```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="{out}", truncation=True)
-{use}
+{program}
 ```
 """
-USES = {
-    "classification": 'classify("a text")',
-    "entailment": 'classify({"text": "a premise", "text_pair": "a hypothesis"})',
-    "similarity": """one, other = "a text", "another text"
-orders = [{"text": one, "text_pair": other}, {"text": other, "text_pair": one}]
-each = classify(orders, function_to_apply="none", top_k=None)
-totals = {}
-for scores in each:
-    for score in scores:
-        totals[score["label"]] = totals.get(score["label"], 0) + score["score"]
-max(totals, key=totals.get)  # of a task with scores: the expectation under their softmax""",
-    "multiple_choice": """context, answers = "a context and its question", ["one", "other"]
-texts = [{"text": context, "text_pair": answer} for answer in answers]
-scores = [found["score"] for found in classify(texts, function_to_apply="none")]
-scores.index(max(scores))""",
-}
-"""How the pipeline of transformers is called for each kind of task."""
-UNLOADABLE = "transformers has no class for this head."
 
 
 def model_card(
@@ -103,7 +89,7 @@ def model_card(
         rows["weights from"] = state["init"]
     rows |= _last_scores(run, state["step"])
     card = CARD.format(
-        pipeline="text-classification" if labels else "text-generation",
+        pipeline=_pipeline_tag(task, labels),
         name=run.name,
         parameters=config.parameters,
         command=command,
@@ -112,14 +98,27 @@ def model_card(
     return card + _head(task, out, labels is not None) if task else card
 
 
+def _pipeline_tag(task: Json | None, labels: list[str] | None) -> str:
+    if labels:
+        return "text-classification"
+    is_of_tokens = task is not None and task["kind"] == "token_classification"
+    return "token-classification" if is_of_tokens else "text-generation"
+
+
 def _head(task: Json, out: Path, is_loadable: bool) -> str:
     pool = task.get("config", {}).get("pool", "last")
     place = "`<s>` (task.pool=first)" if pool == "first" else "`<e>`"
     state = STATES.get(task["kind"], "at {place}").format(place=place)
-    loadable = UNLOADABLE
-    if is_loadable:
-        loadable = LOADABLE.format(out=out, use=USES[task["kind"]])
-    return HEAD.format(state=state, loadable=loadable)
+    text = HEAD.format(state=state, loadable=LOADABLE if is_loadable else UNLOADABLE)
+    if not is_loadable and task["kind"] != "token_classification":
+        return text
+    try:
+        described = build_task(TaskConfig(**task["config"]), strict=False)
+    except (KeyError, TypeError, UserError):
+        return text
+    if described.kind != task["kind"]:
+        return text
+    return text + PROGRAM.format(program=snippet(described, str(out)))
 
 
 def _last_scores(run: Path, step: int) -> dict[str, str]:

@@ -50,19 +50,61 @@ def test_the_pipeline_labels_every_dev_line_as_the_run_does(
     assert "states: at `<e>`." in card and f'model="{tmp_path / "hf"}", truncation=True' in card
 
 
-def test_the_snippet_for_similarity_adds_both_orders(tiny_run, sample, tmp_path, capsys):
-    data = sample / "tasks" / FOLDERS["mrpc"]
-    run = save_tuned(tmp_path / "run", tiny_run, name="mrpc", data=str(data))
-    assert "dev examples in its pipeline" in exported(run, tmp_path / "hf", capsys)
-    card = (tmp_path / "hf" / "README.md").read_text()
-    snippet = card.split("```python\n")[1].split("```")[0]
-    *lines, answer = [line for line in snippet.split("\n") if line]
-    expected = labels_of_run(run, data)[:4]
-    for example, label in zip(TASKS["mrpc"].read(data, "dev"), expected, strict=False):
-        program = "\n".join(lines).replace('"a text", "another text"', repr(example.texts))
+SNIPPETS = {
+    "sst2": ({}, '"a text"'),
+    "rte": ({}, '{"text": "a premise", "text_pair": "a hypothesis"}'),
+    "mrpc": ({}, '"a text", "another text"'),
+    "stsb": ({}, '"a text", "another text"'),
+    "squared": ({"name": "stsb", "squared_error": True}, '"a text", "another text"'),
+    "race": ({}, '"a context", "a question", ["one", "other"]'),
+    "wnut17": ({}, '"some words of a sentence"'),
+}
+"""Options of the task, and what stands for an example in the program of its card."""
+
+
+def pasted(name: str, texts: tuple[str, ...]) -> str:
+    """An example in place of the one in the program."""
+    if name == "wnut17":
+        return repr(" ".join(texts))
+    if name == "race":
+        return repr((*texts[:2], list(texts[2:])))
+    if name == "rte":
+        return repr({"text": texts[0], "text_pair": texts[1]})
+    return repr(texts if len(texts) > 1 else texts[0])
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_the_program_of_the_card_answers_as_the_run_does(tiny_run, sample, tmp_path, capsys, name):
+    """The first example and the longest one, which the context of 32 tokens cuts."""
+    options, example = SNIPPETS[name]
+    task = {"name": name, **options}
+    data = sample / "tasks" / FOLDERS[task["name"]]
+    run = save_tuned(tmp_path / "run", tiny_run, data=str(data), **task)
+    exported(run, tmp_path / "hf", capsys)
+    program = (tmp_path / "hf" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert example in program
+    tuned = load_fine_tuned(str(run), None)
+    examples = [
+        one
+        for one in tuned.task.read(data, "dev")
+        if name != "wnut17" or all(word.isalnum() for word in one.texts)
+    ]
+    longest = max(examples, key=lambda one: len(" ".join(one.texts)))
+    for one, expected in zip(
+        (examples[0], longest), predictions(tuned, [examples[0], longest]), strict=True
+    ):
+        *lines, answer = program.replace(example, pasted(name, one.texts)).rstrip().split("\n")
         names: dict = {}
-        exec(program, names)
-        assert eval(answer, names) == label
+        exec("\n".join(lines), names)
+        found = eval(answer.removeprefix("print(").removesuffix(")"), names)
+        if name in ("sst2", "rte"):
+            found = found[0]["label"] if isinstance(found, list) else found["label"]
+        if name in ("stsb", "squared"):
+            assert found == pytest.approx(expected, rel=1e-4)
+        else:
+            assert found == (
+                tuned.task.show(expected) if name in ("sst2", "rte", "mrpc") else expected
+            )
 
 
 def test_the_card_says_which_state_the_head_reads(tiny_run, tmp_path, capsys):

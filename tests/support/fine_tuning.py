@@ -47,12 +47,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_weights(run)[0]
 
 
-def save_tuned(folder: Path, source: Path, **task: object) -> Path:
+def save_tuned(folder: Path, source: Path, seed: int = 0, **task: object) -> Path:
     """A run of fine-tuning at step 0: the weights of the run `source` under a random head."""
     gpt, state, checkpoint = load_gpt(source)
     config = TaskConfig(**task)
     built = build_task(config)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = TaskModel(gpt, built.kind, built.n_outputs, config.pool, config.clf_pdrop)
     with torch.no_grad():
         for parameter in (model.head.weight, model.head.bias):

@@ -16,6 +16,7 @@ from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.folder import (
+    MANIFEST,
     checkpoint_folders,
     checkpoint_sha256,
     find_checkpoint,
@@ -123,12 +124,14 @@ def mean_outcomes(task: Task, members: Sequence[Outcomes]) -> Outcomes:
     return Outcomes([label_of(task, value) for value in values], values)
 
 
-def temperature_of(tuned: FineTuned) -> float:
-    """The temperature in the run's calibration.json; 1 without one.
+def temperature_of(checkpoint: Path) -> float:
+    """The temperature in the calibration.json of the run of `checkpoint`; 1 without one.
 
     Warns if it was fitted for another checkpoint, and then does not use it.
     """
-    path = run_of(tuned.folder) / CALIBRATION
+    if not (checkpoint / MANIFEST).exists():
+        return 1.0  # a folder for transformers, which is in no run
+    path = run_of(checkpoint) / CALIBRATION
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         fitted_for, temperature = content["checkpoint_sha256"], float(content["temperature"])
@@ -138,9 +141,9 @@ def temperature_of(tuned: FineTuned) -> float:
         raise DataError(f"{path}: {error!r}; run --calibrate again, or remove it") from error
     if not 0 < temperature < np.inf:
         raise DataError(f"{path}: temperature is {temperature}; run --calibrate again")
-    if fitted_for != checkpoint_sha256(tuned.folder):
+    if fitted_for != checkpoint_sha256(checkpoint):
         print(
-            f"warning: {path} was fitted for other weights than {tuned.folder}; it is not used, "
+            f"warning: {path} was fitted for other weights than {checkpoint}; it is not used, "
             "run --calibrate again",
             file=sys.stderr,
         )

@@ -141,7 +141,7 @@ def _members(asked: Asked, read: Read) -> Iterator[tuple[Member, list[Example]]]
         if examples is None:
             examples = read(tuned.task)
         uses_temperature = (asked.probabilities or asked.is_ensemble) and not asked.uncalibrated
-        temperature = temperature_of(tuned) if uses_temperature else 1.0
+        temperature = temperature_of(tuned.folder) if uses_temperature else 1.0
         if temperature != 1.0:
             _tell(f"{tuned.folder}: probabilities calibrated with temperature {temperature:.4f}")
         yield Member(tuned.task, tuned.folder, outcomes(tuned, examples, temperature)), examples

@@ -30,6 +30,7 @@ from gpt1_ds.model.kernels import linear
 from gpt1_ds.model.perplexity import token_nll
 from gpt1_ds.model.sampling import NEW_TOKENS, SAMPLES, TOP_P, Sampling, generate
 from gpt1_ds.runs.exported import is_exported, load_exported
+from gpt1_ds.runs.fine_tuned import temperature_of
 from gpt1_ds.runs.inputs import (
     Given,
     Text,
@@ -228,7 +229,9 @@ class TrainedModel:
         |                      | question if the task has none                            |
         | token_classification | a sentence, whose words are between spaces; or its words |
 
-        `batch_size` None: the batches of gpt1_ds.eval, so that every bit of the logits is the same.
+        The probabilities are calibrated if the run has a calibration.json (gpt1_ds.eval
+        --calibrate). `batch_size` None: the batches of gpt1_ds.eval, so that every bit of the
+        logits is the same.
         """
         if self.task is None or self._task_model is None:
             raise ConfigError(
@@ -242,13 +245,14 @@ class TrainedModel:
         batches = scoring_batches(encoded)
         if batch_size is not None:
             batches = _in_batches([example.length for example in encoded], batch_size)
+        temperature = temperature_of(self.folder)
         found: dict[int, Prediction] = {}
         for indices in batches:
             batch = collate([encoded[index] for index in indices], special_ids, encoded[0])
             batch = batch.to(self.gpt.wte.device)
             _, _, logits = self._task_model(batch.ids_BST, batch.end_BS, batch.targets)
             for index, row in zip(indices, logits.cpu(), strict=True):
-                found[index] = _prediction(self.task, row, encoded[index])
+                found[index] = _prediction(self.task, row, encoded[index], temperature)
         return [found[index] for index in range(len(found))]
 
     def _batches(
@@ -320,11 +324,11 @@ def _in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
-def _prediction(task: Task, logits: Tensor, encoded: Encoded) -> Prediction:
+def _prediction(task: Task, logits: Tensor, encoded: Encoded, temperature: float) -> Prediction:
     """From the logits (K), or (T, K) of a task of tags."""
     if isinstance(task, TokenClassification):
         tags = task.predict(logits.argmax(-1).tolist(), encoded)
-        of_tokens = logits.softmax(-1).tolist()
+        of_tokens = (logits / temperature).softmax(-1).tolist()
         # A word without a sub-token gets the tag `O`, whatever the model says.
         rows = [of_tokens[at] if at >= 0 else None for at in encoded.words]
         certain = dict.fromkeys(task.classes, 0.0) | {OUTSIDE: 1.0}
@@ -336,4 +340,6 @@ def _prediction(task: Task, logits: Tensor, encoded: Encoded) -> Prediction:
     label = value if isinstance(task, ScoredSimilarity) else task.show(value)
     if len(logits) != len(task.classes):
         return Prediction(label, None)
-    return Prediction(label, dict(zip(task.classes, logits.softmax(-1).tolist(), strict=True)))
+    return Prediction(
+        label, dict(zip(task.classes, (logits / temperature).softmax(-1).tolist(), strict=True))
+    )

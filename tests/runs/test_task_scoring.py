@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import gpt1_ds
 from gpt1_ds import eval as gpt1_eval
 from gpt1_ds.base.errors import UserError
 from gpt1_ds.runs.fine_tuned import encode, load_fine_tuned, logits_of, predictions
@@ -165,6 +166,10 @@ def test_a_temperature_is_kept_and_used_for_its_weights_alone(tuned, sample, tmp
         found = np.log(float(calibrated["contradiction"]) / float(calibrated["neutral"]))
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
         assert calibrated["prediction"] == plain["prediction"]
+    one = load_fine_tuned(run, None).task.read(data, "dev")[0]
+    (prediction,) = gpt1_ds.load(run).predict([one.texts])
+    expected = {name: float(table_of[0][0][name]) for name in prediction.probabilities}
+    assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
     content = fitted | {"checkpoint_sha256": "0" * 64}
     (run / "calibration.json").write_text(json.dumps(content))
     gpt1_eval.main(

@@ -1,5 +1,6 @@
 """An exported classifier in transformers' pipeline, and its card."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from gpt1_ds import eval as gpt1_eval
 from gpt1_ds import export
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.saving import save_weights
+from gpt1_ds.data.tokenizer import load_tokenizer
+from gpt1_ds.interchange.tokenizer_json import tokenizer_config_json, tokenizer_json
 from gpt1_ds.runs.fine_tuned import encode, load_fine_tuned, logits_of, predictions
 from gpt1_ds.tasks import TASKS
 from tests.support.fine_tuning import save_tuned
@@ -51,6 +54,23 @@ def test_the_pipeline_labels_every_dev_line_as_the_run_does(
     assert set(tokenizer("a").keys()) == {"input_ids", "attention_mask"}
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "states: at `<e>`." in card and f'model="{tmp_path / "hf"}", truncation=True' in card
+
+
+def test_openais_tokenizer_frames_and_cuts_texts_as_the_tasks_do(shared_data, tmp_path):
+    home = shared_data / "openai_bpe"
+    ours = load_tokenizer(home)
+    for name, content in {
+        "tokenizer.json": tokenizer_json(ours, home, for_task=True),
+        "tokenizer_config.json": tokenizer_config_json(40),
+    }.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for name in ("sst2", "rte"):
+        examples = TASKS[name].read(shared_data / "tasks" / FOLDERS[name], "dev")
+        encoded = TASKS[name].encode(examples, ours, 40)
+        assert sum(one.cut > 0 for one in encoded) > 10
+        for example, one in zip(examples, encoded, strict=True):
+            assert theirs(*example.texts, truncation=True)["input_ids"] == one.sequences[0]
 
 
 def centred(run: Path, folder: Path, data: Path) -> Path:

@@ -81,7 +81,8 @@ def _charts(runs: Sequence[RunFiles]) -> list[Json]:
                     "labels": title == "Seconds a step",
                 }
             )
-    return charts
+    # The wide ones last, so that they leave no gap between the others.
+    return sorted(charts, key=lambda chart: bool(chart["labels"]))
 
 
 def _series(runs: Sequence[RunFiles], number: int, kinds: Sequence[str], curve: Curve) -> Json:

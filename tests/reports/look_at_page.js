@@ -52,7 +52,9 @@ function faultOf(element) {
   const color = isCurve ? style.stroke : element.closest("svg") ? style.fill : style.color;
   const found = contrast(color, groundOf(element));
   if (found < (isCurve ? 3 : 4.5)) return `${name}: contrast ${found.toFixed(2)}`;
-  const isOut = frame.right > innerWidth + 1 || frame.left < -1;
+  const plot = element.closest(".plot"), edges = plot && plot.getBoundingClientRect();
+  const left = plot ? edges.left : 0, right = plot ? edges.right : innerWidth;
+  const isOut = frame.right > right + 1 || frame.left < left - 1;
   return isOut && !element.closest(".scroll") ? `${name}: ${frame.left} to ${frame.right}` : "";
 }
 

@@ -178,6 +178,29 @@ def test_two_runs_in_one_chart(browser, runs, tmp_path):
     assert "all curves are switched off" in text
 
 
+def test_runs_with_hardly_anything(browser, tmp_path):
+    """One record, only losses that are no number, and no number at all."""
+    first = {"step": 5, "split": "train", "loss": 2.0, "lr": 0.0, "elapsed_seconds": 3.0}
+    lost = [{"step": step, "split": "train", "loss": float("nan"), "lr": 1e-3} for step in (1, 2)]
+    nothing = [{"step": 1, "split": "train", "loss": float("inf")}]
+    contents = {"one": [first], "lost": lost, "nothing": nothing}
+    seen = {}
+    for name, records in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(lines(*records))
+        browser.open(address(tmp_path / f"{name}.html", tmp_path / name), 500)
+        seen[name] = charts(browser)
+        for box in ("log", "log-axis"):
+            browser.evaluate(f'document.getElementById("{box}").click()')
+        assert "NaN" not in json.dumps(charts(browser))
+        assert browser.evaluate(f"{LOOK}\nfaultsOfPage()") == []
+    assert seen["one"]["Loss, nats"]["curves"]["train"]["points"] == 1
+    marks = seen["lost"]["Learning rate"]["marks"]
+    assert marks == [["lost", "lost: loss is not a number from step 1 to 2"]]
+    text = browser.evaluate("document.querySelector('main').textContent")
+    assert "losses that are no number" in text and "1 of 1, steps 1 to 1" in text
+
+
 def test_many_records(browser, tmp_path):
     """The curves are thinned out, but no spike is lost, and the file has everything."""
     count = 20_000

@@ -2,7 +2,7 @@
 const NS = "http://www.w3.org/2000/svg";
 const LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 40;
 const DASHES = ["", "7 4", "2 3", "11 3 2 3", "14 5", "5 2 1 2 1 2", "1 4", "10 2 4 2"];
-const LETTER = 6.6;  // pixels, of text of 11 pixels
+const LETTER = 7.4;  // pixels, of bold text of 11 pixels
 const LINE = 13;
 
 function svg(name, parent, attributes, text) {
@@ -237,6 +237,7 @@ function drawEnds(plot, frame) {
     const end = svg("g", plot, {class: "end", "data-label": series.label});
     svg("title", end, {}, `${series.label} ends here: ${short(last.y)}`);
     svg("circle", end, {cx: x, cy: y, r: 4.5, stroke: colorOf(series)});
+    if (frame.letters) continue;  // no room beside the names
     let place = y - 7;
     while (taken.some(other => Math.abs(other.x - x) < 60 && Math.abs(other.y - place) < LINE)) place -= 1;
     taken.push({x, y: place});

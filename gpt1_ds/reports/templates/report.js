@@ -12,7 +12,7 @@ const state = {axis: axes.findIndex(axis => axis.has_data), hidden: new Set(), h
 // The unit in which the longest time of the page is easy to read, with its seconds.
 function timeUnit() {
   const times = charts.flatMap(chart => chart.series.flatMap(s => s.points.map(point => point[TIME] || 0)));
-  const longest = highest(times);
+  const longest = highest([0, ...times]);
   return TIME_UNITS.find(([, seconds, least]) => longest >= seconds * least);
 }
 

@@ -13,7 +13,7 @@ from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import file_sha256
 from gpt1_ds.reports.run_files import RunFiles
 from tests.conftest import succeed
-from tests.support.report_runs import lines, make_run
+from tests.support.report_runs import lines, make_fine_tuning, make_run
 
 
 @pytest.fixture
@@ -72,9 +72,25 @@ def test_runs_side_by_side_show_where_they_differ(run, tmp_path):
     html = page(run, other, out=tmp_path / "page.html")
     differing = [text_of(row) for row in re.findall("<tr class=.differs.*?</tr>", html)]
     assert differing == ["optim.lr 0.001 0.002", "data.shards s"]
+    titles = [text_of(title) for title in re.findall("<h2>.*?</h2>", html)]
+    assert titles[:2] == ["Settings that differ", "Numbers"]
+    settings = re.search("(?s)<summary>config.yaml</summary>.*?</table>", html)[0]
+    names = re.findall('<th scope="row">(.*?)</th>', settings)
+    assert names == ["optim.lr", "data.shards", "run.seed"], "those that differ come first"
     assert f"elsewhere/{run.name}" in text_of(html), (
         "two runs of one name are told apart by their folders"
     )
+
+
+def test_runs_of_the_same_folder_and_settings(run, tmp_path):
+    html = page(run, run, out=tmp_path / "page.html")
+    assert "None: the runs have the same settings." in html
+    assert f"{run.parent.name}/{run.name} (2)" in text_of(html)
+
+
+def test_changed_settings_are_in_the_table_of_starts(tmp_path):
+    html = page(make_fine_tuning(tmp_path / "run"), out=tmp_path / "page.html")
+    assert "changed settings" in text_of(html) and "optim.lr 0.001 -&gt; 0.05" in html
 
 
 def test_a_task_run_shows_its_scores_and_confusion(tmp_path):

@@ -8,7 +8,8 @@ function chartsOfPage() {
     path: curve.getAttribute("d"),
     look: [curve.getAttribute("stroke"), curve.getAttribute("stroke-dasharray")],
   });
-  return all(document, "figure").map(figure => ({
+  const drawn = all(document, "figure").filter(figure => figure.querySelector("h3"));
+  return drawn.map(figure => ({
     title: figure.querySelector("h3").textContent,
     label: figure.querySelector(".plot")?.getAttribute("aria-label"),
     curves: Object.fromEntries(all(figure, ".curve").map(c => [c.dataset.label, curveOf(c)])),

@@ -15,6 +15,7 @@ from gpt1_ds import generate
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.inspection import hidden_states
+from gpt1_ds.runs import fine_tuned
 from gpt1_ds.runs.trained_model import TrainedModel
 from tests.conftest import succeed
 from tests.support.fine_tuning import save_tuned
@@ -143,8 +144,8 @@ def test_predictions_are_those_of_the_command(tiny_run, sample, tmp_path, task, 
     run = save_tuned(tmp_path / "run", tiny_run, data=str(folder), **task)
     tuned = gpt1_ds.load(run)
     examples = tuned.task.read(sample / "tasks" / data, "dev")[:40]
-    loaded = evaluate.load_fine_tuned(str(run), None)
-    expected = evaluate.predictions(loaded, examples)
+    loaded = fine_tuned.load_fine_tuned(run, None)
+    expected = fine_tuned.predictions(loaded, examples)
     given = [example.texts for example in examples]
     if tuned.task.kind == "classification":
         given = [text for (text,) in given]

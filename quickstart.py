@@ -20,11 +20,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from gpt1_ds.distributed import environment
-from gpt1_ds.engine.mechanics import default_mechanics
-
 HOME = Path("quickstart")
 PROMPT = "One morning"
 TASKS = {"sst2": "SST-2", "snli": "SNLI"}
@@ -41,6 +36,10 @@ This script makes the files named `done`.
 
 
 def steps() -> list[Step]:
+    import torch  # here, so that Ctrl-C during the import ends with one line
+
+    from gpt1_ds.engine.mechanics import default_mechanics
+
     # One process for each GPU, at most two. Without a GPU, two CPU processes.
     processes = min(2, torch.cuda.device_count()) or 2
     name = default_mechanics().name
@@ -101,6 +100,10 @@ def main() -> None:
     if os.geteuid() == 0:
         # Open MPI runs as root only with these variables. In a container the user is often root.
         os.environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    import torch
+
+    from gpt1_ds.distributed.environment import free_port
+
     if not torch.cuda.is_available():
         # Without this, DeepSpeed prints a warning in each process.
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -110,7 +113,7 @@ def main() -> None:
     plan = steps()
     forget_another_plan(plan)
     for number, (title, command, done) in enumerate(plan, 1):
-        command = command.replace(PORT, str(environment.free_port()))
+        command = command.replace(PORT, str(free_port()))
         print(f"\n[{number}/{len(plan)}] {title}\n$ {command}", flush=True)
         run(title, command, HOME / done)
     print_summary()
@@ -187,4 +190,8 @@ next:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped: interrupted; the same command continues where it was", file=sys.stderr)
+        sys.exit(130)

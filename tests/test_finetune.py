@@ -38,6 +38,7 @@ RESULT_KEYS = {
     "files",
     "made_from",
     "predicted",
+    "by_class",
 }
 
 

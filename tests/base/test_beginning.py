@@ -11,6 +11,7 @@ import pytest
 
 from gpt1_ds.base import beginning
 from tests.conftest import ROOT, run
+from tests.support.terminal import Screen, run_on_terminal
 
 TRAIN = ("--deepspeed_config", "ds_configs/cpu_fp32.json", "model.preset=gpt1-tiny")
 SMALL = ("model.n_embd=32", "model.n_ctx=32", "train.max_steps=4000", "train.global_batch=4")
@@ -62,19 +63,35 @@ def test_of_several_ranks_the_first_one_says_it():
     assert interrupted(words, moment, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == (130, "")
 
 
-@pytest.mark.parametrize(("file", "step"), [(".lock", "0 of 4000 was"), ("metrics.jsonl", "")])
-def test_ctrl_c_while_the_engine_starts_and_in_the_first_steps(tiny_shards, tmp_path, file, step):
-    words = ["gpt1_ds/train.py", *TRAIN, *SMALL, "log.every=1"]
-    words += [f"data.shards={tiny_shards}", f"run.dir={tmp_path}", "run.name=r", "eval.batches=1"]
+def training(tiny_shards, folder: Path) -> list[str]:
+    words = ["gpt1_ds/train.py", *TRAIN, *SMALL, "log.every=1", "eval.batches=1", "run.name=r"]
+    return [*words, f"data.shards={tiny_shards}", f"run.dir={folder}"]
 
-    def moment(pid: int) -> bool:
-        path = tmp_path / "r" / file
-        return path.exists() and (file == ".lock" or '"train"' in path.read_text())
 
-    code, errors = interrupted(words, moment)
-    lines = [line for line in errors.splitlines() if " pre-training: step " not in line]
-    assert code == 75 and len(lines) == 1 and lines[0].startswith(f"stopped: step {step}"), errors
-    assert step or "is committed in" in lines[0]
+def test_ctrl_c_while_the_engine_starts(tiny_shards, tmp_path):
+    moment = (tmp_path / "r" / ".lock").exists
+    code, errors = interrupted(training(tiny_shards, tmp_path), lambda pid: moment())
+    nothing = "step 0 of 4000 was the first: nothing is trained yet; the same command continues"
+    assert (code, errors) == (75, f"stopped: {nothing}\n")
+
+
+def test_ctrl_c_in_a_training_on_a_narrow_terminal(tiny_shards, tmp_path):
+    seen: list[list[str]] = []
+
+    def look(screen: Screen, pid: int) -> None:
+        if not seen and any("step 5/4000" in line for line in screen.lines()):
+            assert screen.wraps == 0
+            seen.append([line for line in screen.lines() if line])
+            os.kill(pid, signal.SIGINT)
+
+    command = [sys.executable, *training(tiny_shards, tmp_path)]
+    code, screen = run_on_terminal(command, 60, look)
+    lines = seen[0]
+    bars = [number for number, line in enumerate(lines) if "|" in line]
+    banner = [number for number, line in enumerate(lines) if line.startswith(("run  ", "steps  "))]
+    assert bars == [len(lines) - 1] and len(banner) == 2, "one bar, below all that is said"
+    rest = "".join(screen.lines()[screen.lines().index(lines[bars[0] - 1]) + 2 :])
+    assert code == 75 and rest.startswith("stopped: step ") and "is committed in" in rest
 
 
 WARNER = """

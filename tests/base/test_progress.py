@@ -35,7 +35,7 @@ write_line("next     python -m gpt1_ds.generate " + "x" * 120, folded=False)
 def test_a_terminal_shows_a_bar_that_fits_and_every_line_above_it(columns):
     shots = []
     code, screen = run_on_terminal(
-        [sys.executable, "-c", TRAINING], columns, lambda screen: shots.append(screen.lines())
+        [sys.executable, "-c", TRAINING], columns, lambda screen, pid: shots.append(screen.lines())
     )
     assert code == 0
     whole = -(-len("next     python -m gpt1_ds.generate " + "x" * 120) // columns) - 1

@@ -64,10 +64,13 @@ class Screen:
 def run_on_terminal(
     command: Sequence[str],
     columns: int,
-    look: Callable[[Screen], None] = lambda screen: None,
+    look: Callable[[Screen, int], None] = lambda screen, pid: None,
     timeout_seconds: float = 120.0,
 ) -> tuple[int, Screen]:
-    """Exit code and last screen of a command; `look` is called after each output."""
+    """Exit code and last screen of a command.
+
+    `look` is called after each output, with the screen and the number of the process.
+    """
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = os.environ | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
@@ -88,7 +91,7 @@ def run_on_terminal(
             text = rest.decode(errors="ignore")
             rest = rest[len(text.encode()) :]
             screen.feed(text)
-            look(screen)
+            look(screen, process.pid)
     finally:
         process.kill()
         process.wait()

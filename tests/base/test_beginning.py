@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_ctrl_c_while_the_engine_starts(tiny_shards, tmp_path):
     assert (code, errors) == (75, f"stopped: {nothing}\n")
 
 
-def test_ctrl_c_in_a_training_on_a_narrow_terminal(tiny_shards, tmp_path):
+def test_ctrl_c_in_a_training_on_a_narrow_terminal(tiny_shards):
     seen: list[list[str]] = []
 
     def look(screen: Screen, pid: int) -> None:
@@ -84,8 +85,9 @@ def test_ctrl_c_in_a_training_on_a_narrow_terminal(tiny_shards, tmp_path):
             seen.append([line for line in screen.lines() if line])
             os.kill(pid, signal.SIGINT)
 
-    command = [sys.executable, *training(tiny_shards, tmp_path)]
-    code, screen = run_on_terminal(command, 60, look)
+    with tempfile.TemporaryDirectory() as folder:  # a short path: no word is cut
+        command = [sys.executable, *training(tiny_shards, Path(folder))]
+        code, screen = run_on_terminal(command, 60, look)
     lines = seen[0]
     bars = [number for number, line in enumerate(lines) if "|" in line]
     banner = [number for number, line in enumerate(lines) if line.startswith(("run  ", "steps  "))]

@@ -1,6 +1,7 @@
 """What a run says at its end, and when it is started again after that."""
 
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from gpt1_ds.runs import ending
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig, TrainConfig
 from tests.conftest import ROOT
+from tests.support import fine_tuning
+from tests.support.fine_tuning import arguments
 
 TINY = (
     "model.preset=gpt1-tiny model.n_embd=32 model.n_ctx=32 model.n_layer=1 train.global_batch=4 "
@@ -67,7 +70,7 @@ def test_a_run_tells_its_end_and_a_finished_one_that_there_is_nothing_to_do(
     words = ["--deepspeed_config", str(ROOT / "ds_configs/cpu_fp32.json"), *TINY]
     words += [f"data.shards={tiny_shards}", f"run.dir={tmp_path}", "train.max_steps=4"]
     run = tmp_path / "r"
-    out, again = said(ranks, words, [*words, "optim.lr=5e-2"])
+    out, again = said(ranks, "train", words, [*words, "optim.lr=5e-2"])
     assert "step 4: the last step is done; validating, then saving the checkpoint\n" in out
     tail = out[out.index("done     ") :].splitlines()
     loss = read_metrics(run, "train")[-1]["loss"]
@@ -87,9 +90,35 @@ def test_a_run_tells_its_end_and_a_finished_one_that_there_is_nothing_to_do(
     # What looks done but is damaged is no finished run.
     damaged = next((run / "checkpoints/step-00000004").glob("*.pt"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    (third,) = said(ranks, words)
+    (third,) = said(ranks, "train", words)
     assert "nothing to do" not in third and "no checkpoint passes its manifest" in third
 
 
-def said(ranks, *starts: list[str]) -> list[str]:
-    return ranks(2).run("tests.support.cases_start:output_of_trainings", *starts)[0]
+def test_a_finished_fine_tuning_has_something_to_do_for_a_new_file_alone(
+    ranks, sample, tiny_shards, tmp_path
+):
+    data = shutil.copytree(sample / "tasks" / "SST-2", tmp_path / "SST-2")
+    words = arguments(tmp_path, "cpu_fp32", *fine_tuning.TINY, "init.checkpoint=none")
+    words += ["task.name=sst2", f"task.data={data}", "run.name=r", f"data.shards={tiny_shards}"]
+    words += ["task.max_examples=16", "train.global_batch=8", "train.epochs=1", "eval.batches=1"]
+    run = tmp_path / "r"
+    out, again = said(ranks, "finetune", words, words)
+    assert "step 2: the last step is done; scoring dev, then saving the checkpoint\n" in out
+    tail = out[out.index("done     2 steps in ") :].splitlines()
+    assert tail[1] == f"saved    {run}/best"
+    assert [parsed(line[9:]) for line in tail[2:]]
+    assert again.startswith(f"{run}: nothing to do, all 2 steps are done\n")
+    assert "add train.epochs=2 to train longer" in again
+
+    (data / "test.tsv").write_text("index\tsentence\n0\ta fine story\n")
+    out, again = said(ranks, "finetune", words, words)
+    assert "nothing to do" not in out and (run / "predictions-test.tsv").exists()
+    assert "nothing to do" in again
+    (run / "predictions-test.tsv").unlink()
+    (out,) = said(ranks, "finetune", words)
+    assert "nothing to do" not in out and (run / "predictions-test.tsv").exists()
+
+
+def said(ranks, command: str, *starts: list[str]) -> list[str]:
+    function = "tests.support.cases_start:output_of_trainings"
+    return ranks(2).run(function, command, *starts)[0]

@@ -1,5 +1,6 @@
 """Functions that ranks of the pool run for tests of the start: several starts in one process."""
 
+import importlib
 import io
 import os
 from contextlib import ExitStack, redirect_stdout
@@ -12,7 +13,6 @@ from gpt1_ds.distributed import agreement, collectives, heartbeat, rendezvous
 from gpt1_ds.runs import directory
 from gpt1_ds.runs.setup import read_settings
 from gpt1_ds.settings.sections import PretrainConfig
-from gpt1_ds.train import main as train
 
 
 def starts(cases: list[list[tuple[list[str], dict[str, str]]]], ports: list[int]) -> list[str]:
@@ -58,13 +58,14 @@ def speakers() -> list[bool]:
     return said
 
 
-def output_of_trainings(*starts: list[str]) -> list[str]:
-    """Standard output of each start of a pre-training, one after the other; errors are in it."""
+def output_of_trainings(command: str, *starts: list[str]) -> list[str]:
+    """Standard output of each start of train or finetune, one after the other, with errors."""
+    main = importlib.import_module(f"gpt1_ds.{command}").main
     outputs = []
     for words in starts:
         with redirect_stdout(io.StringIO()) as output:
             try:
-                train(words)
+                main(words)
             except UserError as error:
                 print(f"error: {error}")
         directory._locks.clear()  # the end of a process does the same

@@ -23,6 +23,8 @@ LINE_SECONDS = 30.0
 """Least time between two plain lines."""
 BAR_SECONDS = 0.2
 """Least time between two drawings of the bar."""
+SHORT_SECONDS = 0.5
+"""Work that is done sooner shows no bar."""
 DEFAULT_COLUMNS = 80
 TITLED, PLAIN = "{desc} |{bar}| {text}", "|{bar}| {text}"
 """The bar of tqdm, with its title or without it."""
@@ -175,6 +177,7 @@ class _Bar(tqdm):
             total=progress.total,
             initial=progress.done,
             mininterval=BAR_SECONDS,
+            delay=0 if progress.logged else SHORT_SECONDS,
             miniters=1,
             dynamic_ncols=True,
             leave=None,  # a bar below another one vanishes

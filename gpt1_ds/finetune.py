@@ -63,6 +63,7 @@ from gpt1_ds.runs.fine_tuning import (
     write_result,
 )
 from gpt1_ds.runs.losses import TaskLosses
+from gpt1_ds.runs.memory_need import MemoryNeed
 from gpt1_ds.runs.predictions import write_predictions
 from gpt1_ds.runs.provenance import facts_of_run
 from gpt1_ds.runs.setup import read_settings, shape_of, start_engine
@@ -95,11 +96,13 @@ def main(argv: list[str]) -> None:
         before = facts_of_run(run_folder(config)) if resumes else None
 
     stop = StopFlag()
-    with collectives.peer_faults():
+    memory = MemoryNeed(settings)
+    with collectives.peer_faults(), memory.explained():
         torch.manual_seed(config.run.seed)  # the same draw on every rank
         folder = claim_folder(config, tokenizer, settings.from_scratch)
         if fine_tuning_is_done(settings, folder, data, facts):
             return
+        memory.tell(shape, *data.largest)
         gpt = GPT(shape)
         initial = None
         if source and not resumes:

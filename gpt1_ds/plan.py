@@ -30,7 +30,7 @@ from gpt1_ds.base.options import Parser
 from gpt1_ds.data.batches import total_steps
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import WindowOrder
-from gpt1_ds.engine.memory import activation_bytes, state_bytes
+from gpt1_ds.engine.memory import activation_bytes, gpu_bytes, state_bytes
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.command_line import add_deepspeed_config, field_docs
@@ -41,10 +41,6 @@ from gpt1_ds.settings.shipped import DEFAULT_CONFIG, config_path, configs, ds_co
 from gpt1_ds.settings.spelling import spelling_for
 
 GB = 1e9
-FRAMEWORK_GB = 1.5
-"""Context, kernels and communication buffers of a GPU process."""
-ALLOCATOR = 1.05
-"""Factor for the fragmentation of the GPU's memory."""
 PCIE = 25 * GB
 """Bytes a second between a GPU and its host, for offload."""
 HOST_MEMORY = 100 * GB
@@ -119,7 +115,7 @@ class Estimate:
 
     @property
     def gpu_bytes(self) -> float:
-        return (self.states + self.activations) * ALLOCATOR + FRAMEWORK_GB * GB
+        return gpu_bytes(self.states, self.activations)
 
     @property
     def step_seconds(self) -> float:

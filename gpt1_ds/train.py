@@ -52,6 +52,7 @@ from gpt1_ds.runs.ending import (
     say_done,
 )
 from gpt1_ds.runs.losses import REMEDY, LossHistory, Spike, record_skipped
+from gpt1_ds.runs.memory_need import MemoryNeed
 from gpt1_ds.runs.pre_training import (
     Pretraining,
     announce,
@@ -79,7 +80,8 @@ def main(argv: list[str]) -> None:
         tokenizer = check_tokenizer(config, root / "tokenizer", manifest)
 
     stop = StopFlag()
-    with collectives.peer_faults():
+    memory = MemoryNeed(settings)
+    with collectives.peer_faults(), memory.explained():
         manifest = sound_manifest(config.data, manifest)
         shape = GPTConfig(tokenizer.vocab_size, **shape_of(config.model))
         data = open_corpora(config, shape.n_ctx, manifest)
@@ -88,6 +90,7 @@ def main(argv: list[str]) -> None:
         folder = claim_folder(config, tokenizer, settings.from_scratch)
         if pretraining_is_done(settings, folder, data, facts):
             return
+        memory.tell(shape)
         module = GPT(shape)
         initial = None
         if config.init.checkpoint and not settings.resumes():

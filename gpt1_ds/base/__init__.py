@@ -8,6 +8,7 @@ May import only the standard library, torch and tqdm. The files, in reading orde
 - `options`: the parser of all command lines with its help, and paths on them.
 - `version`: the version of the project.
 - `streams`: output that may be lost while a command goes on.
+- `memory`: how much memory there is, and errors that say there was too little.
 - `files`: atomic writes, flushing to the disk, locks, hashes.
 - `urls`: addresses without their secrets, and what came from them.
 - `bounds`: the domain of a number or a word.

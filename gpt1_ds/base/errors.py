@@ -1,12 +1,12 @@
 """User errors, each with its exit code, and the entry point that prints them as one line.
 
-Whatever a user can cause ends in one line. Faults of files, disks and memory are data errors.
+Whatever a user can cause ends in one line. Faults of files and disks are data errors.
 
 | code | class           | meaning                                                    |
 |------|-----------------|------------------------------------------------------------|
 | 1    | any other       | not foreseen; `--traceback` shows where                    |
-| 2    | `ConfigError`   | bad usage or configuration                                 |
-| 3    | `DataError`     | bad data or checkpoint; a file, disk or memory that fails  |
+| 2    | `ConfigError`   | bad usage or configuration; too little memory for it       |
+| 3    | `DataError`     | bad data or checkpoint; a file or disk that fails          |
 | 4    | `DivergedError` | non-finite or diverged training; last good checkpoint kept |
 | 5    | `PeerError`     | a rank died or hung                                        |
 | 75   | `StopRequested` | stopped on request with a committed checkpoint             |
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from gpt1_ds.base import beginning, spinning
+from gpt1_ds.base.memory import is_shortage, shortage
 from gpt1_ds.base.urls import hide_secrets
 
 DONE = 0
@@ -48,6 +49,10 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     exit_code = 2
+
+
+class MemoryShortage(ConfigError):
+    """An allocation failed. The ranks say different numbers, and only one of them prints."""
 
 
 class DataError(UserError):
@@ -177,12 +182,13 @@ def as_user_error(error: BaseException, again: str = STARTS_OVER) -> UserError |
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(f"interrupted; {again}")
+    if is_shortage(error):
+        return MemoryShortage(
+            f"not enough memory: {shortage(error)}; end other programs, give less at once, or take "
+            "a machine with more"
+        )
     if isinstance(error, OSError):
         return DataError(_of_the_system(error))
-    if isinstance(error, MemoryError):
-        return DataError(
-            f"not enough memory ({str(error) or 'MemoryError'}); free some, or give less data"
-        )
     if isinstance(error, RecursionError):
         return DataError("a file or value is nested too deeply; --traceback shows which")
     if isinstance(error, UnicodeDecodeError):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gpt1_ds.base.errors import DataError, DivergedError
 from gpt1_ds.base.files import file_sha256, flush, write_atomically
+from gpt1_ds.base.memory import memory_left
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.checkpoints.deepspeed_files import write_deepspeed_files
 from gpt1_ds.checkpoints.flat_tensors import flat_slices, layout, n_parameters, non_finite
@@ -39,7 +40,7 @@ from gpt1_ds.checkpoints.folder import (
     step_of,
 )
 from gpt1_ds.checkpoints.state import CheckpointManifest, CheckpointState, FileSeal, Layout, digest
-from gpt1_ds.checkpoints.writing import FileWriter, memory_left
+from gpt1_ds.checkpoints.writing import FileWriter
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -204,47 +203,3 @@ class FileWriter:
             reason = file.fault if file and file.fault else error
             self.fault = self.fault or f"{name}: {reason}"
         self.seconds += time.perf_counter() - started
-
-
-class CgroupFiles(NamedTuple):
-    """Names by which a version of control groups gives its memory's limit, use, and file cache.
-
-    The last is a key of `memory.stat`.
-    """
-
-    limit: str
-    used: str
-    cache: str
-
-
-CGROUP_1 = CgroupFiles("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
-CGROUP_2 = CgroupFiles("max", "current", "inactive_file")
-
-
-def memory_left() -> float:
-    """Bytes that processes can still take on this machine and in this one's control groups."""
-    try:
-        available = Path("/proc/meminfo").read_text().split("MemAvailable:")[1]
-        left = float(available.split()[0]) * 1024
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-    except (OSError, IndexError):
-        return 0.0
-    for line in groups:
-        _, controllers, own = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        names = CGROUP_1 if controllers else CGROUP_2
-        folder = Path("/sys/fs/cgroup", controllers) / own.strip("/")
-        for group in (folder, *folder.parents):
-            left = min(left, _group_left(group, names))
-    return left
-
-
-def _group_left(group: Path, names: CgroupFiles) -> float:
-    """Bytes a control group has left, if its file cache is dropped; infinite without a limit."""
-    try:
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / f"memory.{names.used}").read_text()) - int(stat[names.cache])
-        return float(int((group / f"memory.{names.limit}").read_text()) - used)
-    except (OSError, ValueError, KeyError):
-        return float("inf")

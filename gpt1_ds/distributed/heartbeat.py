@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from gpt1_ds.base.errors import PeerError, UserError
+from gpt1_ds.base.errors import MemoryShortage, PeerError, UserError
 
 T = TypeVar("T")
 BEAT_SECONDS = 1.0
@@ -28,6 +28,7 @@ LEAVE_SECONDS = 2.0
 """How long rank 0 waits for ranks that have its error too."""
 SAID, READERS = "said", "said/readers"
 LOST_PEER = "a lost peer"
+NO_MEMORY = "too little memory"
 """What the errors about a lost peer have in common; each rank has its own text."""
 LEFT = "left"
 """The value that a rank writes when it ends because of another rank."""
@@ -163,6 +164,8 @@ def choose_speaker(error: UserError) -> None:
         return
     beats, _heartbeat = _heartbeat, None
     topic = LOST_PEER if isinstance(error, PeerError) else str(error)
+    if isinstance(error, MemoryShortage):
+        topic = NO_MEMORY
     if beats.rank == 0:
         beats.say(topic)
     elif not error.of_this_rank:

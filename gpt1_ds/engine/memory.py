@@ -11,6 +11,10 @@ from gpt1_ds.base.protocols import Json
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.model.kernels import CACHED_ROWS, HEAD_ROWS, QUERY_BLOCK
 
+FRAMEWORK_BYTES = 1.5e9
+"""Context, kernels and communication buffers of a GPU process."""
+ALLOCATOR = 1.05
+"""Factor for the fragmentation of the GPU's memory."""
 BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's default bucket of a reduction."""
 
@@ -115,6 +119,11 @@ def activation_bytes(
     embeddings = C * (value + mask)
     rows = min(HEAD_ROWS if flash else CACHED_ROWS, windows * T)
     return windows * T * (layers + head + embeddings) + 3 * rows * V * 4
+
+
+def gpu_bytes(states: float, activations: float) -> float:
+    """What a GPU process needs in all for its share of the model's state and its activations."""
+    return (states + activations) * ALLOCATOR + FRAMEWORK_BYTES
 
 
 def _value_bytes(precision: str) -> int:

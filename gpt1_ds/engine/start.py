@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gpt1_ds.base.errors import ConfigError, UserError
+from gpt1_ds.base.memory import is_shortage
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.distributed import collectives
 from gpt1_ds.engine.internals import (
@@ -77,7 +78,8 @@ def _refused_configuration() -> Iterator[None]:
     except Exception as error:  # DeepSpeed raises this bare class too
         # A RuntimeError is of a peer or a compiler, unless DeepSpeed lacks what the JSON asks for.
         lacking = isinstance(error, NotImplementedError)
-        if isinstance(error, UserError | RuntimeError) and not lacking:
+        known = isinstance(error, UserError | RuntimeError) and not lacking
+        if known or is_shortage(error):
             raise
         raise _refusal(error) from error
 

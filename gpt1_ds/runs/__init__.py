@@ -4,6 +4,7 @@ May import every other package. Only the commands import this one, and `gpt1_ds`
 use of `gpt1_ds.load`. The files, in reading order:
 
 - `setup`: the start of a run, the same for pre-training and fine-tuning, and the `Run` itself.
+- `memory_need`: the memory that it needs, told before anything is allocated.
 - `start_facts`: what all ranks of a start must have in common.
 - `directory`: the run's folder: one writer at a time, the settings it was made with.
 - `board`: what TensorBoard shows of it: curves, their layout, settings, the command.

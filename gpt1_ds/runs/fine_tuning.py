@@ -87,6 +87,11 @@ class TaskData:
         """Number and hash of the examples in the files of the further splits."""
         return {split: examples_digest(examples) for split, examples in self.others.items()}
 
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Sequences of a training example, and tokens of the longest one."""
+        return len(self.train[0].sequences), max(example.length for example in self.train)
+
     def tokens(self, batch: list[int]) -> int:
         """Real tokens of the training examples with these indices."""
         sequences = [self.train[index].sequences for index in batch]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import torch
 
-from gpt1_ds.base.errors import StopRequested, UserError
+from gpt1_ds.base.errors import UNFORESEEN, StopRequested, as_user_error
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.base.records import (
@@ -216,7 +216,8 @@ class RunLog:
         try:
             yield
         except BaseException as error:
-            code = error.exit_code if isinstance(error, UserError) else 1
+            told = as_user_error(error)
+            code = told.exit_code if told else UNFORESEEN
             self.status("stopped" if isinstance(error, StopRequested) else "failed", steps(), code)
             raise
         else:

@@ -2,8 +2,6 @@
 
 from dataclasses import asdict, dataclass, replace
 
-import torch
-
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.batches import Batches, BatchSizes, Share, total_steps
 from gpt1_ds.data.manifest import Manifest
@@ -13,7 +11,7 @@ from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.preemption import StopFlag
-from gpt1_ds.engine.memory import activation_bytes, bucket_bytes, state_bytes, zero_variant
+from gpt1_ds.engine.memory import zero_variant
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
 from gpt1_ds.runs.setup import Run, Settings, Started
@@ -109,11 +107,6 @@ def announce(run: Pretraining, step: int) -> None:
     ramp = f"{sizes.start} to " if sizes.ramp else ""
     micro_batch = run.ds["train_micro_batch_size_per_gpu"]
     variant = zero_variant(run.ds)
-    buckets = bucket_bytes(run.ds, shape.parameters, run.precision)
-    state = state_bytes(shape.parameters, variant, run.precision, ranks, buckets)
-    host = f", and {state.host / 1e9:.1f} GB on the host" if state.host else ""
-    checkpointing, flash = train.activation_checkpointing, torch.cuda.is_available()
-    activations = activation_bytes(shape, micro_batch, run.precision, checkpointing, flash)
     run.announce(
         step,
         {
@@ -122,7 +115,5 @@ def announce(run: Pretraining, step: int) -> None:
             "data": f"{corpora} tokens; {epochs:.2f} epochs",
             "batch": f"{ramp}{train.global_batch} windows a step on {ranks} ranks, micro-batch "
             f"{micro_batch}, ZeRO-{variant}, {run.precision}",
-            "memory": f"about {state.device / 1e9:.1f} GB a rank for weights, gradients and "
-            f"moments{host}, and {activations / 1e9:.1f} GB for activations",
         },
     )

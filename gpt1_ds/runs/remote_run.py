@@ -18,6 +18,7 @@ from gpt1_ds.checkpoints.state import FileSeal
 from gpt1_ds.data.openai_bpe import OPENAI_FILES, PIPELINE_FILE
 from gpt1_ds.data.remote import MissingFile, Options, ShardCache
 from gpt1_ds.data.tokenizer import MODEL_FILE
+from gpt1_ds.runs.fine_tuned import CALIBRATION
 
 ATTEMPTS = 3
 IMPORTED = "step-00000000"
@@ -36,6 +37,8 @@ def fetch_checkpoint(url: str, cache: str | None) -> Path:
     home = "" if step else _home(files, url)
     step = step or _latest(files, home, url)
     _fetch_tokenizer(files, home)
+    with contextlib.suppress(MissingFile):
+        files.copy(CALIBRATION)
     _fetch_files(files, f"{home}checkpoints/{step}", url)
     return files.root / home / "checkpoints" / step
 

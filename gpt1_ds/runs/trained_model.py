@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 from gpt1_ds.base.arguments import SEED
 from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO, NUMBER, Bounds
 from gpt1_ds.base.errors import ConfigError
-from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.model.gpt import GPT
@@ -30,7 +29,7 @@ from gpt1_ds.model.kernels import linear
 from gpt1_ds.model.perplexity import token_nll
 from gpt1_ds.model.sampling import NEW_TOKENS, SAMPLES, TOP_P, Sampling, generate
 from gpt1_ds.runs.exported import is_exported, load_exported
-from gpt1_ds.runs.fine_tuned import temperature_of
+from gpt1_ds.runs.fine_tuned import best_checkpoint, temperature_of
 from gpt1_ds.runs.inputs import (
     Given,
     Text,
@@ -72,6 +71,7 @@ class TrainedModel:
         folder: Path,
         task: Task | None,
         head: TaskModel | None,
+        temperature: float = 1.0,
     ):
         """`gpt` is the decoder of `head`, if there is one. Use `load`."""
         self.gpt = gpt
@@ -81,6 +81,8 @@ class TrainedModel:
         """The checkpoint or folder that it came from."""
         self.task = task
         """Kind, classes and metrics; None for a pre-training run."""
+        self.temperature = temperature
+        """Divides the logits of `predict`, as in gpt1_ds.eval: that of the run's calibration."""
         self._task_model = head
 
     def __repr__(self) -> str:
@@ -245,14 +247,13 @@ class TrainedModel:
         batches = scoring_batches(encoded)
         if batch_size is not None:
             batches = _in_batches([example.length for example in encoded], batch_size)
-        temperature = temperature_of(self.folder)
         found: dict[int, Prediction] = {}
         for indices in batches:
             batch = collate([encoded[index] for index in indices], special_ids, encoded[0])
             batch = batch.to(self.gpt.wte.device)
             _, _, logits = self._task_model(batch.ids_BST, batch.end_BS, batch.targets)
             for index, row in zip(indices, logits.cpu(), strict=True):
-                found[index] = _prediction(self.task, row, encoded[index], temperature)
+                found[index] = _prediction(self.task, row, encoded[index], self.temperature)
         return [found[index] for index in range(len(found))]
 
     def _batches(
@@ -305,8 +306,7 @@ def load(
     if is_exported(folder):
         weights, state, tokenizer = load_exported(folder)
     else:
-        best = folder / "best"
-        folder = find_checkpoint(best if best.is_dir() else folder)
+        folder = best_checkpoint(folder)
         weights, state = load_weights(folder)
         tokenizer = run_tokenizer(folder, state)
     if state.task is None:
@@ -314,7 +314,10 @@ def load(
         return TrainedModel(gpt, tokenizer, folder, None, None)
     model, task = build_task_model(weights, state, folder)
     model.to(place, kind)
-    return TrainedModel(model.gpt, tokenizer, folder, task, model)
+    temperature = 1.0
+    if not is_exported(folder):
+        temperature = temperature_of(folder)
+    return TrainedModel(model.gpt, tokenizer, folder, task, model, temperature)
 
 
 def _in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -326,11 +329,11 @@ def _in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 def _prediction(task: Task, logits: Tensor, encoded: Encoded, temperature: float) -> Prediction:
     """From the logits (K), or (T, K) of a task of tags."""
+    shares = (logits.double() / temperature).softmax(-1).tolist()
     if isinstance(task, TokenClassification):
         tags = task.predict(logits.argmax(-1).tolist(), encoded)
-        of_tokens = (logits / temperature).softmax(-1).tolist()
         # A word without a sub-token gets the tag `O`, whatever the model says.
-        rows = [of_tokens[at] if at >= 0 else None for at in encoded.words]
+        rows = [shares[at] if at >= 0 else None for at in encoded.words]
         certain = dict.fromkeys(task.classes, 0.0) | {OUTSIDE: 1.0}
         words = [
             certain if row is None else dict(zip(task.classes, row, strict=True)) for row in rows
@@ -340,6 +343,4 @@ def _prediction(task: Task, logits: Tensor, encoded: Encoded, temperature: float
     label = value if isinstance(task, ScoredSimilarity) else task.show(value)
     if len(logits) != len(task.classes):
         return Prediction(label, None)
-    return Prediction(
-        label, dict(zip(task.classes, (logits / temperature).softmax(-1).tolist(), strict=True))
-    )
+    return Prediction(label, dict(zip(task.classes, shares, strict=True)))

@@ -7,10 +7,11 @@ import os
 
 import pytest
 
+from gpt1_ds.base import memory
 from gpt1_ds.base.files import BLOCK_BYTES, file_sha256
-from gpt1_ds.checkpoints import writing
+from gpt1_ds.base.memory import CGROUP_2, memory_left
 from gpt1_ds.checkpoints.state import FileSeal
-from gpt1_ds.checkpoints.writing import CGROUP_2, FileWriter, HashedFile, memory_left
+from gpt1_ds.checkpoints.writing import FileWriter, HashedFile
 
 LARGE = os.urandom(BLOCK_BYTES + 900_000)
 
@@ -94,13 +95,13 @@ def test_whatever_ends_the_thread_is_a_fault(tmp_path, monkeypatch):
 
 def test_memory_left_is_within_the_machine_and_its_control_group(tmp_path):
     assert 0 < memory_left() < 1e14
-    assert writing._group_left(tmp_path, CGROUP_2) == float("inf")
+    assert memory._group_left(tmp_path, CGROUP_2) == float("inf")
     for name, text in (
         ("max", "1000"),
         ("current", "700"),
         ("stat", "anon 5\ninactive_file 200\n"),
     ):
         (tmp_path / f"memory.{name}").write_text(text)
-    assert writing._group_left(tmp_path, CGROUP_2) == 500
+    assert memory._group_left(tmp_path, CGROUP_2) == 500
     (tmp_path / "memory.max").write_text("max")
-    assert writing._group_left(tmp_path, CGROUP_2) == float("inf")
+    assert memory._group_left(tmp_path, CGROUP_2) == float("inf")

@@ -15,7 +15,7 @@ from gpt1_ds import generate
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.inspection import hidden_states
-from gpt1_ds.runs import fine_tuned
+from gpt1_ds.runs.fine_tuned import load_fine_tuned, outcomes, temperature_of
 from gpt1_ds.runs.trained_model import TrainedModel
 from tests.conftest import succeed
 from tests.support.fine_tuning import save_tuned
@@ -144,8 +144,7 @@ def test_predictions_are_those_of_the_command(tiny_run, sample, tmp_path, task, 
     run = save_tuned(tmp_path / "run", tiny_run, data=str(folder), **task)
     tuned = gpt1_ds.load(run)
     examples = tuned.task.read(sample / "tasks" / data, "dev")[:40]
-    loaded = fine_tuned.load_fine_tuned(run, None)
-    expected = fine_tuned.predictions(loaded, examples)
+    expected, values = outcomes(load_fine_tuned(run, None), examples)
     given = [example.texts for example in examples]
     if tuned.task.kind == "classification":
         given = [text for (text,) in given]
@@ -161,12 +160,28 @@ def test_predictions_are_those_of_the_command(tiny_run, sample, tmp_path, task, 
     else:
         assert [each.label for each in predicted] == shown
         assert all(max(p, key=p.get) == label for label, p in predicted)
+        for each, value in zip(predicted, values, strict=True):
+            assert flat(each) == pytest.approx(value.tolist(), abs=1e-12)
     for size in (1, 7):
         for one, other in zip(predicted, tuned.predict(given, batch_size=size), strict=True):
             assert flat(one) == pytest.approx(flat(other), abs=1e-5)
     for each in predicted:
         for table in tables_of(each):
             assert sum(table.values()) == pytest.approx(1) and set(table) == set(tuned.task.classes)
+
+
+def test_probabilities_have_the_temperature_of_the_calibration(tiny_run, sample, tmp_path):
+    data = sample / "tasks" / "SST-2"
+    run = save_tuned(tmp_path / "run", tiny_run, name="sst2", data=str(data))
+    before = gpt1_ds.load(run).predict(["a fine film"])
+    evaluate.main([str(run), "--calibrate"])
+    tuned = load_fine_tuned(run, None)
+    temperature = temperature_of(tuned.folder)
+    example = tuned.task.from_line("a fine film", "here")
+    (value,) = outcomes(tuned, [example], temperature).values
+    (after,) = gpt1_ds.load(run).predict(["a fine film"])
+    assert temperature != 1 and flat(after) == pytest.approx(value.tolist(), abs=1e-12)
+    assert after.label == before[0].label and flat(after) != flat(before[0])
 
 
 def tables_of(prediction: gpt1_ds.Prediction) -> list[dict[str, float]]:

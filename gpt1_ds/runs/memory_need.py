@@ -1,0 +1,117 @@
+"""The memory that a run needs: told before anything is allocated, and named if it is not there."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Generic, NamedTuple
+
+import torch
+
+from gpt1_ds.base.errors import MemoryShortage, UserError
+from gpt1_ds.base.memory import GB, is_shortage, memory_left, shortage
+from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed.console import say
+from gpt1_ds.engine.memory import (
+    StateBytes,
+    activation_bytes,
+    bucket_bytes,
+    gpu_bytes,
+    state_bytes,
+    zero_variant,
+)
+from gpt1_ds.model.gpt import GPTConfig
+from gpt1_ds.runs.setup import ConfigT, Settings
+from gpt1_ds.settings import deepspeed_json
+
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+class Estimate(NamedTuple):
+    """Bytes that a rank needs, by the formulas of `engine/memory.py`."""
+
+    states: StateBytes
+    activations: float
+    gpu: bool
+
+    @property
+    def device(self) -> float:
+        """All bytes on the device; on a CPU, what is offloaded lies in the same memory."""
+        if self.gpu:
+            return gpu_bytes(self.states.device, self.activations)
+        return self.states.device + self.states.host + self.activations
+
+    def __str__(self) -> str:
+        host = f", {self.states.host / GB:.1f} GB on the host" if self.states.host else ""
+        return (
+            f"about {self.states.device / GB:.1f} GB a rank for weights, gradients and "
+            f"moments{host}, and {self.activations / GB:.1f} GB for activations"
+        )
+
+
+class MemoryNeed(Generic[ConfigT]):
+    """The need of one start of a run."""
+
+    def __init__(self, settings: Settings[ConfigT]):
+        self.settings = settings
+        self.estimate: Estimate | None = None
+
+    def tell(self, shape: GPTConfig, sequences: int = 1, length: int | None = None) -> None:
+        """Print the estimate, and a warning if it is more than there is.
+
+        An example has so many `sequences`, of at most `length` tokens (None: the context).
+        """
+        ds, train = self.settings.ds, self.settings.config.train
+        gpu, ranks = torch.cuda.is_available(), collectives.world_size()
+        precision = deepspeed_json.precision(ds)
+        buckets = bucket_bytes(ds, shape.parameters, precision)
+        states = state_bytes(shape.parameters, zero_variant(ds), precision, ranks, buckets)
+        activations = activation_bytes(
+            replace(shape, n_ctx=length or shape.n_ctx),
+            sequences * ds["train_micro_batch_size_per_gpu"],
+            precision,
+            train.activation_checkpointing,
+            gpu,
+        )
+        self.estimate = Estimate(states, activations, gpu)
+        place = "the GPU" if gpu else "this machine"
+        free = torch.cuda.mem_get_info()[0] if gpu else memory_left()
+        say(f"memory   {self.estimate}; {free / GB:.1f} GB are free on {place}")
+        needed = self.estimate.device * (1 if gpu else _ranks_here(ranks))
+        if needed > free and collectives.is_main():
+            print(
+                f"warning: about {needed / GB:.1f} GB are needed on {place}, and only "
+                f"{free / GB:.1f} GB are free; {self._remedy()}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """An allocation that fails in the block becomes a MemoryShortage with the need in it."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            need = f"the run needs {self.estimate}; " if self.estimate else ""
+            raise MemoryShortage(
+                f"not enough memory: {need}{shortage(error)}; {self._remedy()}"
+            ) from error
+
+    def _remedy(self) -> str:
+        micro_batch = self.settings.ds["train_micro_batch_size_per_gpu"]
+        return (
+            f"lower train.micro_batch (now {micro_batch}), set train.activation_checkpointing=true,"
+            f" or take a higher ZeRO stage (now {zero_variant(self.settings.ds)}) or offload "
+            "(--deepspeed_config zero3_offload); `python -m gpt1_ds.plan` shows what each needs"
+        )
+
+
+def _ranks_here(ranks: int) -> int:
+    """Ranks of this machine, as the launcher tells; else all of them."""
+    told = (os.environ.get(name, "") for name in LOCAL_SIZES)
+    return next((int(size) for size in told if size.isdigit() and int(size) > 0), ranks)

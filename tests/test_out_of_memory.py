@@ -46,7 +46,7 @@ def ends(tiny_run: Path, tiny_shards: Path, sample: Path, tmp_path_factory) -> d
     cases = {
         "start": ("train", 800 * MB, [*train, *large, "run.name=start"]),
         "validation": ("train", 300 * MB, [*train, *batch, "run.name=validation"]),
-        "step": ("train", 1200 * MB, [*train, *batch, "run.name=step"]),
+        "step": ("train", 1500 * MB, [*train, *batch, "run.name=step"]),
         "finetune": ("finetune", 700 * MB, [*tuned, "train.micro_batch=800"]),
         "eval": ("eval", MB, [str(tiny_run), "--data", str(novel)]),
         "generate": ("generate", MB, [str(tiny_run)]),
@@ -76,6 +76,7 @@ def test_a_run_names_its_need_and_what_to_change(ends, name):
     told = out.index("memory   about")
     banner = out.find("\nrun ")
     assert banner == -1 or told < banner
+    assert ("of 158 done" in out) == (name in ("validation", "step"))
     assert ("validation loss" in out) == (name == "step")
 
 

@@ -50,6 +50,14 @@ class Estimate(NamedTuple):
         )
 
 
+class Place(NamedTuple):
+    """A memory, with the bytes that the run needs in it and those that are free."""
+
+    name: str
+    needed: float
+    free: float
+
+
 class MemoryNeed(Generic[ConfigT]):
     """The need of one start of a run."""
 
@@ -75,17 +83,17 @@ class MemoryNeed(Generic[ConfigT]):
             gpu,
         )
         self.estimate = Estimate(states, activations, gpu)
-        place = "the GPU" if gpu else "this machine"
-        free = torch.cuda.mem_get_info()[0] if gpu else memory_left()
-        say(f"memory   {self.estimate}; {free / GB:.1f} GB are free on {place}")
-        needed = self.estimate.device * (1 if gpu else _ranks_here(ranks))
-        if needed > free and collectives.is_main():
-            print(
-                f"warning: about {needed / GB:.1f} GB are needed on {place}, and only "
-                f"{free / GB:.1f} GB are free; {self._remedy()}",
-                file=sys.stderr,
-                flush=True,
-            )
+        places = _places(self.estimate, ranks)
+        free = ", ".join(f"{place.free / GB:.1f} GB are free on {place.name}" for place in places)
+        say(f"memory   {self.estimate}; {free}")
+        for place in places:
+            if place.needed > place.free and collectives.is_main():
+                print(
+                    f"warning: about {place.needed / GB:.1f} GB are needed on {place.name}, and "
+                    f"only {place.free / GB:.1f} GB are free; {self._remedy()}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -109,6 +117,17 @@ class MemoryNeed(Generic[ConfigT]):
             f" or take a higher ZeRO stage (now {zero_variant(self.settings.ds)}) or offload "
             "(--deepspeed_config zero3_offload); `python -m gpt1_ds.plan` shows what each needs"
         )
+
+
+def _places(estimate: Estimate, ranks: int) -> list[Place]:
+    """The GPU of this rank, and this machine if some of the need of its ranks lies there."""
+    here = _ranks_here(ranks)
+    if not estimate.gpu:
+        return [Place("this machine", estimate.device * here, memory_left())]
+    places = [Place("the GPU", estimate.device, torch.cuda.mem_get_info()[0])]
+    if estimate.states.host:
+        places.append(Place("this machine", estimate.states.host * here, memory_left()))
+    return places
 
 
 def _ranks_here(ranks: int) -> int:

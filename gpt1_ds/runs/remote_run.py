@@ -37,8 +37,9 @@ def fetch_checkpoint(url: str, cache: str | None) -> Path:
     home = "" if step else _home(files, url)
     step = step or _latest(files, home, url)
     _fetch_tokenizer(files, home)
-    with contextlib.suppress(MissingFile):
-        files.copy(CALIBRATION)
+    if home:
+        with contextlib.suppress(MissingFile):
+            files.copy(CALIBRATION)
     _fetch_files(files, f"{home}checkpoints/{step}", url)
     return files.root / home / "checkpoints" / step
 

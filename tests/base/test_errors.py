@@ -124,7 +124,7 @@ def test_a_reader_that_goes_away_is_no_error(monkeypatch, capfd):
         (OSError(122, "Disk quota exceeded"), 3, ["the local disk is full (Disk quota"]),
         (OSError(5, "Input/output error"), 3, ["Input/output error", "base/test_errors.py:"]),
         (OSError("odd"), 3, ["odd", "--traceback"]),
-        (MemoryError(), 3, ["not enough memory"]),
+        (MemoryError(), 2, ["not enough memory"]),
         (RecursionError("deep"), 3, ["nested too deeply"]),
         (UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "bad"), 3, ["byte 0xff at 2"]),
         (UnicodeEncodeError("utf-8", "ab\udcff", 2, 3, "bad"), 3, ["'ab\\udcff'", "UTF-8"]),

@@ -27,7 +27,8 @@ def test_the_notebook_runs_and_is_stored_without_results(
     ).execute()
 
     def printed(name: str) -> str:
-        return "".join(each.get("text", "") for each in cells[name].outputs)
+        outputs = cells[name].outputs
+        return "".join(each.text for each in outputs if each.get("name") == "stdout")
 
     assert printed("load") == "2 layers, 4 heads, context 32\n"
     for name in ("attention", "next"):

@@ -1,7 +1,6 @@
 """The memory that a run needs: told before anything is allocated, and named if it is not there."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch
 from gpt1_ds.base.errors import MemoryShortage, UserError
 from gpt1_ds.base.memory import GB, is_shortage, memory_left, shortage
 from gpt1_ds.distributed import collectives
-from gpt1_ds.distributed.console import say
+from gpt1_ds.distributed.console import say, warn
 from gpt1_ds.engine.memory import (
     StateBytes,
     activation_bytes,
@@ -88,11 +87,9 @@ class MemoryNeed(Generic[ConfigT]):
         say(f"memory   {self.estimate}; {free}")
         for place in places:
             if place.needed > place.free and collectives.is_main():
-                print(
-                    f"warning: about {place.needed / GB:.1f} GB are needed on {place.name}, and "
-                    f"only {place.free / GB:.1f} GB are free; {self._remedy()}",
-                    file=sys.stderr,
-                    flush=True,
+                warn(
+                    f"about {place.needed / GB:.1f} GB are needed on {place.name}, and only "
+                    f"{place.free / GB:.1f} GB are free; {self._remedy()}"
                 )
 
     @contextmanager

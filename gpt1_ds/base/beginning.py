@@ -24,11 +24,12 @@ def begin() -> None:
 
     It does nothing where the packages are used as a library.
     """
-    # A shell script starts commands in the background with Ctrl-C ignored. That stays.
-    if not _is_command() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not _is_command():
         return
-    signal.signal(signal.SIGINT, interrupted_early)
-    sys.unraisablehook = _interrupt_again
+    # A shell script starts commands in the background with Ctrl-C ignored. That stays.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted_early)
+        sys.unraisablehook = _interrupt_again
     # read by torch's C++ code, which writes a stack of calls when a peer is gone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not sys.warnoptions:

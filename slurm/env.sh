@@ -19,10 +19,8 @@ cache=() scratch="${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"
 if [ -n "${GPT1_LOCAL_CACHE:-}" ]; then
     cache=(data.shards="file://$PWD/shards" data.cache="$scratch/gpt1-shards-$UID")
 fi
-
 # Open MPI refuses root, which a container's user often is.
 [ "$EUID" -ne 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-
 umask 077
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 # srun's block distribution puts rank 0 on the first node. A port of the job's own, and of each start's, below those the
@@ -46,7 +44,7 @@ train_ranks() {
         fail 2 "$SLURM_NTASKS tasks do not divide over $nodes nodes; give --nodes and --ntasks-per-node"
     [ "$gpus" -eq 0 ] || [ "$gpus" -eq "$tasks" ] ||
         fail 2 "$tasks tasks on a node of $gpus GPUs; give --ntasks-per-node=$gpus, or --gpus-per-node=$tasks"
-    # Counted before the start, so that a node's death counts; a committed checkpoint removes it (gpt1_ds/metrics.py).
+    # Counted before the start, so that a node's death counts; a committed checkpoint removes it (gpt1_ds/runs/log.py).
     export GPT1_FAILURES="$PWD/$SLURM_JOB_NAME-$SLURM_JOB_ID.failures"
     failures=$(cat "$GPT1_FAILURES" 2>/dev/null || echo 0)
     [ "$failures" -lt "$limit" ] || give_up 5

@@ -223,8 +223,8 @@ def _fill_pinned_memory(ds: Json, gpu: bool) -> None:
     """
     for section in ("offload_optimizer", "offload_param"):
         offload = ds.get("zero_optimization", {}).get(section) or {}
-        if offload.get("device", "none") != "none" and offload.get("pin_memory", "auto") == "auto":
-            offload["pin_memory"] = gpu
+        if offload.get("device", "none") != "none":
+            offload.setdefault("pin_memory", gpu)
 
 
 def _fill_nvme_paths(path: Path | str, ds: Json, config: PretrainConfig) -> None:

@@ -161,8 +161,9 @@ def test_offload_to_nvme(tmp_path):
     assert "has no nvme_path" in refused(tmp_path, no_path)
     stage2 = {"zero_optimization": {"stage": 2, "offload_optimizer": nvme}}
     assert "needs zero_optimization.stage 3" in refused(tmp_path, stage2)
-    cpu = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
-    assert resolved(tmp_path, cpu)["zero_optimization"] == cpu["zero_optimization"]
+    pageable = {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+    cpu = {"zero_optimization": pageable}
+    assert resolved(tmp_path, cpu)["zero_optimization"] == pageable
 
 
 def test_a_json_for_another_machine_makes_no_folder_here(tmp_path):

@@ -181,7 +181,7 @@ def test_two_jobs_on_the_same_nodes_keep_apart(side_by_side):
         ("gpus", "1 tasks on a node of 2 GPUs; give --ntasks-per-node=2"),
         ("driver", "1 GPUs, but torch sees none"),
         ("batch", "train.global_batch 4 is not a multiple of 3 ranks"),
-        ("option", "unknown key 'optim.ir'"),
+        ("option", "option 'optim.ir=1': no such setting; write optim.lr=1"),
     ],
 )
 def test_a_wrong_request_is_refused_in_a_line_and_not_requeued(refusals, name, words):

@@ -35,7 +35,7 @@ def start(words: list[str]) -> str:
         before.enter_context(patch.object(dist, "is_initialized", return_value=False))
         try:
             with rendezvous.joining() as meeting:
-                read_settings(meeting, PretrainConfig, words, None, None)
+                read_settings(meeting, PretrainConfig, words, None)
                 before.close()  # the ranks of the pool have joined already
         except UserError as error:
             return f"{'!' * error.of_this_rank}{error.exit_code} {error}"

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from enum import Enum
-from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, need
 from tests.support.ranks import die_with_parent
+from tests.support.report_content import report_content
 
 COMMIT = "06665c5"
 LAYOUTS = [f"{stage}-{precision}" for stage in range(4) for precision in ("bf16", "fp32")]
@@ -44,7 +44,7 @@ TUNING = [
 # later version may log more of them.
 MEASURED = ("host_bytes", "mfu", "time", "tokens_per_second")
 # What fine-tuning notes since then of itself, in state.json and result.json.
-NOTED = ("data", "init_sha256", "made_from", "files", "by_class", "task/config")
+NOTED = ("data", "init_sha256", "made_from", "files", "by_class", "predicted", "task/config")
 STATE_SEAL = ("/config_hash", "/files/state.json/bytes")
 # An exported tokenizer frames texts as its task does, and gives no token types.
 OTHER_EXPORTS = ("tokenizer_config.json", "tokenizer.json", "README.md")
@@ -354,19 +354,13 @@ def test_commands_read_old_artefacts_as_they_did(old_runs, old_readings, tmp_pat
     other |= {Path("exported") / OTHER_EXPORTS[0], Path("report.html")}
     for name in exported - other:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
-    assert numbers(ours / "report.html") == numbers(theirs / "report.html")
+    *today, curves_today = report_content(ours / "report.html")
+    *before, curves = report_content(theirs / "report.html")
+    assert today == before and curves == {name: curves_today[name] for name in curves}
 
 
 def files(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-
-
-def numbers(page: Path) -> tuple[str, Any]:
-    """The words a reader of a report sees, and the points of its curves."""
-    html = page.read_text()
-    [data] = re.findall(r'(?s)<script type="application/json" id="data">(.*?)</script>', html)
-    body = re.sub(r"(?s)<style.*?</style>|<script.*?</script>", "", html)
-    return " ".join(unescape(re.sub("<[^>]*>", " ", body)).split()), json.loads(data)
 
 
 @pytest.mark.soak

@@ -3,6 +3,7 @@ in the checkout."""
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,10 @@ def open_mpi(tmp_path: Path) -> Path:
         if place.parts[0] in ("bin", "etc", "share") or place.match("lib/**/*.so*"):
             (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file.locate(), tmp_path / place)
+    # `make` has changed these two in the environment of the tests.
+    shutil.copy2(tmp_path / "bin" / "mpiexec", tmp_path / "bin" / "mpirun")
+    settings = tmp_path / "etc" / "prte-mca-params.conf"
+    settings.write_text(re.sub("(?m)^rmaps_default_mapping_policy.*\n", "", settings.read_text()))
     return tmp_path / "bin"
 
 

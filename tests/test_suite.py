@@ -300,9 +300,9 @@ def test_a_stopped_and_a_killed_suite_go_on_and_a_failing_run_stops_no_other(
         )
         assert len(begun) == 2 and begun[0] == "0" < begun[1]
     results = [json.loads((folder / "result.json").read_text()) for folder in (first, second)]
-    majority = 50 * sum(result["majority"] for result in results)
+    majority = ", ".join(sorted({f"{100 * result['majority']:.1f}" for result in results}))
     score = 50 * sum(result["score"] for result in results)
-    assert f"| sst2 | accuracy | {majority:.1f} | {score:.1f} |" in done.stdout
+    assert f"| sst2 | accuracy | {majority} | {score:.1f} |" in done.stdout.replace("**", "")
     failure = json.loads((out / "runs.json").read_text())["rte-seed-2"]
     assert failure["exit_code"] == 3 and "no train file" in failure["error"]
     assert "| rte-seed-2 | 3 |" in (out / "table.md").read_text()

@@ -290,13 +290,13 @@ def _waiting_shown(env: RankEnv) -> Iterator[None]:
 
     def show() -> None:
         while not met.wait(NOTICE_SECONDS):
-            print(
+            # `print` writes the end of a line by itself, and another thread may come between.
+            sys.stderr.write(
                 f"rank {env.rank} of {env.world_size} still waits for {awaited} at "
                 f"MASTER_ADDR={env.master_addr} MASTER_PORT={env.master_port}; are both right, "
-                "and is every rank up?",
-                file=sys.stderr,
-                flush=True,
+                "and is every rank up?\n"
             )
+            sys.stderr.flush()
 
     threading.Thread(target=show, daemon=True).start()
     try:

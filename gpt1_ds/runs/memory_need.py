@@ -42,10 +42,10 @@ class Estimate(NamedTuple):
         return self.states.device + self.states.host + self.activations
 
     def __str__(self) -> str:
-        host = f", {self.states.host / GB:.1f} GB on the host" if self.states.host else ""
+        host = f", {_gb(self.states.host)} on the host" if self.states.host else ""
         return (
-            f"about {self.states.device / GB:.1f} GB a rank for weights, gradients and "
-            f"moments{host}, and {self.activations / GB:.1f} GB for activations"
+            f"about {_gb(self.states.device)} a rank for weights, gradients and moments{host}, "
+            f"and {_gb(self.activations)} for activations"
         )
 
 
@@ -114,6 +114,11 @@ class MemoryNeed(Generic[ConfigT]):
             f" or take a higher ZeRO stage (now {zero_variant(self.settings.ds)}) or offload "
             "(--deepspeed_config zero3_offload); `python -m gpt1_ds.plan` shows what each needs"
         )
+
+
+def _gb(size: float) -> str:
+    """Bytes as text: one digit behind the point, and two digits of what is below 1 GB."""
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / GB:.2g} GB"
 
 
 def _places(estimate: Estimate, ranks: int) -> list[Place]:

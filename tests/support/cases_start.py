@@ -22,7 +22,7 @@ def starts(cases: list[list[tuple[list[str], dict[str, str]]]], ports: list[int]
     """
     said = []
     # These processes live on, and where WORLD_SIZE is 3, a rank is missing.
-    with patch.multiple(agreement, LEAVE_SECONDS=0.1, PATIENCE_SECONDS=0.5):
+    with patch.multiple(agreement, LEAVE_SECONDS=0.1, PATIENCE_SECONDS=2.0):
         for case, port in zip(cases, ports, strict=True):
             words, variables = case[collectives.rank()]
             with patch.dict(os.environ, {**variables, "MASTER_PORT": str(port)}):

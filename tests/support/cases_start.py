@@ -37,6 +37,7 @@ def start(words: list[str]) -> str:
             with rendezvous.joining() as meeting:
                 read_settings(meeting, PretrainConfig, words, None)
                 before.close()  # the ranks of the pool have joined already
+            collectives.barrier()  # rank 0 keeps the store until the others have read its verdict
         except UserError as error:
             return f"{'!' * error.of_this_rank}{error.exit_code} {error}"
     return ""

@@ -33,11 +33,11 @@ from gpt1_ds.data.order import WindowOrder
 from gpt1_ds.engine.memory import activation_bytes, gpu_bytes, state_bytes
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.settings import deepspeed_json
-from gpt1_ds.settings.command_line import add_deepspeed_config, field_docs
+from gpt1_ds.settings.command_line import add_config, add_deepspeed_config, field_docs
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PRESETS, PretrainConfig
-from gpt1_ds.settings.shipped import DEFAULT_CONFIG, config_path, configs, ds_config_path
+from gpt1_ds.settings.shipped import DEFAULT_CONFIG, config_path, ds_config_path
 from gpt1_ds.settings.spelling import spelling_for
 
 GB = 1e9
@@ -211,7 +211,8 @@ def main(argv: list[str]) -> int | None:
     args = _parser().parse_intermixed_args(argv)
     names = [field.name for field in dataclasses.fields(Cluster)]
     cluster = Cluster(**{name: getattr(args, name) for name in names})
-    config = load(PretrainConfig, args.config, args.overrides)
+    yaml_path = args.config or config_path(False)(DEFAULT_CONFIG)
+    config = load(PretrainConfig, yaml_path, args.overrides)
     if args.sweep:
         sweep(config, cluster)
     else:
@@ -224,14 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.spelling = spelling_for(PretrainConfig)
     run = parser.add_argument_group("the run").add_argument
-    run(
-        "--config",
-        type=config_path(False),
-        metavar="YAML",
-        default=DEFAULT_CONFIG,
-        help=f"meaning of the run: a file, or a shipped one: {', '.join(configs(False))} "
-        "(default: %(default)s)",
-    )
+    add_config(run, False, DEFAULT_CONFIG)
     add_deepspeed_config(run, DEFAULT_DS_CONFIG)
     run(
         "--tokens",

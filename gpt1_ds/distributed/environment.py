@@ -27,6 +27,8 @@ OPEN_MPI = Variables("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_
 MPICH = Variables("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")
 PMIX_RANK = "PMIX_RANK"
 """PMIx gives no number of ranks in a variable; its launchers set one of the sets above too."""
+LOCAL_SIZES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+"""Variables of deepspeed, torchrun and Open MPI with the number of ranks of a machine."""
 FIRST_PORT, PORTS = 20_000, 20_000
 LAST_PORT = 65_535
 
@@ -165,6 +167,12 @@ def _port(environ: Mapping[str, str]) -> int:
 
 def _alone() -> RankEnv:
     return RankEnv(0, 1, 0, "127.0.0.1", free_port())
+
+
+def ranks_here(environ: Mapping[str, str], world_size: int) -> int:
+    """How many ranks this machine has, as the launcher says it; else all of them."""
+    sizes = (environ.get(name, "") for name in LOCAL_SIZES)
+    return next((int(size) for size in sizes if size.isdigit() and int(size) > 0), world_size)
 
 
 def free_port() -> int:

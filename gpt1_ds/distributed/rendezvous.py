@@ -24,7 +24,7 @@ from gpt1_ds.base.errors import ConfigError, PeerError, UserError, as_user_error
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.distributed import heartbeat
 from gpt1_ds.distributed.agreement import PATIENCE_SECONDS, Exchange
-from gpt1_ds.distributed.environment import RankEnv, rank_environment
+from gpt1_ds.distributed.environment import RankEnv, rank_environment, ranks_here
 
 NOTICE_SECONDS = 20.0
 """Time between two lines about a rank that still waits."""
@@ -338,9 +338,7 @@ def _refuse_missing_gpus() -> None:
 def _divide_cores(env: RankEnv) -> None:
     """Divide the cores among the ranks of this machine."""
     if "OMP_NUM_THREADS" not in os.environ:
-        sizes = (os.environ.get(name, "") for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"))
-        known = (int(size) for size in sizes if size.isdigit() and int(size) > 0)
-        local_ranks = next(known, env.world_size)
+        local_ranks = ranks_here(os.environ, env.world_size)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
 
 

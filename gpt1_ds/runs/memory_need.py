@@ -12,6 +12,7 @@ from gpt1_ds.base.errors import MemoryShortage, UserError
 from gpt1_ds.base.memory import GB, is_shortage, memory_left, shortage
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say, warn
+from gpt1_ds.distributed.environment import ranks_here
 from gpt1_ds.engine.memory import (
     StateBytes,
     activation_bytes,
@@ -23,8 +24,6 @@ from gpt1_ds.engine.memory import (
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.setup import ConfigT, Settings
 from gpt1_ds.settings import deepspeed_json
-
-LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 class Estimate(NamedTuple):
@@ -123,16 +122,10 @@ def _gb(size: float) -> str:
 
 def _places(estimate: Estimate, ranks: int) -> list[Place]:
     """The GPU of this rank, and this machine if some of the need of its ranks lies there."""
-    here = _ranks_here(ranks)
+    here = ranks_here(os.environ, ranks)
     if not estimate.gpu:
         return [Place("this machine", estimate.device * here, memory_left())]
     places = [Place("the GPU", estimate.device, torch.cuda.mem_get_info()[0])]
     if estimate.states.host:
         places.append(Place("this machine", estimate.states.host * here, memory_left()))
     return places
-
-
-def _ranks_here(ranks: int) -> int:
-    """Ranks of this machine, as the launcher tells; else all of them."""
-    told = (os.environ.get(name, "") for name in LOCAL_SIZES)
-    return next((int(size) for size in told if size.isdigit() and int(size) > 0), ranks)

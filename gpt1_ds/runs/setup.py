@@ -106,7 +106,7 @@ def read_settings(
             print(chosen, file=sys.stderr, flush=True)
     ds = deepspeed_json.resolve(args.deepspeed_config, config, place.world_size)
     require_async_io(args.deepspeed_config, ds)
-    if place.rank == 0:  # there is no process group yet, so `note` would print on every rank
+    if place.rank == 0:  # there is no process group yet, so `say` would print on every rank
         for line in deepspeed_json.warnings(args.deepspeed_config, ds, config):
             print(line, file=sys.stderr, flush=True)
         tell_of_holder(run_folder(config))

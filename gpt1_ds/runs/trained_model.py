@@ -11,7 +11,7 @@ given; they are taken as they are. The letters of the shapes are those of `gpt1_
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ from gpt1_ds.runs.trained import build_gpt, build_task_model, run_tokenizer
 from gpt1_ds.tasks import Encoded, Task
 from gpt1_ds.tasks.batches import collate, scoring_batches
 from gpt1_ds.tasks.heads import TaskModel
+from gpt1_ds.tasks.predicting import logits_of_words
+from gpt1_ds.tasks.probabilities import label_of, outcome
 from gpt1_ds.tasks.similarity import ScoredSimilarity
 from gpt1_ds.tasks.token_classification import OUTSIDE, TokenClassification
 
@@ -252,7 +254,7 @@ class TrainedModel:
             batch = collate([encoded[index] for index in indices], special_ids, encoded[0])
             batch = batch.to(self.gpt.wte.device)
             _, _, logits = self._task_model(batch.ids_BST, batch.end_BS, batch.targets)
-            for index, row in zip(indices, logits.cpu(), strict=True):
+            for index, row in zip(indices, logits.tolist(), strict=True):
                 found[index] = _prediction(self.task, row, encoded[index], self.temperature)
         return [found[index] for index in range(len(found))]
 
@@ -314,10 +316,7 @@ def load(
         return TrainedModel(gpt, tokenizer, folder, None, None)
     model, task = build_task_model(weights, state, folder)
     model.to(place, kind)
-    temperature = 1.0
-    if not is_exported(folder):
-        temperature = temperature_of(folder)
-    return TrainedModel(model.gpt, tokenizer, folder, task, model, temperature)
+    return TrainedModel(model.gpt, tokenizer, folder, task, model, temperature_of(folder))
 
 
 def _in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -327,20 +326,19 @@ def _in_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
-def _prediction(task: Task, logits: Tensor, encoded: Encoded, temperature: float) -> Prediction:
+def _prediction(task: Task, logits: list[Any], encoded: Encoded, temperature: float) -> Prediction:
     """From the logits (K), or (T, K) of a task of tags."""
-    shares = (logits.double() / temperature).softmax(-1).tolist()
     if isinstance(task, TokenClassification):
-        tags = task.predict(logits.argmax(-1).tolist(), encoded)
+        rows = outcome(task, logits_of_words(logits, encoded), encoded, temperature)
         # A word without a sub-token gets the tag `O`, whatever the model says.
-        rows = [shares[at] if at >= 0 else None for at in encoded.words]
-        certain = dict.fromkeys(task.classes, 0.0) | {OUTSIDE: 1.0}
-        words = [
-            certain if row is None else dict(zip(task.classes, row, strict=True)) for row in rows
-        ]
-        return Prediction(tags, words)
-    value = task.predict(logits.tolist(), encoded)
-    label = value if isinstance(task, ScoredSimilarity) else task.show(value)
-    if len(logits) != len(task.classes):
+        rows[np.isnan(rows[:, 0])] = np.eye(len(task.classes))[task.classes.index(OUTSIDE)]
+        return Prediction(label_of(task, rows), [_named(task, row) for row in rows])
+    values = outcome(task, logits, encoded, temperature)
+    label = label_of(task, values)
+    if isinstance(task, ScoredSimilarity):
         return Prediction(label, None)
-    return Prediction(label, dict(zip(task.classes, shares, strict=True)))
+    return Prediction(task.show(label), _named(task, values))
+
+
+def _named(task: Task, probabilities_K: np.ndarray) -> dict[str, float]:
+    return dict(zip(task.classes, probabilities_K.tolist(), strict=True))

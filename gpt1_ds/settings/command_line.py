@@ -61,13 +61,7 @@ def _parser(cls: type[PretrainConfig], about: str | None) -> Parser:
     parser.spelling = spelling_for(cls)
     run = parser.add_argument_group("what is run").add_argument
     default = "finetune_NAME of task.name" if tuning else DEFAULT_CONFIG
-    run(
-        "--config",
-        type=config_path(tuning),
-        metavar="YAML",
-        help=f"meaning of the run: a file, or a shipped one: {', '.join(configs(tuning))} "
-        f"(default: {default})",
-    )
+    add_config(run, tuning, default)
     add_deepspeed_config(run, "zero2_bf16 on a GPU, else cpu, or cpu_fp32 without bfloat16")
     run(
         "--out",
@@ -95,6 +89,17 @@ def _parser(cls: type[PretrainConfig], about: str | None) -> Parser:
     local_rank = ("--local_rank", "--local-rank")  # torch.distributed.launch: with a dash
     start(*local_rank, type=int, metavar="N", help="given by the launcher, not used")
     return parser
+
+
+def add_config(add: Callable[..., object], tuning: bool, default: str) -> None:
+    """Add the option with `add`, an `add_argument`; `default` says what None stands for."""
+    add(
+        "--config",
+        type=config_path(tuning),
+        metavar="YAML",
+        help=f"meaning of the run: a file, or a shipped one: {', '.join(configs(tuning))} "
+        f"(default: {default})",
+    )
 
 
 def add_deepspeed_config(add: Callable[..., object], default: str) -> None:

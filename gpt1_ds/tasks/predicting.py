@@ -52,6 +52,11 @@ def whole_logits(
     return [rows[index] for index in range(len(examples))]
 
 
+def logits_of_words(logits: list[Any], example: Encoded) -> list[Any]:
+    """Those of each word's first sub-token, out of those of every token; empty without one."""
+    return [logits[at] if at >= 0 else [] for at in example.words]
+
+
 def logits_of_rank(
     model: nn.Module,
     examples: Sequence[Encoded],
@@ -83,8 +88,7 @@ def logits_of_rank(
                 logits = logits.argmax(-1)
             # An empty share gives one blank row, which `zip` leaves out.
             for index, row in zip(share, logits.tolist(), strict=False):
-                rows[index] = row
-                if is_per_token and of_words:
-                    rows[index] = [row[at] if at >= 0 else [] for at in examples[index].words]
+                words = is_per_token and of_words
+                rows[index] = logits_of_words(row, examples[index]) if words else row
             bar.update()
     return rows

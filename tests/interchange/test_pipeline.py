@@ -31,6 +31,12 @@ def labels_of_run(run: Path, data: Path) -> list[str]:
     return [tuned.task.show(label) for label in predictions(tuned, examples)]
 
 
+def labels_of_pipeline(folder: Path, texts: list[tuple[str, ...]], batch_size: int) -> list[str]:
+    inputs = [{"text": a[0], "text_pair": a[1]} if len(a) > 1 else a[0] for a in texts]
+    classify = transformers.pipeline("text-classification", model=str(folder), truncation=True)
+    return [result["label"] for result in classify(inputs, batch_size=batch_size)]
+
+
 @pytest.mark.parametrize("name", ["sst2", "rte", "snli"])
 def test_the_pipeline_labels_every_dev_line_as_the_run_does(
     tiny_run, sample, tmp_path, capsys, name
@@ -42,12 +48,7 @@ def test_the_pipeline_labels_every_dev_line_as_the_run_does(
     assert "dev examples in its pipeline" in said
     expected = labels_of_run(run, data)
     texts = [example.texts for example in TASKS[name].read(data, "dev")]
-    inputs = [{"text": a[0], "text_pair": a[1]} if len(a) > 1 else a[0] for a in texts]
-    classify = transformers.pipeline(
-        "text-classification", model=str(tmp_path / "hf"), truncation=True
-    )
-    found = [result["label"] for result in classify(inputs, batch_size=16)]
-    assert found == expected
+    assert labels_of_pipeline(tmp_path / "hf", texts, 16) == expected
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     lengths = [len(tokenizer(*text)["input_ids"]) for text in texts]
     assert max(lengths) > 32 and len(set(lengths)) > 5
@@ -94,12 +95,7 @@ def test_every_line_of_the_published_dev_sets_gets_the_label_of_the_run(
     assert "dev examples in its pipeline" in exported(run, tmp_path / "hf", capsys)
     expected = labels_of_run(run, data)
     texts = [example.texts for example in TASKS[name].read(data, "dev")]
-    inputs = [{"text": a[0], "text_pair": a[1]} if len(a) > 1 else a[0] for a in texts]
-    classify = transformers.pipeline(
-        "text-classification", model=str(tmp_path / "hf"), truncation=True
-    )
-    found = [result["label"] for result in classify(inputs, batch_size=64)]
-    assert found == expected
+    assert labels_of_pipeline(tmp_path / "hf", texts, 64) == expected
     assert min(map(expected.count, TASKS[name].classes)) > len(expected) / 20
 
 

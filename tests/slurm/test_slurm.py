@@ -16,6 +16,7 @@ import pytest
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from tests.conftest import ROOT, need, succeed
 from tests.support import slurm_cluster
+from tests.support.cases_shards import A_LINE_AT_ONCE, assert_plain_lines_of_both_stages
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.slurm_jobs import (
     CPUS,
@@ -126,9 +127,11 @@ def test_data_preparation_on_two_nodes_is_byte_for_byte_that_of_one_process(
         name="data",
         options=("--ntasks-per-node=1",),
         GPT1_VOCAB_SIZE="512",
+        PYTHONPATH=f"{A_LINE_AT_ONCE}:{ROOT}",
     )
     log = job.ended()
     assert "all as the manifest says" in log and job.field("NumNodes") == "2"
+    assert_plain_lines_of_both_stages(log)
     names = sorted(path.relative_to(tiny_shards) for path in tiny_shards.rglob("*.tar"))
     assert names and all(
         (tmp_path / "shards" / n).read_bytes() == (tiny_shards / n).read_bytes() for n in names

@@ -2,6 +2,7 @@
 
 import filecmp
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from data_prep import train_tokenizer
 from data_prep.verify_shards import iter_samples
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.tokenizer import load_tokenizer
-from tests.conftest import BIN, need
+from tests.conftest import BIN, ROOT, need
 
 WORDS = (
     "winter summer spring garden kitchen window ladder sailor captain teacher mother brother"
@@ -83,6 +84,22 @@ def documents(root: Path, split: str, corpus: str) -> dict[str, str]:
     eot = codec.special_ids["eot"]
     assert all(ids.count(eot) == 1 and ids[-1] == eot for ids in tokens.values())
     return {name: codec.decode(ids) for name, ids in tokens.items()}
+
+
+A_LINE_AT_ONCE = str(ROOT / "tests" / "support" / "a_line_at_once")
+"""On PYTHONPATH, it lets every progress show a line at once."""
+LINE_OF_A_BUILD = re.compile(
+    r"\d\d:\d\d:\d\d (tokenising|writing shards): \S[^\r]* [\d,]+ tokens/s(, \S+( \S+)* left)?"
+)
+
+
+def assert_plain_lines_of_both_stages(log: str) -> None:
+    """The log of a build off a terminal: whole lines, and none that a bar would leave."""
+    assert "\r" not in log and "\x1b" not in log
+    lines = [line for line in log.split("\n") if "tokenising" in line or "writing shards" in line]
+    found = [LINE_OF_A_BUILD.fullmatch(line) for line in lines]
+    assert all(found), lines
+    assert {match[1] for match in found if match} == {"tokenising", "writing shards"}
 
 
 def mpirun(ranks: int, *arguments: str) -> list[str]:

@@ -5,6 +5,8 @@ import re
 from data_prep.building import ranks
 from data_prep.building.ranks import Ranks
 from gpt1_ds.base import progress
+from tests.conftest import ROOT, run
+from tests.support.cases_shards import A_LINE_AT_ONCE, assert_plain_lines_of_both_stages, mpirun
 
 
 def test_into_a_file_a_build_prints_plain_lines(capfd, monkeypatch, tmp_path):
@@ -17,3 +19,10 @@ def test_into_a_file_a_build_prints_plain_lines(capfd, monkeypatch, tmp_path):
     first, *_, last = capfd.readouterr().err.splitlines()
     assert re.fullmatch(r"[\d:]{8} tokenising: 4.0/8.0 MB, [\d,]+ tokens/s, 0 s left", first)
     assert re.fullmatch(r"[\d:]{8} writing shards: token 450/900, [\d,]+ tokens/s, 0 s left", last)
+
+
+def test_two_ranks_show_one_progress_of_plain_lines(options, tmp_path):
+    command = mpirun(2, *options, "--out", str(tmp_path / "out"))
+    result = run(*command, timeout_seconds=120, PYTHONPATH=f"{A_LINE_AT_ONCE}:{ROOT}")
+    assert result.returncode == 0
+    assert_plain_lines_of_both_stages(result.stderr)

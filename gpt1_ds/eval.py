@@ -53,7 +53,7 @@ from gpt1_ds.model.perplexity import sum_and_error, token_nll
 from gpt1_ds.runs.task_scoring import Asked, calibrate_run, predict_lines, print_scores, score_task
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from gpt1_ds.tasks import TASKS
-from gpt1_ds.tasks.scores import majority_score, task_metrics
+from gpt1_ds.tasks.scores import majority_score, scores_by_part, task_metrics
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
 
 MODES = ("predict", "calibrate", "task", "ensemble", "zero_shot")
@@ -275,10 +275,17 @@ def score_zero_shot(run: str, name: str, data: Path) -> None:
     """Print the metrics of a pre-trained run on a task, without fine-tuning."""
     model, state, folder = load_gpt(run)
     model.to(collectives.device())
-    gold, predicted = zero_shot(model, run_tokenizer(folder, state), name, data)
-    scores = task_metrics(ZERO_SHOT_METRICS[name], gold, predicted)
-    scores["majority"] = majority_score(ZERO_SHOT_METRICS[name][0], gold, gold)
+    answers = zero_shot(model, run_tokenizer(folder, state), name, data)
+    gold, metrics = answers.gold, ZERO_SHOT_METRICS[name]
+    scores = task_metrics(metrics, gold, answers.predicted)
+    scores["majority"] = majority_score(metrics[0], gold, gold)
     print_scores(f"{folder} on {data}, zero-shot", scores, len(gold))
+    by_part = scores_by_part(metrics, "", answers.parts, gold, answers.predicted)
+    for part, of_part in by_part.items():
+        part = part.removeprefix("_")
+        print_scores(f"  {part}", of_part, answers.parts.count(part))
+    if answers.note:
+        print(f"  {answers.note}")
 
 
 def read_shards(root: Path, corpus: str | None, tokenizer: Tokenizer) -> Iterator[Text]:

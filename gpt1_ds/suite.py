@@ -312,7 +312,7 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
         for task in wanted:
             answers = zero_shot(model, run_tokenizer(folder, state), task, folders[task])
             metric = ZERO_SHOT_METRICS[task][0]
-            score = task_metrics([metric], *answers)[metric]
+            score = task_metrics([metric], answers.gold, answers.predicted)[metric]
             majority = majority_score(metric, answers.gold, answers.gold)
             scores[task] = {"score": score, "majority": majority, **made_from[task]}
             write_atomically(record, json.dumps(known, indent=1) + "\n")

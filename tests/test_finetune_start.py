@@ -62,7 +62,7 @@ def test_starts_from_the_weights_of_a_sharded_checkpoint(
 
 
 def test_a_pre_trained_run_is_scored_zero_shot(
-    pretrained: Path, sample: Path, capsys: pytest.CaptureFixture
+    pretrained: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     gpt1_eval.main(
         [str(pretrained), "--zero-shot", "sst2", "--data", str(sample / "tasks" / "SST-2")]
@@ -72,6 +72,11 @@ def test_a_pre_trained_run_is_scored_zero_shot(
     )
     with pytest.raises(DataError, match="not a fine-tuned run"):
         gpt1_eval.main([str(pretrained), "--predict"])
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.c.txt").write_text("A saw B as it fell.\nit\nA,B\nA\n\n")
+    gpt1_eval.main([str(pretrained), "--zero-shot", "dpr", "--data", str(tmp_path)])
+    by_file = r"; 2 examples\n  test: accuracy \S+; 1 examples\n  train: accuracy \S+; 1 examples\n"
+    assert re.search(by_file, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("n_transfer", [-1, 0, 1])

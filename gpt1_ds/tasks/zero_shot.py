@@ -10,11 +10,10 @@ See section 5, "Zero-shot Behaviors". The language model decides without fine-tu
 | dpr  | mean log-probability of the tokens after the pronoun, with each referent in its place |
 
 The paper does not say how CoLA's threshold was chosen. Here it is the best one for 1,000 sentences
-of the training file. A text is read as the beginning of a document, after `<eot>`. If it is too
-long for the context, its beginning is cut off.
+of the training file, never for those that are scored. A text is read as the beginning of a
+document, after `<eot>`. If it is too long for the context, its beginning is cut off.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -29,7 +28,7 @@ from gpt1_ds.model.perplexity import token_nll
 from gpt1_ds.tasks import TASKS
 from gpt1_ds.tasks.batches import subset
 from gpt1_ds.tasks.examples import Example
-from gpt1_ds.tasks.tables import Line, read_lines
+from gpt1_ds.tasks.pronouns import Continuation, read_dpr
 
 ZERO_SHOT_METRICS = {
     "cola": ("matthews", "accuracy"),
@@ -40,15 +39,6 @@ ZERO_SHOT_METRICS = {
 SENTIMENTS = ("negative", "positive")
 """In the order of SST-2's classes."""
 THRESHOLD_SENTENCES = 1000
-DPR_LINES = 4
-"""Number of lines of a block: sentence, pronoun, two candidates, answer."""
-
-
-class Continuation(NamedTuple):
-    """A text and its continuation; only the tokens of `after` are scored."""
-
-    before: str
-    after: str
 
 
 class Answers(NamedTuple):
@@ -56,37 +46,54 @@ class Answers(NamedTuple):
 
     gold: list[int]
     predicted: list[int]
+    parts: list[str]
+    """The part of the data that each answer belongs to; empty strings if there are no parts."""
+    note: str | None = None
+    """What a user should know about the answers."""
 
 
-class Referents(NamedTuple):
-    """Pronouns with two possible referents each."""
+def zero_shot(model: GPT, tokenizer: Tokenizer, task: str, source: Path | str) -> Answers:
+    """Answers for the dev set in the folder `source`, or for one file; for dpr, for all its files.
 
-    gold: list[int]
-    """Index of the correct referent, for each pronoun."""
-    groups: list[list[Continuation]]
-    """For each pronoun, the sentence with each of the two referents in its place."""
-
-
-def zero_shot(model: GPT, tokenizer: Tokenizer, task: str, folder: Path | str) -> Answers:
-    """Answers for the dev set in `folder`; for dpr, for its one labelled file."""
+    The parts are the files of dpr, and the levels of RACE.
+    """
+    source = Path(source)
     if task not in ZERO_SHOT_METRICS:
         raise ConfigError(f"--zero-shot {task}: {near(task, ZERO_SHOT_METRICS)}")
     if task == "dpr":
-        gold, groups = read_dpr(Path(folder))
-        return Answers(gold, _likeliest(log_probabilities(model, tokenizer, groups, task)))
-    dev = TASKS[task].read(folder, "dev")
-    gold = [example.label for example in dev]
+        gold, groups, parts = read_dpr(source)
+        predicted = _likeliest(log_probabilities(model, tokenizer, groups, task))
+        return Answers(gold, predicted, parts)
+    dev = TASKS[task].read(source, "dev")
+    gold, parts = [example.label for example in dev], [example.part for example in dev]
     if task == "cola":
-        train = TASKS[task].read(folder, "train")
-        train = [train[index] for index in subset(len(train), THRESHOLD_SENTENCES, seed=0)]
-        return Answers(gold, _acceptable(model, tokenizer, train, dev))
+        train, note = _threshold_sentences(source)
+        return Answers(gold, _acceptable(model, tokenizer, train, dev), parts, note)
     continuations: Callable[[Example], list[Continuation]] = _sentiments
     if task == "race":
         continuations = _answers
     groups = [continuations(example) for example in dev]
     # sst2 compares the sums for two words. Answers have different lengths, so means are compared.
     scores = log_probabilities(model, tokenizer, groups, task, mean=task != "sst2")
-    return Answers(gold, _likeliest(scores))
+    return Answers(gold, _likeliest(scores), parts)
+
+
+def _threshold_sentences(source: Path) -> tuple[list[Example], str]:
+    """Sentences of CoLA's training file in or beside `source`, and a line about them.
+
+    Raises DataError if the scored file is the only one: its own best threshold is no score.
+    """
+    cola = TASKS["cola"]
+    folder = source if source.is_dir() else source.parent
+    path = cola.path(folder, "train")
+    if path is None or (source.is_file() and path.samefile(source)):
+        raise DataError(
+            f"--data {source}: no training file beside it to take the threshold from; give the "
+            "folder of CoLA, or a dev file beside its train.tsv"
+        )
+    every = cola.examples(path, "train")
+    train = [every[index] for index in subset(len(every), THRESHOLD_SENTENCES, seed=0)]
+    return train, f"the threshold is the best one for {len(train):,} sentences of {path}"
 
 
 def _acceptable(
@@ -138,44 +145,6 @@ def log_probabilities(
         scores.append(total / max(1, count) if mean else total)
     in_order = iter(scores)
     return [list(islice(in_order, len(group))) for group in groups]
-
-
-def read_dpr(folder: Path) -> Referents:
-    """Reads Rahman and Ng's file. It consists of blocks with an empty line after each.
-
-    A block has four lines: sentence, pronoun, two candidates, answer. For another form it raises
-    DataError with the row.
-    """
-    path = next(iter(sorted(folder.glob("*.c.txt"))), folder)
-    found = Referents([], [])
-    block: list[str] = []
-    for row, line in [*read_lines(path), Line(0, "")]:
-        if line.strip():
-            block.append(line.strip())
-        elif block:
-            where = f"{path} row {row - len(block)}" if row else f"{path}, last block"
-            gold, group = _parse_dpr(block, where)
-            found.gold.append(gold)
-            found.groups.append(group)
-            block = []
-    return found
-
-
-def _parse_dpr(block: list[str], where: str) -> tuple[int, list[Continuation]]:
-    """The index of the correct candidate, and the sentence with each candidate."""
-    fault = DataError(
-        f"{where}: expected a sentence, a pronoun of it, two candidates and the right one"
-    )
-    if len(block) != DPR_LINES:
-        raise fault
-    sentence, pronoun, names, right = block
-    candidates = [name.strip() for name in names.split(",")]
-    place = re.search(rf"\b{re.escape(pronoun)}\b", sentence)
-    if place is None or len(candidates) != 2 or right not in candidates:
-        raise fault
-    before, after = sentence[: place.start()], sentence[place.end() :]
-    group = [Continuation(f"{before}{name}", after) for name in candidates]
-    return candidates.index(right), group
 
 
 def best_threshold(scores: Sequence[float], labels: Sequence[int]) -> float:

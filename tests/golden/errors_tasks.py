@@ -8,8 +8,9 @@ from gpt1_ds.runs.fine_tuning import read_task_data
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, TaskConfig
 from gpt1_ds.tasks import TASKS, build_task
+from gpt1_ds.tasks.pronouns import read_dpr
 from gpt1_ds.tasks.scores import task_metrics
-from gpt1_ds.tasks.zero_shot import read_dpr, zero_shot
+from gpt1_ds.tasks.zero_shot import zero_shot
 from tests.golden.refusals import Act, add, write
 from tests.golden.store import Group
 

@@ -14,7 +14,6 @@ from gpt1_ds.tasks.zero_shot import (
     ZERO_SHOT_METRICS,
     best_threshold,
     log_probabilities,
-    read_dpr,
     zero_shot,
 )
 
@@ -79,25 +78,31 @@ def test_the_threshold_is_the_best_of_all():
     assert matthews_corrcoef(labels, [score > bar for score in scores]) == max(fits) > 0.2
 
 
-def test_a_referent_takes_the_place_of_the_pronoun(tmp_path: Path):
-    path = tmp_path / "train.c.txt"
-    path.write_text(
-        "The bee sat on the flower because it had pollen.\r\nit\nThe bee,the flower\nthe flower\n\n"
-    )
-    before = "The bee sat on the flower because "
-    assert read_dpr(tmp_path) == read_dpr(path)
-    assert read_dpr(path) == (
-        [1],
-        [[(before + "The bee", " had pollen."), (before + "the flower", " had pollen.")]],
-    )
+def cola_files(folder: Path, *names: str) -> Path:
+    """A folder of CoLA's files, with the sentences of each file in opposite order of goodness."""
+    folder.mkdir()
+    for name in names:
+        good = name == "train.tsv"
+        rows = [f"x\t{int(good)}\t\tthe old miller smiled", f"x\t{int(not good)}\t*\tMaria the the"]
+        (folder / name).write_text("\n".join([*rows, ""]))
+    return folder
 
 
-@pytest.mark.parametrize("spoilt", ["he\nA,B\nA", "it\nA\nA", "it\nA,B\nC", "it\nA,B"])
-def test_a_broken_block_is_named_by_its_row(tmp_path: Path, spoilt: str):
-    path = tmp_path / "train.c.txt"
-    path.write_text(f"A saw B as it fell.\nit\nA,B\nA\n\nA saw B as it fell.\n{spoilt}\n\n")
-    with pytest.raises(DataError, match=r"train.c.txt row 6: expected"):
-        read_dpr(tmp_path)
+def test_cola_never_takes_its_threshold_from_the_sentences_it_scores(
+    model: GPT, tokenizer: Tokenizer, tmp_path: Path
+):
+    folder = cola_files(tmp_path / "CoLA", "train.tsv", "dev.tsv")
+    by_folder = zero_shot(model, tokenizer, "cola", folder)
+    by_file = zero_shot(model, tokenizer, "cola", folder / "dev.tsv")
+    assert by_file == by_folder
+    assert by_folder.note == (
+        f"the threshold is the best one for 2 sentences of {folder / 'train.tsv'}"
+    )
+    # The labels of dev are the opposite ones, so a threshold of dev itself would be another.
+    assert 2 in map(len, [set(by_folder.gold), set(by_folder.predicted)])
+    for alone in (folder / "train.tsv", cola_files(tmp_path / "alone", "dev.tsv") / "dev.tsv"):
+        with pytest.raises(DataError, match="no training file beside it"):
+            zero_shot(model, tokenizer, "cola", alone)
 
 
 def test_an_unknown_task_is_a_usage_error(model: GPT, tokenizer: Tokenizer):
@@ -109,7 +114,7 @@ def test_an_unknown_task_is_a_usage_error(model: GPT, tokenizer: Tokenizer):
 def test_answers_every_example_of_the_real_files(
     shared_data: Path, model: GPT, tokenizer: Tokenizer, task: str
 ):
-    gold, predicted = zero_shot(model, tokenizer, task, shared_data / "tasks" / FOLDERS[task])
+    gold, predicted, *_ = zero_shot(model, tokenizer, task, shared_data / "tasks" / FOLDERS[task])
     assert (
         len(gold)
         == len(predicted)

@@ -27,8 +27,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from gpt1_ds.checkpoints.deepspeed_files import SavedParameters, allow_known_classes
+from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
 from gpt1_ds.checkpoints.folder import find_checkpoint, read_checkpoint_manifest
+from gpt1_ds.checkpoints.saved_parameters import SavedParameters
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -126,21 +126,25 @@ def _slices_without_zero(engine: Engine, names: dict[int, str]) -> list[FlatSlic
     return found
 
 
-def layout(engine: Engine) -> Layout:
-    """The layout of this run; all ranks call it."""
+def layout(engine: Engine, places: list[int] | None = None) -> Layout:
+    """The layout of this run. All ranks call it, unless `places` has the `place_crc` of each."""
     precision = "fp32"
     if engine.bfloat16_enabled():
         precision = "bf16"
     elif engine.fp16_enabled():
         precision = "fp16"
-    places = [[s.name, s.start, s.length, s.part, s.offset] for s in flat_slices(engine)]
-    crc = zlib.crc32(repr([type(engine.optimizer).__name__, places]).encode())
     return Layout(
         collectives.world_size(),
         engine.zero_optimization_stage(),
         precision,
-        collectives.gather_json(crc),
+        collectives.gather_json(place_crc(engine)) if places is None else places,
     )
+
+
+def place_crc(engine: Engine) -> int:
+    """A CRC of where each slice of a parameter lies on this rank."""
+    places = [[s.name, s.start, s.length, s.part, s.offset] for s in flat_slices(engine)]
+    return zlib.crc32(repr([type(engine.optimizer).__name__, places]).encode())
 
 
 def n_parameters(engine: Engine) -> int:

@@ -16,12 +16,7 @@ from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.base.records import METRICS_FILE, read_metrics
 from gpt1_ds.checkpoints.by_parameter import place_state, place_weights
-from gpt1_ds.checkpoints.deepspeed_files import (
-    SavedParameters,
-    allow_known_classes,
-    read_weights,
-    refuse_untrusted,
-)
+from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes, refuse_untrusted
 from gpt1_ds.checkpoints.flat_tensors import layout
 from gpt1_ds.checkpoints.folder import (
     WEIGHTS,
@@ -32,6 +27,7 @@ from gpt1_ds.checkpoints.folder import (
     read_state,
     rng_file,
 )
+from gpt1_ds.checkpoints.saved_parameters import SavedParameters, read_weights
 from gpt1_ds.checkpoints.state import CheckpointState, Layout
 from gpt1_ds.checkpoints.swap_files import uses_swap_files
 from gpt1_ds.data.order import mix
@@ -72,15 +68,17 @@ def _checkpoints_of_rank_0(run_dir: Path) -> list[str]:
     A run that died before its first checkpoint has logged none, and starts anew.
     """
     root = run_dir / "checkpoints"
-    names = [folder.name for folder in checkpoint_folders(root)]
-    logged = collectives.is_main() and bool(read_metrics(run_dir, "checkpoint"))
-    names, logged = collectives.gather_json([names, logged])[0]
+    seen = None
+    if collectives.is_main():
+        logged = bool(read_metrics(run_dir, "checkpoint"))
+        seen = [[folder.name for folder in checkpoint_folders(root)], logged]
+    names, logged = collectives.from_main(seen)
     if logged and not names:
         raise DataError(
             f"{root}: no checkpoint although {run_dir / METRICS_FILE} tells of one; "
             "restore it, or start over with --from-scratch"
         )
-    return names
+    return list(names)
 
 
 def faults_on_all_ranks(folder: Path) -> list[str]:
@@ -109,11 +107,11 @@ def load_checkpoint(engine: Engine, folder: Path) -> CheckpointState:
     """
     manifest, here = read_checkpoint_manifest(folder), layout(engine)
     allow_known_classes()
-    refuse_untrusted(folder)
+    refuse_untrusted(folder, manifest)
     differing = _differing(manifest.layout, here)
     if differing or uses_swap_files(engine):
         saved = SavedParameters(folder, manifest)
-        place_weights(engine, saved.weights(), folder)
+        place_weights(engine, saved, folder)
         place_state(engine, saved)
     else:
         with keep_settings(engine):

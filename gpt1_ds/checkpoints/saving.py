@@ -3,6 +3,7 @@
 1. Every rank writes, hashes and flushes its files in `step-N.tmp`, while training goes on.
 2. Between two later steps all ranks agree that all have written.
 3. Rank 0 writes the manifest, renames the folder to `step-N`, and replaces `latest` atomically.
+4. A thread of rank 0 deletes the checkpoints that are no longer kept.
 
 DeepSpeed alone publishes `latest` before its peers have written.
 """
@@ -12,7 +13,9 @@ import os
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +26,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gpt1_ds.base.errors import DataError, DivergedError
+from gpt1_ds.base.errors import DataError, DivergedError, StopRequested
 from gpt1_ds.base.files import file_sha256, flush, write_atomically
 from gpt1_ds.base.memory import memory_left
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.checkpoints.deepspeed_files import write_deepspeed_files
-from gpt1_ds.checkpoints.flat_tensors import flat_slices, layout, n_parameters, non_finite
+from gpt1_ds.checkpoints.flat_tensors import (
+    flat_slices,
+    layout,
+    n_parameters,
+    non_finite,
+    place_crc,
+)
 from gpt1_ds.checkpoints.folder import (
     LATEST,
     MANIFEST,
@@ -39,6 +48,7 @@ from gpt1_ds.checkpoints.folder import (
     step_folder,
     step_of,
 )
+from gpt1_ds.checkpoints.removing import Removal
 from gpt1_ds.checkpoints.state import CheckpointManifest, CheckpointState, FileSeal, Layout, digest
 from gpt1_ds.checkpoints.writing import FileWriter
 from gpt1_ds.distributed import collectives
@@ -47,6 +57,8 @@ from gpt1_ds.distributed.console import say
 REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
 BYTES_PER_PARAMETER = 16
 """At most: the float32 weights, two moments, and the module's own copy of the weights."""
+DELETE_SECONDS = 60.0
+"""How long the end of a run waits for the deletion of old checkpoints."""
 
 
 class SaveError(DataError):
@@ -75,6 +87,11 @@ class Saves:
         self.keep_every = keep_every
         self.on_commit = on_commit
         self.pending: PendingSave | None = None
+        self.removal = Removal(self.root)
+        """Used by rank 0 alone."""
+        with suppress(OSError):  # the next save raises it again
+            if collectives.is_main():
+                self.removal.add_leftovers()
 
     def save(self, engine: Engine, step: int, state: CheckpointState, must: bool) -> None:
         """Begin a checkpoint of `engine` and `state`.
@@ -86,14 +103,13 @@ class Saves:
         started = time.perf_counter()
         final = step_folder(self.root, step)
         views = _views_of_ranks(final, engine)
-        if views[0].exists:
+        if views.exist[0]:
             return
-        _refuse_non_finite(final, views)
         needed = BYTES_PER_PARAMETER * n_parameters(engine)
         in_background = not must and _has_room(engine, views, needed)
         writer = FileWriter(final.with_suffix(".tmp"), in_background)
         try:
-            _agree_on_main(lambda: _prepare(self.root, writer.folder, needed))
+            _agree_on_main(lambda: _prepare(self.removal, writer.folder, needed))
         except SaveError as error:
             self._give_up(final, must, error)
             return
@@ -106,7 +122,8 @@ class Saves:
         order = None
         if not engine.zero_optimization_stage():
             order = [flat_slice.name for flat_slice in flat_slices(engine)]
-        manifest = CheckpointManifest(step, layout(engine), digest(state.to_json()), {}, order)
+        here = layout(engine, views.place_crcs.tolist())
+        manifest = CheckpointManifest(step, here, digest(state.to_json()), {}, order)
         seconds = time.perf_counter() - started
         self.pending = PendingSave(final, writer, manifest, must, seconds)
         if not in_background:
@@ -150,7 +167,7 @@ class Saves:
         write_atomically(self.root / LATEST, pending.final.name + "\n")
         for old in checkpoint_folders(self.root)[self.keep :]:
             if not self.keep_every or step_of(old) % self.keep_every:
-                shutil.rmtree(old.rename(old.with_suffix(".tmp")), ignore_errors=True)
+                self.removal.add(old)
 
     def _give_up(self, final: Path, must: bool, error: SaveError) -> None:
         fault = f"{final}: not saved: {error}"
@@ -171,10 +188,13 @@ class Saves:
     ) -> None:
         """Commit the pending checkpoint if training diverged: all ranks are here together then.
 
-        After another error, a wait for the other ranks might not end.
+        After another error, a wait for the other ranks might not end. What is still to be deleted
+        then is left to the next start; else the end waits for it, at most `DELETE_SECONDS`.
         """
         if kind is not None and issubclass(kind, DivergedError):
             self.settle()
+        if kind is None or issubclass(kind, DivergedError | StopRequested):
+            self.removal.wait(DELETE_SECONDS)
 
 
 @dataclass
@@ -204,9 +224,9 @@ def save_checkpoint(
     None if that step was committed before, or if the save failed and need not (`must`) succeed.
     """
     commits: list[dict[str, float]] = []
-    saves = Saves(run_dir, keep, keep_every, lambda step, **facts: commits.append(facts))
-    saves.save(engine, step, state, must)
-    saves.settle()
+    with Saves(run_dir, keep, keep_every, lambda step, **facts: commits.append(facts)) as saves:
+        saves.save(engine, step, state, must)
+        saves.settle()
     return commits[0] if commits else None
 
 
@@ -215,11 +235,7 @@ def _agree(action: Callable[[], Any]) -> list[Any]:
 
     SaveError on all ranks if it failed on one.
     """
-    try:
-        report = [action(), None]
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        report = [None, f"rank {collectives.rank()}: {' '.join(str(error).split())[:300]}"]
-    reports = collectives.gather_json(report)
+    reports = collectives.gather_json(_attempt(action))
     faults = [fault for _, fault in reports if fault]
     if faults:
         raise SaveError(faults[0])
@@ -228,65 +244,80 @@ def _agree(action: Callable[[], Any]) -> list[Any]:
 
 def _agree_on_main(action: Callable[[], None]) -> None:
     """Run `action` on rank 0; SaveError on all ranks if it failed."""
-    _agree(lambda: action() if collectives.is_main() else None)
+    _, fault = collectives.from_main(_attempt(action) if collectives.is_main() else None)
+    if fault:
+        raise SaveError(fault)
 
 
-class RankView(NamedTuple):
-    """What one rank sees before a save: the folder to make, and its host's free memory, bytes."""
-
-    name: str
-    exists: bool
-    host: str
-    memory: float
-    non_finite: str | None
-    """A tensor of the rank that is not finite."""
+def _attempt(action: Callable[[], Any]) -> list[Any]:
+    """What `action` returned, and None; or None, and the fault."""
+    try:
+        return [action(), None]
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        return [None, f"rank {collectives.rank()}: {' '.join(str(error).split())[:300]}"]
 
 
-def _views_of_ranks(final: Path, engine: Engine) -> list[RankView]:
-    """SaveError unless all ranks are about to save the same step."""
+class Views(NamedTuple):
+    """What the ranks see before a save, one number of each: `hosts` are hashes of their names."""
+
+    steps: Tensor
+    exist: Tensor
+    """Whether the folder to make is there already."""
+    hosts: Tensor
+    memory: Tensor
+    """Bytes that are free on the host."""
+    non_finite: Tensor
+    """Whether the rank has a tensor that is not finite."""
+    place_crcs: Tensor
+
+
+def _views_of_ranks(final: Path, engine: Engine) -> Views:
+    """SaveError unless all ranks are about to save the same step; DivergedError unless all tensors
+    of all ranks are finite."""
     exists = final.exists()
     fault = None if exists else non_finite(engine)
-    own = RankView(final.name, exists, socket.gethostname(), memory_left(), fault)
-    views = [RankView(*view) for view in collectives.gather_json(own)]
-    names = [view.name for view in views]
-    if len(set(names)) > 1:
+    host = zlib.crc32(socket.gethostname().encode())
+    own = [step_of(final), exists, host, int(memory_left()), fault is not None, place_crc(engine)]
+    views = Views(*collectives.gather_numbers(own).unbind(1))
+    if (views.steps != views.steps[0]).any():
+        steps = views.steps.unique().tolist()
+        names = [step_folder(final.parent, step).name for step in steps]
         raise SaveError(
             f"{final.parent}: the ranks are at different steps: {', '.join(names)}; start again"
+        )
+    if views.non_finite.any():
+        faults = collectives.gather_json(fault)
+        rank = int(views.non_finite.argmax())
+        raise DivergedError(
+            f"{final}: not saved: {faults[rank]} is not finite on rank {rank}; {REMEDY}"
         )
     return views
 
 
-def _refuse_non_finite(final: Path, views: list[RankView]) -> None:
-    for rank, view in enumerate(views):
-        if view.non_finite:
-            raise DivergedError(
-                f"{final}: not saved: {view.non_finite} is not finite on rank {rank}; {REMEDY}"
-            )
-
-
-def _has_room(engine: Engine, views: list[RankView], needed: int) -> bool:
+def _has_room(engine: Engine, views: Views, needed: int) -> bool:
     """Whether each host's memory takes the copies of its ranks' files, and DeepSpeed's own copies.
 
     Without ZeRO all files are those of rank 0.
     """
-    hosts = [view.host for view in views]
-    parts = len(hosts) if engine.zero_optimization_stage() else 1
-    for view in views:
-        copies = needed * hosts.count(view.host) / parts
-        if view.memory <= 2 * copies + needed / 4:
-            return False
-    return True
+    _, host, ranks_of_host = views.hosts.unique(return_inverse=True, return_counts=True)
+    parts = len(views.hosts) if engine.zero_optimization_stage() else 1
+    copies = needed * ranks_of_host[host] / parts
+    return not (views.memory <= 2 * copies + needed / 4).any()
 
 
-def _prepare(root: Path, temporary: Path, needed: int) -> None:
-    """Remove what earlier saves left unfinished, and make an empty folder.
+def _prepare(removal: Removal, temporary: Path, needed: int) -> None:
+    """Have what earlier saves left unfinished deleted, and make an empty folder.
 
-    OSError if the disk has less than `needed` bytes free.
+    Only if the disk has less than `needed` bytes free does it wait for the deletion. OSError if
+    there is no room then either.
     """
+    root = removal.root
     root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob("step-*.tmp"):
-        shutil.rmtree(leftover)
+    removal.add_leftovers()
     free = shutil.disk_usage(root).free
+    if free < needed:
+        removal.wait()
+        free = shutil.disk_usage(root).free
     if free < needed:
         raise OSError(
             f"it takes up to {needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB free"

@@ -53,24 +53,58 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
 def gather_json(value: Any) -> list[Any]:
     """The `value` (plain JSON data) of every rank, in rank order, on all ranks.
 
-    The values are sent as JSON and not as pickles, because loading a pickle can run code.
+    The values are sent as JSON and not as pickles, because loading a pickle can run code. The
+    content of a rank is filled up with blanks, which JSON ignores, and ends with a comma. So all of
+    them are one JSON text, which is parsed in one go, and only if the values differ: thousands of
+    calls would take milliseconds.
     """
-    if world_size() == 1:
+    ranks = world_size()
+    if ranks == 1:
         return [value]
-    content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = _all_gather(torch.tensor([len(content)])).tolist()
-    longest = max(sizes)
-    # One tensor for all ranks: thousands of small ones would be thousands of copies from a GPU.
-    gathered = _all_gather(torch.nn.functional.pad(content, (0, longest - len(content))))
-    slots = gathered.view(len(sizes), longest).numpy()
-    return [json.loads(slot[:size].tobytes()) for slot, size in zip(slots, sizes, strict=True)]
+    content = json.dumps(value).encode()
+    longest = torch.tensor([len(content)], device=device())
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    own = torch.frombuffer(bytearray(content.ljust(int(longest.item())) + b","), dtype=torch.uint8)
+    gathered = _all_gather(own)
+    if torch.equal(gathered, own.expand(ranks, -1)):
+        return [json.loads(content)] * ranks
+    values: list[Any] = json.loads(b"[" + gathered.numpy().tobytes()[:-1] + b"]")
+    return values
+
+
+def gather_numbers(numbers: list[int]) -> torch.Tensor:
+    """The numbers of every rank, (ranks, numbers) int64 on the CPU, on all ranks.
+
+    One collective, and no work for each rank.
+    """
+    own = torch.tensor(numbers)
+    return own[None] if world_size() == 1 else _all_gather(own)
 
 
 def _all_gather(tensor_N: torch.Tensor) -> torch.Tensor:
-    """The tensors of all ranks, one after the other, on the CPU."""
+    """The tensors of all ranks, (ranks, N) on the CPU.
+
+    One tensor for all ranks: thousands of small ones would be thousands of copies from a GPU.
+    """
     gathered = tensor_N.new_empty(world_size() * len(tensor_N), device=device())
     dist.all_gather_into_tensor(gathered, tensor_N.to(device()))
-    return gathered.cpu()
+    return gathered.cpu().view(world_size(), len(tensor_N))
+
+
+def from_main(value: Any) -> Any:
+    """The `value` (plain JSON data) of rank 0, on all ranks; that of another rank is not used.
+
+    What a rank receives does not grow with the number of ranks.
+    """
+    if world_size() == 1:
+        return value
+    content = json.dumps(value).encode() if is_main() else b""
+    size = torch.tensor([len(content)], device=device())
+    dist.broadcast(size, 0)
+    text = torch.frombuffer(bytearray(content.ljust(int(size.item()))), dtype=torch.uint8)
+    text = text.to(device())
+    dist.broadcast(text, 0)
+    return json.loads(text.cpu().numpy().tobytes())
 
 
 def on_main(action: Callable[[], object]) -> None:
@@ -84,7 +118,7 @@ def on_main(action: Callable[[], object]) -> None:
             action()
         except UserError as error:
             fault = [error.exit_code, str(error)]
-    fault = gather_json(fault)[0]
+    fault = from_main(fault)
     if fault:
         exit_code, text = fault
         kinds = {kind.exit_code: kind for kind in (ConfigError, DataError, PeerError)}

@@ -86,7 +86,7 @@ def finished_state(
     name = None
     if not settings.from_scratch and read_object(folder / STATUS_FILE).get("state") == "done":
         name = next((path.name for path in checkpoint_folders(folder / "checkpoints")), None)
-    name = collectives.gather_json(name)[0]
+    name = collectives.from_main(name)
     if name is None or faults_on_all_ranks(folder / "checkpoints" / name):
         return None
     state = read_state(folder / "checkpoints" / name)
@@ -99,7 +99,7 @@ def has_record(folder: Path, split: str, step: int) -> bool:
     found = collectives.is_main() and any(
         record["step"] == step for record in read_metrics(folder, split)
     )
-    return bool(collectives.gather_json(found)[0])
+    return bool(collectives.from_main(found))
 
 
 def result_stands(
@@ -121,7 +121,7 @@ def result_stands(
         return all(path.is_file() and file_sha256(path) == files[path.name] for path in paths)
 
     stand = collectives.is_main() and stands()
-    return bool(collectives.gather_json(stand)[0])
+    return bool(collectives.from_main(stand))
 
 
 def best_is_there(folder: Path, best: Json | None) -> bool:
@@ -130,7 +130,7 @@ def best_is_there(folder: Path, best: Json | None) -> bool:
         read_state(path).best == {**best, "stale": 0}
         for path in checkpoint_folders(folder / "best" / "checkpoints")
     )
-    return bool(collectives.gather_json(found)[0])
+    return bool(collectives.from_main(found))
 
 
 def longer(train: TrainConfig, steps: int, steps_with: Callable[[TrainConfig], int]) -> str:

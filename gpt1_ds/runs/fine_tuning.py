@@ -344,7 +344,7 @@ def settle_best(folder: Path, best: Json | None) -> Json | None:
         if best is None:
             for path in folder.glob("predictions-*.tsv"):
                 path.unlink()
-    is_there = collectives.gather_json(is_there)[0]
+    is_there = collectives.from_main(is_there)
     if best is not None and not is_there:
         say(f"warning: {folder}/best does not hold step {best['step']}; the best is chosen anew")
     return best if is_there else None

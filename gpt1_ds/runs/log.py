@@ -183,7 +183,7 @@ class RunLog:
         """
         records = read_metrics(self.run_dir, split) if self.files else []
         found = any(record["step"] == step for record in records)
-        return collectives.gather_json(found)[0]
+        return bool(collectives.from_main(found))
 
     def status(
         self, state: str, step: int, exit_code: int | None = None, **facts: float | None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.protocols import Engine, Json
-from gpt1_ds.checkpoints.by_parameter import place_weights
+from gpt1_ds.checkpoints.by_parameter import WholeWeights, place_weights
 from gpt1_ds.checkpoints.folder import has_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights, resume
 from gpt1_ds.checkpoints.saving import Saves
@@ -139,7 +139,7 @@ def start_engine(
     config = settings.config
     engine = initialize(module, config, settings.ds)
     if initial is not None:
-        place_weights(engine, initial.tensors.items(), initial.source)
+        place_weights(engine, WholeWeights(initial.tensors.items()), initial.source)
         initial.tensors.clear()
     # Dropout on a GPU differs by rank; on a CPU it does not depend on this generator.
     torch.manual_seed(int(mix(config.run.seed, 4, collectives.rank()) >> 1))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from deepspeed.utils import zero_to_fp32
 
-from gpt1_ds.checkpoints.deepspeed_files import SavedParameters, allow_known_classes
+from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
 from gpt1_ds.checkpoints.folder import read_checkpoint_manifest
+from gpt1_ds.checkpoints.saved_parameters import SavedParameters
 
 STEPS, MORE = 3, 3
 LAYOUTS = [f"{stage}-{precision}" for stage, precision in product(range(4), ("bf16", "fp32"))]

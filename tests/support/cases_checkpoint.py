@@ -17,10 +17,11 @@ import torch
 from gpt1_ds import train
 from gpt1_ds.base.errors import StopRequested
 from gpt1_ds.checkpoints import saving
-from gpt1_ds.checkpoints.by_parameter import place_weights
-from gpt1_ds.checkpoints.deepspeed_files import SavedParameters, allow_known_classes
+from gpt1_ds.checkpoints.by_parameter import WholeWeights, place_weights
+from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
 from gpt1_ds.checkpoints.folder import checkpoint_folders, find_faults, read_checkpoint_manifest
 from gpt1_ds.checkpoints.loading import load_weights, resume
+from gpt1_ds.checkpoints.saved_parameters import SavedParameters
 from gpt1_ds.checkpoints.saving import SaveError, Saves, save_checkpoint
 from gpt1_ds.checkpoints.state import FileSeal
 from gpt1_ds.checkpoints.writing import HashedFile
@@ -356,7 +357,7 @@ def start_from(ds_path: str, shards: str, source: str, folder: str, spoiled: int
     if spoiled and not collectives.is_main():
         weights = [(name, weight + 1 if name == "wpe" else weight) for name, weight in weights]
     try:
-        place_weights(trainer.engine, weights, source)
+        place_weights(trainer.engine, WholeWeights(weights), source)
         save(trainer, folder, 1)
     finally:
         trainer.close()

@@ -4,9 +4,10 @@
 
 One process forks the ranks of every start. It has imported torch and DeepSpeed and has no other
 threads. Each start resumes the run, trains one step and saves: in a thread, or in the main thread
-with `must`. The rank to kill counts the calls of `CALLS` that its save makes in both threads, and
-gets SIGKILL after the k-th call. If it survives its save, all its k are done, and the next rank is
-killed. At the end, an undisturbed run trains the same number of steps.
+with `must`; another thread deletes the checkpoint before. The rank to kill counts the calls of
+`CALLS` that its save makes in all threads, and gets SIGKILL after the k-th call. If it survives its
+save, all its k are done, and the next rank is killed. At the end, an undisturbed run trains the
+same number of steps.
 
 Each line of the output is JSON: the killed rank, k, whether it survived its save, and for each rank
 the step of the resume, the fingerprint of that checkpoint, and the loss of the next step.
@@ -82,11 +83,13 @@ def one_rank(start: Start, report: TextIO) -> None:
     for step in range(first, first + start.steps):
         bits = fingerprint(step_folder(start.run_dir / "checkpoints", step)) if step else 0
         print(json.dumps([step, bits, trainer.run(step, step + 1)[0]]), file=report, flush=True)
+        saves.removal.wait()
         if collectives.rank() == start.victim:
             kill_after(start.k)
         saves.save(trainer.engine, step + 1, trainer.state(step + 1), start.must)
         assert (saves.pending is None) == start.must
         saves.settle()
+        saves.removal.wait()
         sys.setprofile(None)
     print("null", file=report, flush=True)
 

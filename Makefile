@@ -8,12 +8,14 @@
 #   make BIN=DIR/bin open-mpi   what Open MPI needs on one machine, in an environment other than .venv
 
 TORCH = torch==2.13.0
+TRITON = triton==3.9.0
 PYTHON = $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 SHARDS = quickstart/shards
 CORPUS = stories
 BIN = .venv/bin
 INSTALLED = .venv/installed
+INTERPRETER = .venv/triton/installed
 MPI_SETTINGS = $(BIN)/../etc/prte-mca-params.conf
 PIP = $(BIN)/python -m pip -qq --disable-pip-version-check
 # deepspeed, mpirun and tensorboard lie in .venv/bin and must be found without activating it.
@@ -37,7 +39,7 @@ endif
 quickstart: $(INSTALLED)
 	@$(BIN)/python quickstart.py
 
-test: lint
+test: lint $(INTERPRETER)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 soak: $(INSTALLED)
@@ -77,6 +79,15 @@ endif
 	@$(PIP) install --use-pep517 --constraint constraints.txt --editable '.[mpi,test]'
 	@$(MAKE) --silent --no-print-directory open-mpi
 	@touch $@
+
+# A CPU build of torch brings no Triton. Its interpreter runs our kernel in a test, which alone has this folder on its
+# path. Where it cannot be installed, that test is skipped.
+$(INTERPRETER): $(INSTALLED)
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(BIN)/python -c 'import triton' 2>/dev/null && touch $@ || { \
+		echo "environment: installing $(TRITON) for the test of its kernel"; \
+		$(PIP) install --no-deps --target $(@D) $(TRITON) && touch $@; } || \
+		echo "environment: no Triton, so that test is skipped"
 
 # Open MPI refuses more ranks than cores, and the user root, unless it is told otherwise. On one machine and in a
 # container, `mpirun -n 8` should run. An Open MPI outside the environment is left as it is.

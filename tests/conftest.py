@@ -1,9 +1,9 @@
 """Fixtures and rules shared by all tests.
 
-`GPT1_REQUIRE` (a comma list of slurm, data, mpi, chromium, history, mmdebstrap) turns "skipped,
-because this machine lacks it" into a failure: CI sets it, so that no skip passes there. `GPT1_DATA`
-is the folder of real data (default ../shared/data); `history` is the git history that holds earlier
-commits.
+`GPT1_REQUIRE` (a comma list of slurm, data, mpi, chromium, history, mmdebstrap, triton) turns
+"skipped, because this machine lacks it" into a failure: CI sets it, so that no skip passes there.
+`GPT1_DATA` is the folder of real data (default ../shared/data); `history` is the git history that
+holds earlier commits.
 """
 
 import os
@@ -19,7 +19,7 @@ from tests.support.ranks import RankPool
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-COMPONENTS = {"slurm", "data", "mpi", "chromium", "history", "mmdebstrap"}
+COMPONENTS = {"slurm", "data", "mpi", "chromium", "history", "mmdebstrap", "triton"}
 REQUIRED = {name for name in os.environ.get("GPT1_REQUIRE", "").split(",") if name}
 
 # Set at import: child processes inherit these, and torch reads the first one when it is imported.

@@ -99,6 +99,24 @@ def test_make_open_mpi_leaves_another_library_alone(tmp_path):
     assert call(launcher) == (0, "hello\n")
 
 
+@pytest.mark.parametrize(
+    ("python", "says", "installed"),
+    [
+        ("exit 0", "", True),  # torch brought Triton with it
+        ('test "$1" = -m && echo "$@"', "installing .* install --no-deps --target", True),
+        ("exit 1", "installing .* no Triton, so that test is skipped", False),
+    ],
+)
+def test_triton_is_installed_where_torch_brings_none(tmp_path, python, says, installed):
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (tmp_path / "python").chmod(0o755)
+    stamp = tmp_path / "triton" / "installed"
+    settings = f"BIN={tmp_path}", f"INTERPRETER={stamp}"
+    code, text = call("make", "-o", ".venv/installed", *settings, stamp)
+    assert code == 0 and stamp.exists() == installed, text
+    assert re.search(says, text.replace("\n", " ")) and bool(says) == bool(text)
+
+
 def test_an_installation_leaves_nothing_that_git_sees(tmp_path):
     checkout = tmp_path / "checkout"
     left_out = shutil.ignore_patterns(

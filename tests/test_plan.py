@@ -9,7 +9,7 @@ from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.engine.memory import activation_bytes, state_bytes, zero_variant
 from gpt1_ds.engine.peak import has_bfloat16_instructions
 from gpt1_ds.model.gpt import GPT, GPTConfig
-from gpt1_ds.model.kernels import CACHED_ROWS
+from gpt1_ds.model.loss import CACHED_ROWS
 from gpt1_ds.plan import ZERO_VARIANTS, Cluster, best, estimate, main
 from gpt1_ds.settings.sections import PRESETS
 from tests.conftest import run, succeed

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.model.gpt import GPTConfig
-from gpt1_ds.model.kernels import CACHED_ROWS, HEAD_ROWS, QUERY_BLOCK
+from gpt1_ds.model.kernels import QUERY_BLOCK
+from gpt1_ds.model.loss import CACHED_ROWS, HEAD_ROWS
 
 FRAMEWORK_BYTES = 1.5e9
 """Context, kernels and communication buffers of a GPU process."""

@@ -13,7 +13,7 @@ Names of tensors end with their shape. Capital letters are whole sizes, small le
 | T, t   | queries; queries of a block                                      |
 | S, s   | keys; keys that a block of queries sees                          |
 | H, D   | heads, and the width of a head                                   |
-| N      | tokens of all sequences, B T; n: of a chunk, r: of a part of it  |
+| N, n   | tokens of all sequences, B T; tokens of a chunk                  |
 | C      | width of the model                                               |
 | V      | vocabulary with its padding                                      |
 | O, I   | outputs and inputs of a linear layer                             |
@@ -31,14 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-IGNORE = -100
-"""Marks a target that does not count, as in torch's cross_entropy."""
+from gpt1_ds.model.loss import IGNORE, loss_for
+
 QUERY_BLOCK = 128
 """Queries of a block of `BlockAttention`."""
-HEAD_ROWS = 512
-"""Rows of logits in one matrix product."""
-CACHED_ROWS = 16
-"""Rows of float32 logits that fit into a core's cache."""
 CACHED_ELEMENTS = 1 << 18
 INTEGER_OF_BYTES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -326,8 +322,9 @@ def head_cross_entropy(
 class HeadCrossEntropy(Function):
     """Negative log-likelihood (N,) float32 of `targets_N`; logits are `hidden_NC @ weight_VC.T`.
 
-    Only a few rows of float32 logits exist at a time. The rows of the weight from `vocab_size` on
-    are padding and have probability 0. A target of `IGNORE` gives 0.
+    `loss.py` has the loss of a chunk of rows, on a GPU as one kernel. At most a few rows of float32
+    logits exist at a time. The rows of the weight from `vocab_size` on are padding and have
+    probability 0. A target of `IGNORE` gives 0.
 
     Saved for backward, if `keep`: hidden, weight, targets, and softmax - onehot, the gradient of
     the logits, (N, V) in the dtype of `hidden_NC`.
@@ -343,16 +340,14 @@ class HeadCrossEntropy(Function):
         keep: bool,
     ) -> Tensor:
         N, V = len(hidden_NC), len(weight_VC)
+        loss = loss_for(hidden_NC.device.type)
         nll_N = torch.empty(N, dtype=torch.float32, device=hidden_NC.device)
-        logits_NV = hidden_NC.new_empty(N if keep else min(N, HEAD_ROWS), V)
-        rows = CACHED_ROWS if hidden_NC.device.type == "cpu" else HEAD_ROWS
-        for first in range(0, N, HEAD_ROWS):
-            chunk = slice(first, first + HEAD_ROWS)
+        logits_NV = hidden_NC.new_empty(N if keep else min(N, loss.rows), V)
+        for first in range(0, N, loss.rows):
+            chunk = slice(first, first + loss.rows)
             logits_nV = logits_NV[chunk] if keep else logits_NV[: N - first]
             torch.mm(hidden_NC[chunk], weight_VC.T, out=logits_nV)
-            parts = (tensor.split(rows) for tensor in (logits_nV, targets_N[chunk], nll_N[chunk]))
-            for logits_rV, targets_r, nll_r in zip(*parts, strict=True):
-                _cross_entropy(logits_rV, targets_r.clamp(min=0)[:, None], nll_r, vocab_size)
+            loss.write(logits_nV, targets_N[chunk], nll_N[chunk], vocab_size, keep)
         if keep:
             ctx.save_for_backward(hidden_NC, weight_VC, targets_N, logits_NV)
         return nll_N * (targets_N != IGNORE)
@@ -365,15 +360,3 @@ class HeadCrossEntropy(Function):
         dhidden_NC = (dlogits_NV @ weight_VC) * scale_N1
         dweight_VC = dlogits_NV.T @ (hidden_NC * scale_N1)
         return dhidden_NC, dweight_VC, None, None, None
-
-
-def _cross_entropy(logits_rV: Tensor, index_r1: Tensor, nll_r: Tensor, vocab_size: int) -> None:
-    """Write the losses to `nll_r`, and replace the logits by softmax - onehot."""
-    exact_rV = logits_rV.float()
-    exact_rV[:, vocab_size:] = float("-inf")
-    highest_r1, chosen_r1 = exact_rV.amax(-1, keepdim=True), exact_rV.gather(1, index_r1)
-    softmax_rV = exact_rV.softmax(-1)
-    # -log p = log(sum exp(logit - highest)) + highest - chosen. The largest probability is
-    # 1 / sum exp(logit - highest), so its logarithm gives the sum without new exponentials.
-    nll_r.copy_((highest_r1 - chosen_r1 - softmax_rV.amax(-1, keepdim=True).log())[:, 0])
-    logits_rV.copy_(softmax_rV.scatter_add_(1, index_r1, torch.full_like(highest_r1, -1.0)))

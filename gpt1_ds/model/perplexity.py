@@ -16,7 +16,7 @@ from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress
 from gpt1_ds.model.gpt import GPT
-from gpt1_ds.model.kernels import IGNORE
+from gpt1_ds.model.loss import IGNORE
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt1_ds.model.kernels import IGNORE
+from gpt1_ds.model.loss import IGNORE
 
 __all__ = ["IGNORE", "Encoded", "Example", "Label", "Parse", "Rows"]
 

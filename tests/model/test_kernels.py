@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from gpt1_ds.data.order import mix
 from gpt1_ds.model.kernels import (
-    IGNORE,
     append,
     causal_attention,
     dropout,
@@ -15,6 +14,7 @@ from gpt1_ds.model.kernels import (
     linear,
     site_keys,
 )
+from gpt1_ds.model.loss import IGNORE
 
 NEARLY_NEVER = 1e-9  # takes the training path of a kernel and drops nothing
 

@@ -9,7 +9,7 @@ import torch
 from gpt1_ds.base import progress
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.model.gpt import GPT, GPTConfig
-from gpt1_ds.model.kernels import IGNORE
+from gpt1_ds.model.loss import IGNORE
 from gpt1_ds.model.perplexity import sum_and_error, token_nll, validation_loss, validation_windows
 from tests.support.shards_built import build
 

@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 # Row: minutes, and the script with its arguments. Words in capitals are placeholders.
 ROWS = {
     "step": (9, "train_step.py NANOGPT"),
+    "host": (4, "host.py"),
     "ranks": (5, "runs.py SHARDS --threads"),
     "startup": (2, "runs.py SHARDS --startup"),
     "busy": (8, "busy.py SHARDS"),

@@ -48,6 +48,7 @@ from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.timing import StepTimer, profiled
+from gpt1_ds.engine.update import skipped_steps, was_skipped
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.reports.figures import confusion_figure
 from gpt1_ds.runs.directory import claim_folder
@@ -172,7 +173,7 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
         with profiled(run.folder, step + 1, config.log.profile):
             parts = train_step(engine, run.data, config, batch, step, run.timer)
         step, cursor = step + 1, after
-        losses.add(parts, step, engine.skipped_steps > skipped_before)
+        losses.add(parts, step, was_skipped(engine, skipped_before))
         losses.tokens += run.data.tokens(batch)
         run.bar.update()
         stopping = run.stop.agreed()
@@ -225,7 +226,8 @@ def train_step(
             mine = [examples[index] for index in share]
             micro = collate(mine, data.tokenizer.special_ids, examples[0], width).to(device)
             numbers, n_sequences = [batch[index] for index in share], micro.ids_BST.shape[1]
-            keys_BS2 = dropout_keys(config.run.seed, step, numbers, n_sequences).to(device)
+            keys_BS2 = dropout_keys(config.run.seed, step, numbers, n_sequences)
+            keys_BS2 = collectives.upload(keys_BS2, device)
         lm_targets_BST = micro.lm_targets_BST if config.task.lm_coef else None
         with timer.part("forward"):
             task_loss, lm_loss, _ = engine(
@@ -265,7 +267,7 @@ def log_step(run: FineTuning, losses: TaskLosses, step: int, cursor: Cursor, lr:
         epoch=round(cursor.epoch + cursor.index / run.steps_per_epoch, 6),
         grad_norm=None if norm is None else float(norm),  # None in plain float32
         tokens_per_second=speed,
-        skipped_steps=engine.skipped_steps,
+        skipped_steps=skipped_steps(engine),
         **run.timer.read(steps),
     )
     run.log.progress(step, run.total_steps, loss)

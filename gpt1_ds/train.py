@@ -41,6 +41,7 @@ from gpt1_ds.engine.internals import set_batch
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import layer_norms, loss_scale
 from gpt1_ds.engine.timing import StepTimer, profiled
+from gpt1_ds.engine.update import skipped_steps, was_skipped
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.perplexity import validation_loss
 from gpt1_ds.model.sampling import sample_text
@@ -136,7 +137,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
         with profiled(run.folder, step + 1, config.log.profile):
             loss = train_step(engine, batch.micro_batches, batch.dropout_keys, run.timer, norms)
         step, cursor = step + 1, batch.after
-        losses.add(loss, step, engine.skipped_steps > skipped_before)
+        losses.add(loss, step, was_skipped(engine, skipped_before))
         run.bar.update()
         last = step >= run.total_steps
         if step % config.log.every == 0 or last:
@@ -168,8 +169,8 @@ def train_step(
     timer = timer or StepTimer()
     losses = []
     for ids_bT, keys_b2 in zip(micro_batches, keys_B2.split(len(micro_batches[0])), strict=True):
-        ids_bT = ids_bT.to(engine.device, non_blocking=True)
-        keys_b2 = keys_b2.to(engine.device, non_blocking=True)
+        ids_bT = collectives.upload(ids_bT, engine.device)
+        keys_b2 = collectives.upload(keys_b2, engine.device)
         with timer.part("forward"):
             _, nll_bT = engine(ids_bT[:, :-1], ids_bT[:, 1:], dropout_keys_B2=keys_b2)
             loss = nll_bT.mean()
@@ -215,7 +216,7 @@ def log_step(
         grad_norm=None if norm is None else float(norm),  # None in plain float32
         **speed,
         tokens=tokens,
-        skipped_steps=engine.skipped_steps,
+        skipped_steps=skipped_steps(engine),
         **loss_scale(engine),
         **norms,
         **run.timer.read(max(1, step - since)),

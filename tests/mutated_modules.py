@@ -84,7 +84,7 @@ MODULES = {
     "internals": Module(
         "gpt1_ds/engine/internals.py",
         ("tests/engine/test_optimizer_pinned.py",),
-        ("muon_for_blocks_alone", "skip_non_finite"),
+        ("muon_for_blocks_alone",),
     ),
     "sections": Module(
         "gpt1_ds/settings/sections.py",

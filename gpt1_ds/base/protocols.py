@@ -55,6 +55,11 @@ class Engine(Protocol):
     """Number of optimizer steps so far, including skipped ones."""
     global_samples: int
     skipped_steps: int
+    late_skips: list[Tensor]
+    """Flags on the device: whether each of the last steps, not yet in `skipped_steps`, was skipped.
+
+    `engine.update.quicken_update` makes it.
+    """
     micro_steps: int
     lr_shares: list[float]
     """Each parameter group's learning rate divided by `optim.lr`.
@@ -77,6 +82,12 @@ class Engine(Protocol):
     def is_gradient_accumulation_boundary(self) -> bool: ...
 
     def get_global_grad_norm(self) -> Any: ...
+
+    def gradient_clipping(self) -> float: ...
+
+    def clip_fp32_gradients(self) -> None: ...
+
+    def wall_clock_breakdown(self) -> bool: ...
 
     def zero_optimization_stage(self) -> int: ...
 

@@ -20,6 +20,7 @@ from gpt1_ds.checkpoints.swap_files import hide_from_deepspeed, map_swapped
 from gpt1_ds.checkpoints.writing import BlockBuffer, FileWriter
 from gpt1_ds.distributed import collectives
 from gpt1_ds.engine.internals import import_deepspeed
+from gpt1_ds.engine.update import skipped_steps
 
 if TYPE_CHECKING:
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
@@ -33,6 +34,7 @@ def write_deepspeed_files(engine: Engine, writer: FileWriter) -> None:
     It does not stop at a file that cannot be written: the peers of this rank wait in a barrier
     at the end of DeepSpeed's save. The writer remembers the fault.
     """
+    skipped_steps(engine)  # DeepSpeed saves their number
     original = engine.checkpoint_engine
     engine.checkpoint_engine = _redirected(original, engine, writer)
     # DeepSpeed puts a script beside the checkpoints that unpickles whatever it is given. Version

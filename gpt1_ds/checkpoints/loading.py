@@ -34,6 +34,7 @@ from gpt1_ds.data.order import mix
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 from gpt1_ds.engine.internals import keep_settings
+from gpt1_ds.engine.update import skipped_steps
 
 
 def resume(engine: Engine, run_dir: Path) -> CheckpointState | None:
@@ -105,6 +106,7 @@ def load_checkpoint(engine: Engine, folder: Path) -> CheckpointState:
     DeepSpeed itself loads a checkpoint of this very layout, so that the resume is exact in every
     detail. Any other comes parameter by parameter.
     """
+    skipped_steps(engine)  # those that are not counted yet belong to the state that goes
     manifest, here = read_checkpoint_manifest(folder), layout(engine)
     allow_known_classes()
     refuse_untrusted(folder, manifest)

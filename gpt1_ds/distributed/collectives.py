@@ -50,6 +50,13 @@ def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     return total.to(tensor.device)
 
 
+def upload(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
+    """`tensor` on the device `to`, without a wait of the host: a GPU copies from pinned memory."""
+    if to.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(to, non_blocking=True)
+
+
 def gather_json(value: Any) -> list[Any]:
     """The `value` (plain JSON data) of every rank, in rank order, on all ranks.
 

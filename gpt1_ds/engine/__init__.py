@@ -5,9 +5,13 @@ May import `model`, `settings`, `distributed` and `base`. Files in reading order
 - `start`: the only `deepspeed.initialize`, and what a run's DeepSpeed JSON needs of the machine
 - `mechanics`: the shipped DeepSpeed JSON that a run takes by itself
 - `optimizer`: parameter groups, the two Adams, the learning rate of each step
+- `defaults`: what DeepSpeed gets where the JSON leaves it open
+- `update`: the optimizer step in few operators, and which steps were skipped
 - `timing`: tokens a second and MFU, the parts of a step, the profile of one step
 - `peak`: the peak rate of a device's matrix products
 - `readings`: loss scale and norms of each block, for the log
 - `memory`: bytes that a rank needs, as a formula
-- `internals`: every change to the behaviour of DeepSpeed and torch
+- `host_time`: seconds of the host for a step, measured, by number of ranks
+- `counting`: operators, waits and messages of a block of code
+- `internals`: every change to the behaviour of DeepSpeed and torch, besides those of `update`
 """

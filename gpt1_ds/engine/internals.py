@@ -158,13 +158,13 @@ def set_timeouts(timeout_seconds: float) -> None:
 
 
 def keep_json(engine: Engine, ds: Json) -> None:
-    """Let checkpoints repeat the JSON as the run resolved it, without the fitting buckets.
+    """Let checkpoints repeat the JSON as the run resolved it, without what `defaults.py` adds.
 
     Why:    DeepSpeed writes the dict that it was given into each checkpoint. The bytes of a
-            checkpoint would change with `memory.with_fitting_buckets`.
+            checkpoint would change with `defaults.with_defaults`.
     Seen:   DeepSpeed 0.19.8.
     Ends:   with the engine.
-    Until:  DeepSpeed allocates a bucket no larger than the model by itself.
+    Until:  DeepSpeed's own defaults suit the model.
     """
     engine.config = ds
 
@@ -179,6 +179,54 @@ def keep_lr_shares(engine: Engine, peak_lr: float) -> None:
     Until:  never: the rates as built are known only here, and the schedule overwrites them.
     """
     engine.lr_shares = [group["lr"] / peak_lr for group in engine.optimizer.param_groups]
+
+
+def order_streams(engine: Engine) -> None:
+    """At the end of a backward pass, let the device wait for the reductions, and not the host.
+
+    Why:    with `overlap_comm` the gradients are reduced in a stream of their own. DeepSpeed lets
+            the host wait for the whole device before the step may read them. An order between the
+            two streams is enough: both allocate from the memory of their own stream only, and the
+            stream of the reductions waits for the other one before each bucket.
+    Seen:   DeepSpeed 0.19.8 (`independent_gradient_partition_epilogue`).
+    Ends:   with the engine.
+    Until:  DeepSpeed calls `wait_stream` there.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    zero = engine.optimizer
+    if engine.zero_optimization_stage() not in (1, 2) or not zero.overlap_comm or zero.cpu_offload:
+        return
+    accelerator, epilogue = get_accelerator(), zero.independent_gradient_partition_epilogue
+
+    def wait_in_order(*_device: object) -> None:
+        accelerator.current_stream().wait_stream(zero.reduction_stream)
+
+    def ordered() -> None:
+        with replaced(accelerator, "synchronize", wait_in_order):
+            epilogue()
+
+    zero.independent_gradient_partition_epilogue = ordered
+
+
+@contextmanager
+def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Give the object `owner` another method `name` inside the block.
+
+    Why:    DeepSpeed's accelerator is one object for the whole process.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the block.
+    Until:  nothing needs it any more.
+    """
+    before = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)  # that of its class shows again
+        else:
+            setattr(owner, name, before)
 
 
 def guard_monitor(monitor: Monitor) -> None:
@@ -232,33 +280,6 @@ def undo_first_step(engine: Engine) -> None:
     for group in engine.basic_optimizer.param_groups:
         group.pop("step", None)
     engine.optimizer.refresh_fp32_params()
-
-
-def skip_non_finite(engine: Engine) -> None:
-    """Leave out optimizer steps with gradients that are not finite, and say so in `overflow`.
-
-    The engine reads `overflow` after each step and counts the steps left out in `skipped_steps`.
-
-    Why:    in float32 without ZeRO DeepSpeed puts no wrapper around the optimizer, so nothing would
-            look at the gradients. All other wrappers do, and these are left as they are.
-    Seen:   DeepSpeed 0.19.8.
-    Ends:   with the engine: the optimizer is its own.
-    Until:  DeepSpeed checks the gradients of plain optimizers.
-    """
-    optimizer = engine.optimizer
-    if hasattr(optimizer, "overflow"):
-        return
-    step = optimizer.step
-
-    def guarded(closure: Callable[[], float] | None = None) -> object:
-        sums = []
-        for group in optimizer.param_groups:
-            sums += [p.grad.sum() for p in group["params"] if p.grad is not None]
-        optimizer.overflow = not torch.stack(sums).isfinite().all().item()
-        return None if optimizer.overflow else step(closure)
-
-    optimizer.overflow = False
-    optimizer.step = guarded
 
 
 # --- During training ---

@@ -8,6 +8,7 @@ real runs. All numbers are bytes; a value takes 2 bytes in bf16 and fp16 and 4 i
 from typing import NamedTuple
 
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.engine.defaults import LARGEST_BUCKET, buckets
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.model.kernels import QUERY_BLOCK
 from gpt1_ds.model.loss import CACHED_ROWS, HEAD_ROWS
@@ -16,30 +17,12 @@ FRAMEWORK_BYTES = 1.5e9
 """Context, kernels and communication buffers of a GPU process."""
 ALLOCATOR = 1.05
 """Factor for the fragmentation of the GPU's memory."""
-BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's default bucket of a reduction."""
 
 
-def with_fitting_buckets(ds: Json, parameters: int) -> Json:
-    """`ds` with a bucket for the reduction that is no larger than the gradients of the model.
-
-    DeepSpeed allocates the whole bucket, one or two times. A bucket of the model's size is never
-    full before all gradients are in it, so the reductions are the same as with a larger one.
-    """
-    if not ds.get("zero_optimization", {}).get("stage", 0):
-        return ds
-    zero = ds["zero_optimization"]
-    fitting = min(zero.get("reduce_bucket_size", BUCKET_ELEMENTS), parameters)
-    return {**ds, "zero_optimization": {**zero, "reduce_bucket_size": fitting}}
-
-
-def bucket_bytes(ds: Json, parameters: float, precision: str) -> float:
-    """Bytes of the buckets of a resolved JSON. With `overlap_comm`, one is filled and one sent."""
-    zero = ds.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    size = min(zero.get("reduce_bucket_size", BUCKET_ELEMENTS), parameters)
-    two = stage == 3 or zero.get("overlap_comm")
-    return size * _value_bytes(precision) * (2 if two else 1) if stage else 0.0
+def bucket_bytes(ds: Json, parameters: float, precision: str, on_gpu: bool = False) -> float:
+    """Bytes of the buckets of a resolved JSON. With overlap, one is filled and one sent."""
+    elements, overlap = buckets(ds, parameters, on_gpu)
+    return float(elements * _value_bytes(precision) * (2 if overlap else 1))
 
 
 def zero_variant(ds: Json) -> str:
@@ -60,7 +43,7 @@ class StateBytes(NamedTuple):
 
 
 def state_bytes(
-    parameters: float, variant: str, precision: str, ranks: int, buckets: float | None = None
+    parameters: float, variant: str, precision: str, ranks: int, of_buckets: float | None = None
 ) -> StateBytes:
     """Weights, gradients, and what the optimizer keeps, under a `zero_variant`.
 
@@ -71,22 +54,22 @@ def state_bytes(
 
     The first three rows are bytes a parameter. The optimizer's row is float32 weights and Adam's
     two moments; in bf16 and fp16, a step also holds the rank's gradients in float32, twice.
-    `buckets` (`bucket_bytes`) takes the place of the default buckets, which one rank has not.
+    `of_buckets` (`bucket_bytes`) takes the place of the default buckets, which one rank has not.
     """
     stage = int(variant[0])
     value = _value_bytes(precision)
     optimizer = parameters * (12 if precision == "fp32" else 12 + 8) / (ranks if stage >= 1 else 1)
     gradients = parameters * value / (ranks if stage >= 2 else 1)
     weights = parameters * value / (ranks if stage == 3 else 1)
-    if buckets is None:
+    if of_buckets is None:
         needed = stage >= 1 and ranks > 1
-        default = min(BUCKET_ELEMENTS * 2.0, parameters * value) * (2 if stage == 3 else 1)
-        buckets = default if needed else 0.0
+        default = min(LARGEST_BUCKET * 2.0, parameters * value) * (2 if stage == 3 else 1)
+        of_buckets = default if needed else 0.0
     if not variant.endswith("offload"):
-        return StateBytes(weights + gradients + optimizer + buckets, 0.0)
+        return StateBytes(weights + gradients + optimizer + of_buckets, 0.0)
     if stage == 3:
-        return StateBytes(buckets, optimizer + gradients + weights)
-    return StateBytes((weights if stage == 2 else 0) + buckets, optimizer + gradients)
+        return StateBytes(of_buckets, optimizer + gradients + weights)
+    return StateBytes((weights if stage == 2 else 0) + of_buckets, optimizer + gradients)
 
 
 def activation_bytes(

@@ -13,6 +13,7 @@ from gpt1_ds.base.errors import ConfigError, UserError
 from gpt1_ds.base.memory import is_shortage
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.distributed import collectives
+from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import (
     guard_monitor,
     import_deepspeed,
@@ -20,13 +21,13 @@ from gpt1_ds.engine.internals import (
     keep_lr_shares,
     keep_skipping_at_the_smallest_scale,
     muon_for_blocks_alone,
+    order_streams,
     set_timeouts,
-    skip_non_finite,
     spare_the_compiler,
     undo_first_step,
 )
-from gpt1_ds.engine.memory import with_fitting_buckets
 from gpt1_ds.engine.optimizer import build_optimizer, parameter_groups
+from gpt1_ds.engine.update import quicken_update
 from gpt1_ds.model.gpt import GPT, Block
 from gpt1_ds.settings.deepspeed_json import nvme_sections
 from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
@@ -44,7 +45,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     timeout = timedelta(seconds=config.distributed.timeout_seconds)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     spare_the_compiler(ds)
-    optimizer, groups = None, None
+    optimizer, groups, device = None, None, collectives.device()
     if "optimizer" in ds:
         groups = parameter_groups(module, config.optim.weight_decay)
     else:
@@ -54,20 +55,25 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
             model=module,
             optimizer=optimizer,
             model_parameters=groups,
-            config=with_fitting_buckets(ds, sum(p.numel() for p in module.parameters())),
+            config=with_defaults(ds, _size(module), device.type != "cpu"),
             dist_init_required=False,
             # Else DeepSpeed takes GPU number LOCAL_RANK, which is none of the visible ones where
             # each rank sees only its own.
-            args=Namespace(device_rank=collectives.device().index or 0),
+            args=Namespace(device_rank=device.index or 0),
         )
     keep_json(engine, ds)
     keep_lr_shares(engine, config.optim.lr)
     guard_monitor(engine.monitor)
     keep_skipping_at_the_smallest_scale(engine)
     undo_first_step(engine)
-    skip_non_finite(engine)
+    order_streams(engine)
+    quicken_update(engine)
     set_timeouts(config.distributed.timeout_seconds)
     return engine
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextmanager

@@ -51,15 +51,30 @@ class StepLosses:
         self.steps: list[Tensor] = []
         """One tensor a step, on the device: nothing waits for it before it is read."""
         self.in_a_row = 0
-        """Steps skipped in a row until now."""
+        """Steps skipped in a row, as far as they are counted."""
+        self.uncounted: list[tuple[int, bool | Tensor]] = []
+        """Number of a step, and whether it was skipped, which may be known on the device alone."""
 
-    def add(self, loss: Tensor, step: int, skipped: bool) -> None:
+    def add(self, loss: Tensor, step: int, skipped: bool | Tensor) -> None:
         """Add the loss of the step that ends at `step`.
 
-        `skipped`: the step's gradients were not finite on some rank, so no weight changed.
+        `skipped`: the step's gradients were not finite on some rank, so no weight changed. If it is
+        a tensor, nothing waits for it before the next reading.
         """
         self.steps.append(loss)
-        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        self.uncounted.append((step, skipped))
+        if isinstance(skipped, bool):
+            self.count_skipped()
+
+    def count_skipped(self) -> None:
+        """Bring `in_a_row` up to date. Waits for the device."""
+        for step, skipped in self.uncounted:
+            self.in_a_row = self.in_a_row + 1 if skipped else 0
+            self.counted(step)
+        self.uncounted = []
+
+    def counted(self, step: int) -> None:
+        """Called after `step` was counted in `in_a_row`."""
 
 
 class TaskLosses(StepLosses):
@@ -75,6 +90,7 @@ class TaskLosses(StepLosses):
 
         Waits for the device.
         """
+        self.count_skipped()
         task_loss, lm_loss = collectives.all_sum(torch.stack(self.steps).mean(0)).tolist()
         tokens = self.tokens
         self.steps = []
@@ -107,9 +123,8 @@ class LossHistory(StepLosses):
             **skipped,
         }
 
-    def add(self, loss: Tensor, step: int, skipped: bool) -> None:
-        """As in `StepLosses`; DivergedError after train.max_skipped skipped steps in a row."""
-        super().add(loss, step, skipped)
+    def counted(self, step: int) -> None:
+        """DivergedError after train.max_skipped skipped steps in a row."""
         if self.in_a_row >= self.train.max_skipped:
             raise DivergedError(
                 f"loss is not finite at step {step}, {self.in_a_row} steps skipped in a row; "
@@ -122,6 +137,7 @@ class LossHistory(StepLosses):
         Waits for the device. Raises Spike, or DivergedError if the loss is not finite although no
         step was skipped.
         """
+        self.count_skipped()
         if self.steps:
             total = collectives.all_sum(torch.stack(self.steps))
             self.steps = list(total / collectives.world_size())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.settings.json_keys import NULL_SECTIONS, TABLE, Key, Table
+from gpt1_ds.settings.json_keys import NULL_SECTIONS, REFUSED, TABLE, Key, Table
 from gpt1_ds.settings.written import DuplicateKeyError
 
 NEVER = 2**31 - 1
@@ -70,6 +70,8 @@ def _refuse_constant(word: str) -> None:
 def _check(path: Path | str, section: Json, table: Table, name: str) -> None:
     for key, value in list(section.items()):
         full = f"{name}.{key}" if name else key
+        if not name and key in REFUSED:
+            raise ConfigError(f"{path}: '{key}' has no place here: {REFUSED[key]}; remove it")
         if key not in table:
             raise ConfigError(f"{path}: unknown key '{full}'; {near(key, table)}")
         entry = table[key]

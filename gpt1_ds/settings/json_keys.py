@@ -260,6 +260,7 @@ TABLE: Table = {
         "buffer_dtype": DTYPE,
         "keep_in_fp32_modules": Key(list, auto=True),
     },
+    "disable_python_gc": FLAG,
     "dump_state": replace(FLAG, idle=OWN_LOG),
     "flops_profiler": {
         "enabled": FLAG,
@@ -270,11 +271,18 @@ TABLE: Table = {
         "detailed": FLAG,
         "output_file": nullable(TEXT),
     },
+    "log_level": replace(nullable(TEXT), idle=OWN_LOG),
     "memory_breakdown": replace(FLAG, idle=OWN_LOG),
     "prescale_gradients": FLAG,
     "gradient_predivide_factor": number(POSITIVE),
     "seq_parallel_communication_data_type": replace(DTYPE, idle="nothing is sequence-parallel"),
     "steps_per_print": replace(nullable(integer(COUNT)), idle=OWN_LOG),
+    "timers": {
+        "throughput": {
+            "enabled": FLAG,
+            "synchronized": FLAG,
+        },
+    },
     "torch_autocast": {
         "enabled": FLAG,
         "dtype": nullable(word("float16", "fp16", "bfloat16", "bf16")),
@@ -297,3 +305,37 @@ TABLE: Table = {
 }
 NULL_SECTIONS = ("aio", "offload_optimizer", "offload_param")
 """Sections that may be null, which is as good as absent."""
+
+REMOVED = "DeepSpeed 0.19 has removed it"
+NO_EXPERTS = "GPT-1 has no experts"
+OWN_BATCHES = "the run makes its batches itself"
+REFUSED = {
+    "amp": f"{REMOVED}: take bf16",
+    "autotuning": "it would start the run many times: python -m gpt1_ds.plan compares settings",
+    "bfloat16": "it is the old name of bf16",
+    "comet": "the run has no such monitor: take tensorboard, wandb or csv_monitor",
+    "compression_training": REMOVED,
+    "curriculum_learning": f"{REMOVED}: train.batch_start lets the batch grow",
+    "data_efficiency": f"{OWN_BATCHES}: train.batch_start lets the batch grow",
+    "dataloader_drop_last": OWN_BATCHES,
+    "datastates_ckpt": OWN_CHECKPOINTS,
+    "disable_allgather": "DeepSpeed 0.19 reads it and does nothing with it",
+    "eigenvalue": REMOVED,
+    "elasticity": f"{REMOVED}: a run resumes on another number of ranks without it",
+    "expert_parallel": NO_EXPERTS,
+    "gradient_allreduce_op": "the losses are means over all ranks",
+    "graph_harvesting": REMOVED,
+    "hybrid_engine": "it is for reinforcement learning",
+    "managed_gradient_accumulation": "the training loop leaves the counting to DeepSpeed",
+    "nebula": f"{REMOVED}: {OWN_CHECKPOINTS}",
+    "pipeline": "the model is not cut into stages: ZeRO divides it",
+    "progressive_layer_drop": REMOVED,
+    "quantize_training": REMOVED,
+    "sparse_attention": REMOVED,
+    "sparse_gradients": f"{REMOVED}, and the tied embedding has dense gradients",
+    "tensor_parallel": "the layers are not cut: ZeRO divides the model",
+    "use_data_before_expert_parallelism": NO_EXPERTS,
+    "vocabulary_size": "the tokenizer decides it, and the model pads it to a multiple of 128",
+    "weight_quantization": "the model is trained and not quantized",
+}
+"""Sections and keys that DeepSpeed reads at top level, and why a run cannot have them."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt1_ds.distributed import collectives
 from gpt1_ds.tasks.examples import IGNORE, Encoded
 
 POOL_BATCHES = 32
@@ -43,7 +44,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         tensors = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        return Batch(*(collectives.upload(tensor, device) for tensor in tensors))
 
 
 def subset(n_examples: int, n_wanted: int | None, seed: int) -> list[int]:

@@ -10,6 +10,7 @@ from deepspeed.compile.config import CompileConfig
 from deepspeed.monitor.config import CSVConfig, TensorBoardConfig, WandbConfig
 from deepspeed.runtime import constants
 from deepspeed.runtime.activation_checkpointing.config import ACT_CHKPT_DEFAULT
+from deepspeed.runtime.config import _REMOVED_TOP_LEVEL_CONFIG_KEYS, DeepSpeedConfig
 from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
@@ -18,10 +19,19 @@ from deepspeed.runtime.zero.offload_config import (
     DeepSpeedZeroOffloadOptimizerConfig,
     DeepSpeedZeroOffloadParamConfig,
 )
+from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.settings.deepspeed_json import resolve, warnings
-from gpt1_ds.settings.json_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, TABLE, ZERO, Key, Table
+from gpt1_ds.settings.json_keys import (
+    OFFLOAD_OPTIMIZER,
+    OFFLOAD_PARAM,
+    REFUSED,
+    TABLE,
+    ZERO,
+    Key,
+    Table,
+)
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
 
@@ -35,6 +45,7 @@ MODELS: dict[str, tuple[object, type[DeepSpeedConfigModel]]] = {
     "compile": (TABLE["compile"], CompileConfig),
     "csv_monitor": (TABLE["csv_monitor"], CSVConfig),
     "tensorboard": (TABLE["tensorboard"], TensorBoardConfig),
+    "throughput": (TABLE["timers"]["throughput"], DeepSpeedThroughputTimerConfig),
     "wandb": (TABLE["wandb"], WandbConfig),
 }
 WRONG = [None, True, -1, -2, 0.5, 1e30, 2**64, "x", "true", "4", "auto", [], {}, [1], {"x": 1}]
@@ -77,6 +88,42 @@ def test_sections_that_deepspeed_has_no_class_for():
     assert set(AIO_DEFAULT_DICT) == set(TABLE["aio"])
     assert set(ACT_CHKPT_DEFAULT) == set(TABLE["activation_checkpointing"])
     assert {constants.GRAD_ACCUM_DTYPE, constants.KEEP_IN_FP32_MODULES} < set(TABLE["data_types"])
+
+
+class Recording(dict):
+    """A JSON that notes which of its keys are asked for."""
+
+    def __init__(self, *given: object):
+        super().__init__(*given)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> object:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: object = None) -> object:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> "Recording":
+        return self
+
+
+def test_whatever_deepspeed_reads_at_top_level_acts_or_is_refused_by_name(tmp_path):
+    """The list is what its configuration asks a JSON for."""
+    ds = Recording({"train_batch_size": 1})
+    DeepSpeedConfig(ds)
+    read = ds.asked | set(_REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    assert {"zero_optimization", "timers", "tensor_parallel", "elasticity"} < read
+    assert read - set(TABLE) - {"scheduler"} == set(REFUSED)
+    for key, reason in REFUSED.items():
+        with pytest.raises(ConfigError) as refused:
+            resolved(tmp_path, {key: {}})
+        assert f"'{key}' has no place here: {reason}; remove it" in str(refused.value)
 
 
 def right(value: object, key: Key) -> bool:

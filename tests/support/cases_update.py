@@ -1,0 +1,75 @@
+"""Functions that ranks run for test_update.py: the update of the weights, old and new."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from pytest import MonkeyPatch
+
+from gpt1_ds.base.protocols import Engine, Json
+from gpt1_ds.distributed import collectives
+from gpt1_ds.engine import start
+from gpt1_ds.engine.update import Update, skipped_steps, was_skipped
+from tests.support.cases_engine import Trainer, fingerprint
+
+STEPS = 4
+
+
+def deepspeeds_own(engine: Engine) -> None:
+    engine.late_skips = []
+
+
+def deepspeeds_defaults(ds: Json, parameters: int, on_gpu: bool) -> Json:
+    """As before: whole buckets, which DeepSpeed cuts by destination."""
+    return {**ds, "timers": {"throughput": {"enabled": True}}}
+
+
+def trained(ds: str, shards: str, overrides: list[str]) -> list:
+    """Losses, norms of the gradients, and the bits of the final state, by our update and theirs."""
+    results = []
+    for ours in (True, False):
+        with MonkeyPatch.context() as patched:
+            if not ours:
+                patched.setattr(start, "quicken_update", deepspeeds_own)
+                patched.setattr(start, "with_defaults", deepspeeds_defaults)
+            trainer = Trainer(ds, shards, overrides)
+            quick = isinstance(trainer.engine.optimizer.step, Update)
+            assert quick == ours, type(trainer.engine.optimizer)
+            losses, norms = [], []
+            for step in range(STEPS):
+                losses += trainer.run(step, step + 1)
+                norms.append(float(trainer.engine.get_global_grad_norm() or 0.0))
+            results.append([losses, norms, fingerprint(trainer)])
+            trainer.close()
+    return results
+
+
+@contextmanager
+def bad_gradients(trainer: Trainer, bad: bool) -> Iterator[None]:
+    """The loss of a step is NaN on the last rank."""
+    victim = bad and collectives.rank() == collectives.world_size() - 1
+
+    def spoil(_module: object, _inputs: object, outputs: tuple) -> tuple:
+        hidden, nll = outputs
+        return hidden, nll * (torch.nan if victim else 1)
+
+    hook = trainer.engine.module.register_forward_hook(spoil)
+    yield
+    hook.remove()
+
+
+def skipping(ds: str, shards: str, bad_steps: Sequence[int], late: bool) -> list:
+    """The bits of the final state, and what is known of skipped steps after each step."""
+    trainer = Trainer(ds, shards, [])
+    engine = trainer.engine
+    engine.optimizer.step.late = late
+    known = []
+    for step in range(STEPS + 2):
+        before = engine.skipped_steps
+        with bad_gradients(trainer, step in bad_steps):
+            trainer.run(step, step + 1)
+        known.append([bool(was_skipped(engine, before)), engine.skipped_steps])
+    counted = skipped_steps(engine)
+    result = [fingerprint(trainer), known, counted, len(engine.late_skips)]
+    trainer.close()
+    return result

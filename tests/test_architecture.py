@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -204,6 +205,19 @@ def test_settings_live_in_setup_cfg():
     )
     strays = ["setup.py", "pytest.ini", "tox.ini", "requirements.txt"]
     assert not [name for name in strays if (ROOT / name).exists()]
+
+
+def test_every_pinned_version_installs_on_the_oldest_python():
+    """Debian 12 has Python 3.11.2. A pin that asks for 3.11.5 ends `make quickstart` there."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    oldest = settings["options"]["python_requires"].removeprefix(">=") + ".0"
+    refusing = []
+    for package in importlib.metadata.distributions():
+        wanted = package.metadata["Requires-Python"]
+        if wanted and oldest not in SpecifierSet(wanted):
+            refusing.append(f"{package.name} {package.version}: Python {wanted}")
+    assert not refusing
 
 
 def test_constraints_pin_all_but_torch():

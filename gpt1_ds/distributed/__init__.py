@@ -3,6 +3,7 @@
 May import `base`. The files, in reading order:
 
 - `environment`: rank and world size, read from the launcher's variables.
+- `descriptors`: the limit of open files has room for the connections of all ranks.
 - `rendezvous`: the ranks connect to MASTER_ADDR and form the process group.
 - `agreement`: before that, the ranks compare their settings and share their errors.
 - `collectives`: the few collectives that the rest of the code uses.

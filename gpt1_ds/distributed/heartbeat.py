@@ -1,16 +1,23 @@
 """Finds the rank that hangs, by a heartbeat of every rank in the store of the process group.
 
 The error of a failed collective names an address at best. So each rank has a key in the store. Once
-a second it writes a higher count to its key, with the part of the step it is in. A rank that loses
-a peer reads all keys. It reports the ranks with a count that does not change. If there is none, it
-reports the ranks that are in another part of the step than most ranks.
+a second it writes a higher count to its key, with the part of the step it is in. The first rank
+that loses a peer decides for all: it reads all keys twice and writes its verdict, which the others
+read. It names the ranks with a count that does not change. If there is none, it names the ranks
+that are in another part of the step than most ranks. If the verdict does not come in time, because
+the deciding rank has ended, another rank decides.
+
+A decision reads as many keys as there are ranks, and the store has one thread. So one rank must do
+it and not each of thousands: each of those makes five short calls.
 """
 
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -20,6 +27,10 @@ from gpt1_ds.base.errors import MemoryShortage, PeerError, UserError
 T = TypeVar("T")
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 3 * BEAT_SECONDS
+DECIDE_SECONDS = 3 * LOOK_SECONDS
+"""How long the other ranks wait for the verdict until one of them decides."""
+TURNS = 3
+"""How many ranks may try to decide."""
 MOST_RANKS_SHOWN = 8
 POLL_SECONDS = 0.02
 SAY_SECONDS = 5.0
@@ -27,11 +38,15 @@ SAY_SECONDS = 5.0
 LEAVE_SECONDS = 2.0
 """How long rank 0 waits for ranks that have its error too."""
 SAID, READERS = "said", "said/readers"
+VERDICT = "verdict"
 LOST_PEER = "a lost peer"
 NO_MEMORY = "too little memory"
 """What the errors about a lost peer have in common; each rank has its own text."""
-LEFT = "left"
-"""The value that a rank writes when it ends because of another rank."""
+ASKS = "asks"
+"""The count of a rank that has lost a peer: it is not silent, and beats no more."""
+UNDECIDED = "undecided"
+"""Nobody has decided in time."""
+NO_STORE = "rank 0 is silent: stopped, dead, or its machine is"
 place = "start"
 """The part of a step that this rank is in: data, forward, backward or optimizer.
 
@@ -41,49 +56,80 @@ _heartbeat: "Heartbeat | None" = None
 
 
 class Heartbeat:
-    """A thread writes the heartbeat of this rank; `suspects` reads those of all ranks."""
+    """A thread writes the heartbeat of this rank; `suspects` tells whose heartbeat has stopped.
 
-    def __init__(self, store: dist.TCPStore, rank: int, world_size: int):
+    It has one connection to the store, because rank 0 holds those of all ranks.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int):
         self.rank = rank
-        self.keys = [f"heartbeat/{peer}" for peer in range(world_size)]
-        # Two connections: a read that blocks must not delay the beat.
-        self.beating: dist.TCPStore = store.clone()  # type: ignore[attr-defined]
-        self.looking: dist.TCPStore = store.clone()  # type: ignore[attr-defined]
+        self.keys = [f"{peer}" for peer in range(world_size)]
+        self.store = store
         self.stopped = threading.Event()
-        self.beating.set(self.keys[rank], f"0 {place}")  # a rank may hang in its first second
-        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+        self.store.set(self.keys[rank], f"0 {place}")  # a rank may hang in its first second
+        self.thread = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        self.thread.start()
 
     def _beat(self) -> None:
         beats = 0
         try:
             while not self.stopped.wait(BEAT_SECONDS):
                 beats += 1
-                self.beating.set(self.keys[self.rank], f"{beats} {place}")
+                self.store.set(self.keys[self.rank], f"{beats} {place}")
         except (RuntimeError, ValueError):
             pass  # the store is gone, and rank 0 with it
 
-    def leave(self) -> None:
-        """Write that this rank ends because of another one, so that no rank suspects it."""
-        if self.stopped.is_set():
-            return
-        self.stopped.set()
-        call_within(2 * LOOK_SECONDS, lambda: self.looking.set(self.keys[self.rank], LEFT))
-
     def suspects(self) -> str:
-        """A phrase that names the silent ranks, or those in another part; empty if none."""
-        before = call_within(2 * LOOK_SECONDS, self._read)
-        self.stopped.wait(LOOK_SECONDS)
-        after = call_within(2 * LOOK_SECONDS, self._read)
-        if after is None:
-            return "rank 0 is silent: stopped, dead, or its machine is"
-        peers = [peer for peer in range(len(self.keys)) if peer != self.rank]
-        others = [peer for peer in peers if after[peer] != LEFT]
-        if before:
-            silent = [peer for peer in others if after[peer] == before[peer]]
-            if silent:
-                return f"{_ranks(silent)} silent: stopped, dead, or the machine is"
-        places = {peer: after[peer].partition(" ")[2] for peer in others}
-        places[self.rank] = place
+        """A phrase that names the silent ranks, or those in another part; empty if none.
+
+        The heartbeat of this rank stops: it ends because of another one.
+        """
+        self.stopped.set()
+        if self.thread is not threading.current_thread():
+            self.thread.join(LOOK_SECONDS)  # a last beat must not come after what follows
+        if not call_within(2 * LOOK_SECONDS, self._tell_of_asking):
+            return NO_STORE
+        asked = time.monotonic()
+        for turn in range(TURNS):
+            verdict = call_within(DECIDE_SECONDS + LOOK_SECONDS, partial(self._ask, turn))
+            if verdict != UNDECIDED:
+                break
+        if self.rank == 0:  # the store ends with it, and others may lose their peer a little later
+            time.sleep(max(0.0, asked + LOOK_SECONDS - time.monotonic()))
+        if verdict is None:
+            return NO_STORE
+        return "" if verdict == UNDECIDED else verdict
+
+    def _tell_of_asking(self) -> bool:
+        self.store.set(self.keys[self.rank], f"{ASKS} {place}")
+        return True
+
+    def _ask(self, turn: int) -> str:
+        """The verdict; this rank decides if it is the first to ask in this turn."""
+        if not self.store.check([VERDICT]):
+            if self.store.add(f"turn/{turn}", 1) == 1:
+                self.store.set(VERDICT, self._decide())
+            try:
+                self.store.wait([VERDICT], timedelta(seconds=DECIDE_SECONDS))
+            except dist.DistStoreError:  # of the time limit; a store that is gone raises another
+                return UNDECIDED
+        return bytes(self.store.get(VERDICT)).decode()
+
+    def _decide(self) -> str:
+        before = self._read()
+        time.sleep(LOOK_SECONDS)
+        after = self._read()
+        others = [peer for peer in range(len(self.keys)) if peer != self.rank]
+        silent = [
+            peer
+            for peer in others
+            if after[peer] == before[peer] and not after[peer].startswith(ASKS)
+        ]
+        if silent:
+            return f"{_ranks(silent)} silent: stopped, dead, or the machine is"
+        # This rank has waited for others, so of two parts its own is the one where ranks wait.
+        places = {self.rank: place}
+        places |= {peer: after[peer].partition(" ")[2] for peer in others}
         common = Counter(places.values()).most_common(1)[0][0]
         elsewhere = {peer: part for peer, part in places.items() if part != common}
         if not elsewhere:
@@ -91,12 +137,23 @@ class Heartbeat:
         parts = "/".join(sorted(set(elsewhere.values())))
         return f"{_ranks(list(elsewhere))} alive, in {parts}, others in {common}"
 
+    def _read(self) -> list[str]:
+        """The value of each rank; empty if it has none."""
+        try:
+            self.store.wait(self.keys, timedelta(seconds=LOOK_SECONDS))
+        except dist.DistStoreError:  # a rank has died before its first beat
+            return [self._value(key) for key in self.keys]
+        return [value.decode() for value in self.store.multi_get(self.keys)]
+
+    def _value(self, key: str) -> str:
+        return bytes(self.store.get(key)).decode() if self.store.check([key]) else ""
+
     def say(self, topic: str) -> None:
         """On rank 0: write that it prints an error, and wait for ranks that have it too."""
-        call_within(LOOK_SECONDS, lambda: self.looking.set(SAID, topic))
+        call_within(LOOK_SECONDS, lambda: self.store.set(SAID, topic))
         deadline = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < deadline:
-            readers = call_within(LOOK_SECONDS, lambda: self.looking.add(READERS, 0))
+            readers = call_within(LOOK_SECONDS, lambda: self.store.add(READERS, 0))
             if readers is None or readers >= len(self.keys) - 1:
                 return
             time.sleep(POLL_SECONDS)
@@ -105,18 +162,14 @@ class Heartbeat:
         """On the other ranks: whether rank 0, or another rank before this one, prints it."""
         said = call_within(SAY_SECONDS + LOOK_SECONDS, self._said)
         if said is not None:
-            call_within(LOOK_SECONDS, lambda: self.looking.add(READERS, 1))
+            call_within(LOOK_SECONDS, lambda: self.store.add(READERS, 1))
             return said == topic or topic == LOST_PEER
-        first = call_within(LOOK_SECONDS, lambda: self.looking.add(f"{SAID}/{topic}", 1))
+        first = call_within(LOOK_SECONDS, lambda: self.store.add(f"{SAID}/{topic}", 1))
         return first is not None and first > 1
 
     def _said(self) -> str:
-        self.looking.wait([SAID], timedelta(seconds=SAY_SECONDS))
-        return bytes(self.looking.get(SAID)).decode()
-
-    def _read(self) -> list[str]:
-        self.looking.wait(self.keys, timedelta(seconds=LOOK_SECONDS))
-        return [value.decode() for value in self.looking.multi_get(self.keys)]
+        self.store.wait([SAID], timedelta(seconds=SAY_SECONDS))
+        return bytes(self.store.get(SAID)).decode()
 
 
 def call_within(seconds: float, action: Callable[[], T]) -> T | None:
@@ -138,7 +191,10 @@ def call_within(seconds: float, action: Callable[[], T]) -> T | None:
 def start_heartbeat(store: dist.TCPStore, rank: int, world_size: int) -> None:
     """Start the heartbeat of this process; `store` is the store of the process group."""
     global _heartbeat
-    _heartbeat = Heartbeat(store, rank, world_size)
+    # torchrun keeps its store over restarts, so the prefix has the number of the restart.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own: dist.Store = store.clone()  # type: ignore[attr-defined]
+    _heartbeat = Heartbeat(dist.PrefixStore(f"gpt1_ds/heartbeat/{start}", own), rank, world_size)
 
 
 def suspects() -> str:
@@ -148,9 +204,7 @@ def suspects() -> str:
     """
     if _heartbeat is None:
         return ""
-    found = _heartbeat.suspects()
-    _heartbeat.leave()
-    return found
+    return _heartbeat.suspects()
 
 
 def choose_speaker(error: UserError) -> None:

@@ -24,6 +24,7 @@ from gpt1_ds.base.errors import ConfigError, PeerError, UserError, as_user_error
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.distributed import heartbeat
 from gpt1_ds.distributed.agreement import PATIENCE_SECONDS, Exchange
+from gpt1_ds.distributed.descriptors import make_room
 from gpt1_ds.distributed.environment import RankEnv, rank_environment, ranks_here
 
 NOTICE_SECONDS = 20.0
@@ -137,6 +138,8 @@ def joining() -> Iterator[Meeting]:
     """
     meeting = Meeting()
     try:
+        env = rank_environment(os.environ)
+        make_room(env.rank, env.world_size, torch.cuda.is_available())
         yield meeting
         backend = _prepare_device(rank_environment(os.environ))
     except Exception as error:

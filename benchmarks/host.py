@@ -58,14 +58,14 @@ def like_a_gpu() -> None:
     Dropout and attention on a CPU are other code: many operators where a GPU has one. Attention
     with dropout is one operator on a GPU; on a CPU that is so without dropout only.
     """
-    from gpt1_ds.model import gpt, kernels
+    from gpt1_ds.model import gpt, loss
 
     gpt.dropout = lambda x, p, keys_B2: x if keys_B2 is None else F.dropout(x, p)
     gpt.causal_attention = lambda q_BHTD, k_BHSD, v_BHSD, p, keys_B2: (
         F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=True)
     )
     gpt.gelu = lambda x: F.gelu(x, approximate="tanh")
-    kernels.CACHED_ROWS = kernels.HEAD_ROWS
+    loss.CACHED_ROWS = loss.HEAD_ROWS
 
 
 def without_fake_gather() -> None:

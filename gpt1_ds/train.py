@@ -122,6 +122,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
     """
     config, engine = run.config, run.engine
     step, cursor = batches.step, batches.cursor
+    run.stop.is_sure = batches.has_next
     if validation_due(run, step) and not run.log.has(step, "valid") and not validate(run, step):
         raise stopped(run, losses, step, cursor)
     if step >= run.total_steps:

@@ -6,7 +6,7 @@ and for the type checker.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -86,6 +86,12 @@ class Engine(Protocol):
     def gradient_clipping(self) -> float: ...
 
     def clip_fp32_gradients(self) -> None: ...
+
+    allreduce_and_copy: Callable[..., None]
+
+    def allreduce_bucket(self, bucket: list[Tensor], group: object, size: int | None) -> Tensor: ...
+
+    def unflatten(self, flat: Tensor, tensors: list[Tensor]) -> list[Tensor]: ...
 
     def wall_clock_breakdown(self) -> bool: ...
 

@@ -149,6 +149,7 @@ class Batches:
         self.micro_batch = micro_batch
         self.share = share
         self.step = step
+        self._ahead: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_AHEAD)
         self._table = _Table(0, np.empty((0, 0, order.n_ctx + 1), np.uint16))
 
     def read(self, first: int, size: int | None = None) -> list[torch.Tensor]:
@@ -212,13 +213,17 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return self.until(lambda: False)
 
+    def has_next(self) -> bool:
+        """Whether the next batch is here: then `until` yields it at once."""
+        return not self._ahead.empty()
+
     def until(self, stopping: Callable[[], bool]) -> Iterator[Batch]:
         """The batches.
 
         While it waits for the next batch, it calls `stopping`. If that returns True, it yields a
         batch without windows.
         """
-        ahead: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_AHEAD)
+        ahead = self._ahead = queue.Queue(BATCHES_AHEAD)
         stop = threading.Event()
         producer = threading.Thread(
             target=self._produce, args=(ahead, stop), daemon=True, name="batches"

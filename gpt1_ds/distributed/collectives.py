@@ -57,6 +57,35 @@ def upload(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
     return tensor.to(to, non_blocking=True)
 
 
+class PendingSum:
+    """The sum of some numbers over ranks, which goes on while the host does something else."""
+
+    def __init__(self, values: list[float]):
+        self.total = upload(torch.tensor(values), device())
+        self.on_host = self.total
+        self.copied: torch.cuda.Event | None = None
+        self.work = dist.all_reduce(self.total, async_op=True)
+        if self.total.device.type == "cuda":
+            self._copy_later()
+
+    def _copy_later(self) -> None:
+        """Copy the sum to the host in a stream of its own, behind which nothing else waits."""
+        self.on_host = torch.empty(self.total.shape, pin_memory=True)
+        self.copied = copied = torch.cuda.Event()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            self.work.wait()
+            self.on_host.copy_(self.total, non_blocking=True)
+            copied.record()
+
+    def read(self) -> list[float]:
+        """The sums. Waits until they are there."""
+        if self.copied is None:
+            self.work.wait()
+        else:
+            self.copied.synchronize()
+        return self.on_host.tolist()
+
+
 def gather_json(value: Any) -> list[Any]:
     """The `value` (plain JSON data) of every rank, in rank order, on all ranks.
 

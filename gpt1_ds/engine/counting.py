@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.engine.internals import replaced
 
+Arguments = tuple[Any, ...]
+"""Of an operator."""
 VIEWS = frozenset(
     "view transpose t slice split expand unsqueeze squeeze select detach alias as_strided "
     "_unsafe_view permute _reshape_alias split_with_sizes unbind narrow lift_fresh is_same_size "
@@ -51,7 +53,7 @@ class Counting(TorchDispatchMode):
         self.counts = Counts()
 
     def __torch_dispatch__(
-        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: Json | None = None
+        self, function: Any, types: object, args: Arguments = (), kwargs: Json | None = None
     ) -> object:
         name = function.overloadpacket.__name__
         counts = self.counts
@@ -68,7 +70,7 @@ class Counting(TorchDispatchMode):
         return result
 
 
-def _given_bytes(args: tuple[Any, ...]) -> int:
+def _given_bytes(args: Arguments) -> int:
     """Bytes of the smaller side: an all-gather gives a part of what it receives."""
     sizes = []
     for side in args[:2]:
@@ -77,7 +79,7 @@ def _given_bytes(args: tuple[Any, ...]) -> int:
     return min(sizes, default=0)
 
 
-def _is_pageable(args: tuple[Any, ...], result: object, kwargs: Json) -> bool:
+def _is_pageable(args: Arguments, result: object, kwargs: Json) -> bool:
     """Whether this copy is one between host and device that the host has to wait for."""
     tensors = [tensor for tensor in (*args[:2], result) if isinstance(tensor, Tensor)]
     if len({tensor.device.type == "cpu" for tensor in tensors}) < 2:

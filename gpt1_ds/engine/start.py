@@ -27,6 +27,7 @@ from gpt1_ds.engine.internals import (
     undo_first_step,
 )
 from gpt1_ds.engine.optimizer import build_optimizer, parameter_groups
+from gpt1_ds.engine.reduction import quicken_reduction
 from gpt1_ds.engine.update import quicken_update
 from gpt1_ds.model.gpt import GPT, Block
 from gpt1_ds.settings.deepspeed_json import nvme_sections
@@ -67,6 +68,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     keep_skipping_at_the_smallest_scale(engine)
     undo_first_step(engine)
     order_streams(engine)
+    quicken_reduction(engine)
     quicken_update(engine)
     set_timeouts(config.distributed.timeout_seconds)
     return engine

@@ -75,6 +75,22 @@ def test_a_rank_outlives_its_launcher_by_the_grace_only(tmp_path):
         assert not alive(pid)
 
 
+@pytest.mark.parametrize(
+    ("asked", "unsure", "first"),
+    [
+        (0, [], 0),  # the first call waits, since nothing is known before it
+        (3, [], 4),  # one call late
+        (3, [2], 3),  # rank 1 could not promise to take part in that step
+        (3, [1], 4),
+        (9, [1, 2], None),
+    ],
+)
+def test_ranks_agree_on_a_stop_while_they_compute(ranks, asked, unsure, first):
+    here, there = ranks(2).run("tests.support.cases_stop:answers", 6, asked, unsure)
+    assert here == there
+    assert (here.index(True) if True in here else None) == first
+
+
 SMALL = (
     "gpt1_ds/train.py",
     "--deepspeed_config",

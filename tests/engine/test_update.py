@@ -11,7 +11,7 @@ CASES = "tests.support.cases_update"
 def ds_json(tmp_path: Path, layout: str, **more: object) -> str:
     stage, precision = layout.split("-")
     path = tmp_path / "ds.json"
-    ds = {"zero_optimization": {"stage": int(stage)}, **more}
+    ds: dict = {"zero_optimization": {"stage": int(stage)}, **more}
     if precision != "fp32":
         ds[precision] = {"enabled": True}
     path.write_text(json.dumps(ds))
@@ -37,6 +37,18 @@ def test_the_update_has_the_bits_of_deepspeeds_in_float16(ranks, tiny_shards, tm
         for ours, theirs in ranks(2).run(case, *arguments):
             assert ours == theirs
             assert 0 < ours[2][-1] < 4, "none or all were skipped"
+
+
+def test_the_device_orders_its_streams_and_the_host_does_not_wait(ranks, tiny_shards, tmp_path):
+    for stage in (1, 2):
+        zero = {"stage": stage, "reduce_bucket_size": 3000, "overlap_comm": True}
+        ds = ds_json(tmp_path, f"{stage}-bf16", zero_optimization=zero)
+        for waits, ordered in ranks(2).run(f"{CASES}:streams", ds, str(tiny_shards)):
+            assert waits == 0
+            assert ["side", "main"] in [list(pair) for pair in ordered], (
+                "the reduction waits for the gradients"
+            )
+            assert tuple(ordered[-1]) == ("main", "side"), "the step waits for the reduction"
 
 
 @pytest.mark.parametrize("layout", ["0-fp32", "1-bf16", "2-bf16"])

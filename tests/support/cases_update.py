@@ -1,7 +1,7 @@
 """Functions that ranks run for test_update.py: the update of the weights, old and new."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from pytest import MonkeyPatch
@@ -9,6 +9,7 @@ from pytest import MonkeyPatch
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.distributed import collectives
 from gpt1_ds.engine import start
+from gpt1_ds.engine.internals import import_deepspeed
 from gpt1_ds.engine.update import Update, skipped_steps, was_skipped
 from tests.support.cases_engine import Trainer, fingerprint
 
@@ -31,6 +32,7 @@ def trained(ds: str, shards: str, overrides: list[str]) -> list:
         with MonkeyPatch.context() as patched:
             if not ours:
                 patched.setattr(start, "quicken_update", deepspeeds_own)
+                patched.setattr(start, "quicken_reduction", lambda engine: None)
                 patched.setattr(start, "with_defaults", deepspeeds_defaults)
             trainer = Trainer(ds, shards, overrides)
             quick = isinstance(trainer.engine.optimizer.step, Update)
@@ -42,6 +44,50 @@ def trained(ds: str, shards: str, overrides: list[str]) -> list:
             results.append([losses, norms, fingerprint(trainer)])
             trainer.close()
     return results
+
+
+class Streams:
+    """Stands for a device whose work goes on beside the host; on a CPU all is done at once."""
+
+    def __init__(self, accelerator: object):
+        self.accelerator = accelerator
+        self.synchronized = 0
+        self.ordered: list[tuple[str, str]] = []
+
+    class Stream:
+        def __init__(self, streams: "Streams", name: str):
+            self.streams, self.name = streams, name
+
+        def wait_stream(self, other: "Streams.Stream") -> None:
+            self.streams.ordered.append((self.name, other.name))
+
+    def patch(self, patched: MonkeyPatch) -> None:
+        main, side = Streams.Stream(self, "main"), Streams.Stream(self, "side")
+        kind = type(self.accelerator)
+        patched.setattr(kind, "resolves_data_dependency", lambda _: False)
+        patched.setattr(kind, "is_synchronized_device", lambda _: False)
+        patched.setattr(kind, "Stream", property(lambda _: lambda *_args: side))
+        patched.setattr(kind, "current_stream", lambda *_: main)
+        patched.setattr(kind, "stream", lambda *_: nullcontext())
+        patched.setattr(kind, "synchronize", lambda *_: self._synchronize())
+        patched.setattr(torch.Tensor, "record_stream", lambda *_: None)
+
+    def _synchronize(self) -> None:
+        self.synchronized += 1
+
+
+def streams(ds: str, shards: str) -> tuple[int, list[tuple[str, str]]]:
+    """Waits of the host for the device in two steps, and which stream waits for which."""
+    accelerator = import_deepspeed().accelerator.get_accelerator()
+    seen = Streams(accelerator)
+    with MonkeyPatch.context() as patched:
+        seen.patch(patched)
+        trainer = Trainer(ds, shards, [])
+        seen.synchronized = 0
+        trainer.run(0, 2)
+        found = seen.synchronized, seen.ordered
+        trainer.close()
+    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 #   make quickstart   from nothing to a fine-tuned GPT-1 in minutes        make test    lint and the whole test suite
 #   make bench        figures beside the alternatives, on SHARDS (see benchmarks/README.md)   make soak   fault matrices
 #   make docs     the documentation as a site, in docs/_build
+#   make gpu-wheels   what benchmarks/gpu.py needs on a GPU machine without network (torch aside), in gpu-wheels/
 #   make mutants      whether the tests notice small changes of the code (about 12 minutes)
 #   make TORCH=keep ..          keep the machine's own torch (a GPU build, say) instead of installing one
 #   make PYTHON=python3.12 ..   choose the interpreter, 3.11 or newer
@@ -33,7 +34,7 @@ $(error error: PYTHON=$(PYTHON) is Python $(VERSION); $(NEWER))
 endif
 endif
 
-.PHONY: open-mpi quickstart test lint docs bench soak mutants clean
+.PHONY: open-mpi quickstart test lint docs bench soak mutants gpu-wheels clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -60,8 +61,17 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)
 
+# For another Python: make GPU_PYTHON=3.11 gpu-wheels. pip takes only the versions of glibc that are named here.
+GPU_PYTHON = 3.12
+GPU_PLATFORMS = $(foreach glibc,2_28 2_27 2_17 2_12,--platform manylinux_$(glibc)_x86_64)
+gpu-wheels:
+	@DS_BUILD_OPS=0 $(PYTHON) -m pip wheel -qq --no-deps --constraint constraints.txt --wheel-dir $@ deepspeed
+	@$(PYTHON) -m pip download -qq --no-deps --only-binary :all: --python-version $(GPU_PYTHON) --implementation cp \
+		$(GPU_PLATFORMS) --constraint constraints.txt --dest $@ --requirement benchmarks/on_gpu/wheels.txt
+	@du -sh $@
+
 clean:
-	rm -rf .venv quickstart build docs/_build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv quickstart gpu-wheels build docs/_build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted installation is taken up again.

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -32,23 +33,40 @@ from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
 
-VOCAB_SIZE, N_CTX = 40_478, 512
+N_CTX = 512
 LR, CLIP = 2.5e-4, 1.0
 ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[torch.Tensor], None]
 
 
-def ours(layers: int, windows: int, *overrides: str, ds: str = "zero1_bf16.json") -> Step:
+class Size(NamedTuple):
+    """What is trained: GPT-1, or a smaller model to try a script with."""
+
+    layers: int = 12
+    windows: int = 4
+    """Windows of 512 tokens in a step."""
+    width: int = 768
+    vocab_size: int = 40_478
+
+    def shape(self) -> GPTConfig:
+        return GPTConfig(self.vocab_size, n_layer=self.layers, n_embd=self.width)
+
+    def windows_of_ids(self) -> torch.Tensor:
+        return torch.randint(0, self.vocab_size, (self.windows, N_CTX + 1))
+
+
+def ours(size: Size, *overrides: str, ds: str = "zero1_bf16.json") -> Step:
     options = [
-        f"model.n_layer={layers}",
-        f"train.global_batch={windows}",
-        f"train.micro_batch={windows}",
+        f"model.n_layer={size.layers}",
+        f"model.n_embd={size.width}",
+        f"train.global_batch={size.windows}",
+        f"train.micro_batch={size.windows}",
         *overrides,
     ]
     config = load(PretrainConfig, None, options)
     rendezvous.join_process_group(600.0)
     trainer = initialize(
-        GPT(GPTConfig(VOCAB_SIZE, n_layer=layers)),
+        GPT(size.shape()),
         config,
         resolve(ROOT / "ds_configs" / ds, config, 1),
     )
@@ -60,21 +78,18 @@ def ours(layers: int, windows: int, *overrides: str, ds: str = "zero1_bf16.json"
     return step
 
 
-def compiled(layers: int, windows: int) -> Step:
-    return ours(layers, windows, "train.compile=true")
+def compiled(size: Size) -> Step:
+    return ours(size, "train.compile=true")
 
 
-def transformers_model(layers: int) -> torch.nn.Module:
+def transformers_model(size: Size) -> torch.nn.Module:
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-    return (
-        OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=VOCAB_SIZE, n_layer=layers))
-        .bfloat16()
-        .train()
-    )
+    config = OpenAIGPTConfig(vocab_size=size.vocab_size, n_layer=size.layers, n_embd=size.width)
+    return OpenAIGPTLMHeadModel(config).bfloat16().train()
 
 
-def transformers_deepspeed(layers: int, windows: int) -> Step:
+def transformers_deepspeed(size: Size) -> Step:
     """transformers under DeepSpeed, with torch's Adam: DeepSpeed's needs minutes to compile."""
     os.environ.update(
         RANK="0",
@@ -85,14 +100,14 @@ def transformers_deepspeed(layers: int, windows: int) -> Step:
     )
     deepspeed = import_deepspeed()
     ds = {
-        "train_batch_size": windows,
+        "train_batch_size": size.windows,
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": 1},
         "gradient_clipping": CLIP,
         "steps_per_print": 2**31 - 1,
         "optimizer": {"type": "AdamW", "params": {"lr": LR, "torch_adam": True}},
     }
-    model = transformers_model(layers)
+    model = transformers_model(size)
     trainer, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=ds)
 
     def step(ids_BT: torch.Tensor) -> None:
@@ -120,45 +135,50 @@ def plain_loop(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tens
     return step
 
 
-def transformers_plain(layers: int, windows: int) -> Step:
+def transformers_plain(size: Size) -> Step:
     best_allocator()
-    model = transformers_model(layers)
+    model = transformers_model(size)
     return plain_loop(model, lambda ids_BT: model(ids_BT[:, :-1], labels=ids_BT[:, :-1]).loss)
 
 
-def nanogpt(layers: int, windows: int) -> Step:
+def nanogpt(size: Size) -> Step:
     """nanoGPT, compiled, from the folder NANOGPT (a checkout with its model.py)."""
     best_allocator()
     sys.path.insert(0, os.environ["NANOGPT"])
     import model as nano
 
     shape = nano.GPTConfig(
-        block_size=N_CTX, vocab_size=VOCAB_SIZE, n_layer=layers, n_head=12, n_embd=768, dropout=0.1
+        block_size=N_CTX,
+        vocab_size=size.vocab_size,
+        n_layer=size.layers,
+        n_head=12,
+        n_embd=size.width,
+        dropout=0.1,
     )
     model = nano.GPT(shape).train()
     forward = torch.compile(model)
     return plain_loop(model, lambda ids_BT: forward(ids_BT[:, :-1], ids_BT[:, 1:].contiguous())[1])
 
 
-def limit(layers: int, windows: int) -> Step:
+def limit(size: Size) -> Step:
     """Only the bf16 matrix products of a step, forward and backward. Attention computes only the
     half that the causal mask keeps."""
     best_allocator()
-    rows, width = windows * N_CTX, 768
+    rows, width = size.windows * N_CTX, size.width
     x = {
-        size: torch.randn(rows, size).bfloat16()
-        for size in (width, 3 * width, 4 * width, VOCAB_SIZE)
+        columns: torch.randn(rows, columns).bfloat16()
+        for columns in (width, 3 * width, 4 * width, size.vocab_size)
     }
-    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)] * layers
-    shapes.append((width, VOCAB_SIZE))
+    of_a_block = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    shapes = of_a_block * size.layers + [(width, size.vocab_size)]
     weights = {shape: torch.randn(shape).bfloat16() for shape in shapes}
-    heads = torch.randn(windows * 12, N_CTX, 64).bfloat16()
-    half = torch.randn(windows * 12, N_CTX, N_CTX // 2).bfloat16()
+    heads = torch.randn(size.windows * 12, N_CTX, width // 12).bfloat16()
+    half = torch.randn(size.windows * 12, N_CTX, N_CTX // 2).bfloat16()
 
     def step(_: torch.Tensor) -> None:
         for a, b in shapes:
             x[a] @ weights[a, b], x[b] @ weights[a, b].T, x[a].T @ x[b]
-        for _ in range(layers):
+        for _ in range(size.layers):
             for _ in range(3):  # forward, and two products a product in backward
                 heads @ heads[:, : N_CTX // 2].transpose(1, 2), half @ heads[:, : N_CTX // 2]
 
@@ -189,12 +209,12 @@ TOGETHER = 2
 """Number of others that run in turns with ours: each variant needs about 5 GB."""
 
 
-def work(name: str, layers: int, windows: int, pipe) -> None:
+def work(name: str, size: Size, pipe) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    step = WAYS[name](layers, windows)
+    step = WAYS[name](size)
     while pipe.recv():
-        ids_BT = torch.randint(0, VOCAB_SIZE, (windows, N_CTX + 1))
+        ids_BT = size.windows_of_ids()
         start = time.perf_counter()
         step(ids_BT)
         pipe.send(time.perf_counter() - start)
@@ -241,7 +261,7 @@ def in_turns(names: list[str], args: argparse.Namespace) -> dict[str, list[float
     for name in names:
         here, there = context.Pipe()
         process = context.Process(
-            target=work, args=(name, args.layers, args.windows, there), daemon=True
+            target=work, args=(name, Size(args.layers, args.windows), there), daemon=True
         )
         process.start()
         there.close()  # otherwise `recv` would wait for ever if the worker fails

@@ -1,16 +1,19 @@
 """The plan against memory and time of a real step on this CPU."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.engine.host_time import MEASURED_ON
 from gpt1_ds.engine.memory import activation_bytes, state_bytes, zero_variant
 from gpt1_ds.engine.peak import has_bfloat16_instructions
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.loss import CACHED_ROWS
-from gpt1_ds.plan import ZERO_VARIANTS, Cluster, best, estimate, main
+from gpt1_ds.plan import main
+from gpt1_ds.runs.estimate import ZERO_VARIANTS, Cluster, Job, best, check_seconds, estimate
 from gpt1_ds.settings.sections import PRESETS
 from tests.conftest import run, succeed
 from tests.support.cases_plan import MICRO_BATCH, VOCAB_SIZE
@@ -70,18 +73,19 @@ def test_processes_take_the_memory_and_time_planned():
     assert planned[1] - planned[0] == pytest.approx(difference, rel=0.25)
     tflops = small.flops_per_token * MICRO_BATCH * n_ctx / measured[0]["seconds"] / 1e12
     one = Cluster(nodes=1, gpus_per_node=1, tflops=tflops, utilization=1.0)
-    seconds = estimate(large, one, "1", "bf16", MICRO_BATCH, MICRO_BATCH, False).step_seconds
+    seconds = estimate(Job(large, "bf16", MICRO_BATCH), one, "1", MICRO_BATCH).seconds.products
     assert 0.5 < seconds / measured[1]["seconds"] < 2
 
 
 def test_states_of_each_stage_are_those_of_the_zero_paper():
     """Rajbhandari et al. 2020, figure 1: 7.5 B parameters on 64 GPUs: 120, 31.4, 16.6, 1.9 GB.
 
-    DeepSpeed adds the gradients of the step (8 bytes a parameter of the rank's share) and buckets.
+    DeepSpeed adds the gradients of the step (8 bytes a parameter of the rank's share), buckets, and
+    the weights that ZeRO-3 has gathered.
     """
     gigabytes = [state_bytes(7.5e9, stage, "bf16", 64).device / 1e9 for stage in "0123"]
     step = 8 * 7.5 / 64
-    paper = [120 + 60, 31.4 + step + 1, 16.6 + step + 1, 1.9 + step + 2]
+    paper = [120 + 60, 31.4 + step + 1, 16.6 + step + 1, 1.9 + step + 4]
     assert gigabytes == pytest.approx(paper, abs=0.1)
 
 
@@ -89,7 +93,7 @@ def test_offload_moves_states_to_the_host():
     """ZeRO 2 keeps the weights on the device; ZeRO 3 moves them too. One rank has no buckets."""
     assert state_bytes(1e9, "2+offload", "bf16", 1) == (2e9, 20e9 + 2e9)
     assert state_bytes(1e9, "3+offload", "bf16", 1) == (0, 20e9 + 2e9 + 2e9)
-    assert state_bytes(1e9, "3+offload", "fp32", 4) == (2e9, 3e9 + 1e9 + 1e9)
+    assert state_bytes(1e9, "3+offload", "fp32", 4) == (2e9 + 4e9, 3e9 + 1e9 + 1e9)
 
 
 def test_the_zero_variant_of_a_json():
@@ -102,25 +106,61 @@ def test_the_zero_variant_of_a_json():
 def test_more_of_zero_takes_less_memory_and_what_is_chosen_fits():
     cluster = Cluster()
     shape = GPTConfig(40_005, **PRESETS["13b"])
-    sizes = [estimate(shape, cluster, stage, "bf16", 64, 1, False).gpu_bytes for stage in "0123"]
+    job = Job(shape, "bf16", 64)
+    sizes = [estimate(job, cluster, stage, 1).gpu_bytes for stage in "0123"]
     assert sizes == sorted(sizes, reverse=True)
-    assert estimate(shape, cluster, "0", "bf16", 64, 1, False).misfit.startswith("340 of 80 GB")
+    assert estimate(job, cluster, "0", 1).misfit.startswith("340 of 80 GB")
     for name in PRESETS:
-        found = best(GPTConfig(40_005, **PRESETS[name]), cluster, "bf16", 64)
+        found = best(Job(GPTConfig(40_005, **PRESETS[name]), "bf16", 64), cluster)
         assert found is not None and found.gpu_bytes < 80e9
         assert found.zero_variant in ZERO_VARIANTS
+
+
+GPT1 = GPTConfig(40_005, **PRESETS["gpt1"])
+
+
+def test_no_step_is_shorter_than_the_host_needs():
+    """At 4,096 GPUs a step of GPT-1 is bound by the host, not by 2 ms of matrix products."""
+    job = Job(GPT1, "bf16", 4096)
+    found = estimate(job, Cluster(nodes=512), "1", 1)
+    assert found.seconds.products < 0.002 < found.seconds.host <= found.seconds.step
+    speed = 4096 * 512 / found.seconds.step
+    assert speed < 422e6 / 2  # which the plan promised when it knew no host
+    deeper = estimate(Job(dataclasses.replace(GPT1, n_layer=24), "bf16", 4096), Cluster(), "1", 1)
+    assert deeper.seconds.host > 1.5 * estimate(job, Cluster(), "1", 1).seconds.host
+    often = estimate(job, Cluster(), "1", 1).seconds, estimate(job, Cluster(), "1", 4).seconds
+    assert often[0].host > 3 * often[1].host
+
+
+def test_a_checkpoint_stops_training_for_rank_0s_copy():
+    """Under ZeRO-1 and 2 rank 0 copies the module too; under ZeRO-3 only its share."""
+    job = Job(GPTConfig(40_005, **PRESETS["13b"]), "bf16", 64)
+    cluster = Cluster(nodes=8)
+    whole, shared = (estimate(job, cluster, stage, 1).save_seconds for stage in "13")
+    assert whole == pytest.approx(13.5, abs=0.5) and shared == pytest.approx(1.2, abs=0.2)
+    hurried = dataclasses.replace(job, checkpoint_every=1)
+    slow = dataclasses.replace(cluster, storage=0.5)
+    assert estimate(hurried, slow, "3", 1).save_seconds > 30  # the disk is not done by then
+
+
+def test_the_check_of_the_shards_is_shared_out():
+    one = check_seconds(3e9, Cluster(nodes=1, gpus_per_node=1))
+    assert one == pytest.approx(2.0) and check_seconds(3e9, Cluster()) == pytest.approx(0.75)
 
 
 def test_table_and_sweep(tiny_shards, capsys):
     main([f"data.shards={tiny_shards}", "model.preset=gpt1-tiny", "train.max_steps=100"])
     table = capsys.readouterr().out
     assert "100 updates of 8,192 tokens" in table and table.count(" yes") == len(ZERO_VARIANTS)
+    assert "one bucket, which nothing hides" in table and "of shards checked in" in table
+    assert MEASURED_ON in table and "host-bound" in table
     main(["--gpu-memory", "20", "model.preset=13b", "--tokens", "1000000000"])
     assert "of 20 GB a GPU, mostly model states" in capsys.readouterr().out
     main(["--sweep"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 4 * len(PRESETS)
+    assert len(lines) == 3 + 4 * len(PRESETS) and MEASURED_ON in lines[-1]
     assert all(line.split()[1] == "4096" for line in lines[4::4])
+    assert lines[4].startswith("gpt1 ") and float(lines[4].split()[7].replace(",", "")) < 211e6
 
 
 @pytest.mark.parametrize(

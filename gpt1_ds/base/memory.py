@@ -3,6 +3,7 @@
 import errno
 import re
 import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,27 @@ class CgroupFiles(NamedTuple):
 
 CGROUP_1 = CgroupFiles("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
 CGROUP_2 = CgroupFiles("max", "current", "inactive_file")
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    return _of_status("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most that it was, since the start of the program or since `forget_peak`."""
+    return _of_status("VmHWM")
+
+
+def forget_peak() -> None:
+    """Begin the peak anew, where the kernel allows it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _of_status(key: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0]) * 1024
 
 
 def memory_left() -> float:

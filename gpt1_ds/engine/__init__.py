@@ -12,6 +12,7 @@ May import `model`, `settings`, `distributed` and `base`. Files in reading order
 - `peak`: the peak rate of a device's matrix products
 - `readings`: loss scale and norms of each block, for the log
 - `memory`: bytes that a rank needs, as a formula
+- `traffic`: bytes that a step sends, as a formula and as a count
 - `host_time`: seconds of the host for a step, measured, by number of ranks
 - `counting`: operators, waits and messages of a block of code
 - `internals`: every change to the behaviour of DeepSpeed and torch, besides those of

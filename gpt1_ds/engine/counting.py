@@ -5,11 +5,12 @@ shows what the host of a GPU has to do.
 """
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.engine.internals import replaced
+from gpt1_ds.engine.internals import import_deepspeed, replaced
 
 Arguments = tuple[Any, ...]
 """Of an operator."""
@@ -29,6 +30,30 @@ VIEWS = frozenset(
 """Operators without work for the device: nothing is launched."""
 WAITING = frozenset("_local_scalar_dense equal nonzero is_nonzero".split())
 """Operators whose result the host must have."""
+
+ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
+OTHER = "other"
+KINDS = {
+    "allreduce_": ALL_REDUCE,
+    "allreduce_coalesced_": ALL_REDUCE,
+    "_allgather_base_": ALL_GATHER,
+    "allgather_": ALL_GATHER,
+    "allgather_into_tensor_coalesced_": ALL_GATHER,
+    "_reduce_scatter_base_": REDUCE_SCATTER,
+    "reduce_scatter_": REDUCE_SCATTER,
+    "reduce_scatter_tensor_coalesced_": REDUCE_SCATTER,
+}
+"""Of collectives, by the name of their operator."""
+SMALL_BYTES = 64
+"""Up to this size a collective carries a norm or a flag, and no part of the model."""
+
+
+class Sent(NamedTuple):
+    """Collectives of one kind."""
+
+    messages: int
+    bytes: int
+    """Of the whole tensors: those that are reduced, or those that are gathered."""
 
 
 @dataclass
@@ -43,14 +68,32 @@ class Counts:
     """Collectives."""
     message_bytes: int = 0
     """Bytes that this rank gives to collectives."""
+    sent: dict[str, Sent] = field(default_factory=dict)
+    """Collectives of more than `SMALL_BYTES`, by kind."""
+
+    @property
+    def small_messages(self) -> int:
+        """Collectives of a norm or a flag."""
+        return self.messages - sum(sent.messages for sent in self.sent.values())
+
+    def add_message(self, operator: str, sides: list[int]) -> None:
+        """`sides`: bytes of the tensors that a collective takes and fills."""
+        self.messages += 1
+        self.message_bytes += min(sides, default=0)
+        whole = max(sides, default=0)
+        if whole > SMALL_BYTES:
+            kind = KINDS.get(operator, OTHER)
+            messages, size = self.sent.get(kind, Sent(0, 0))
+            self.sent[kind] = Sent(messages + 1, size + whole)
 
 
 class Counting(TorchDispatchMode):
-    """Counts into `counts` while it is active."""
+    """Counts into `counts` while it is active; `on_message` is called before each collective."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_message: Callable[[], None]) -> None:
         super().__init__()
         self.counts = Counts()
+        self.on_message = on_message
 
     def __torch_dispatch__(
         self, function: Any, types: object, args: Arguments = (), kwargs: Json | None = None
@@ -58,8 +101,8 @@ class Counting(TorchDispatchMode):
         name = function.overloadpacket.__name__
         counts = self.counts
         if function.namespace == "c10d":
-            counts.messages += 1
-            counts.message_bytes += _given_bytes(args)
+            counts.add_message(name, _sides(args))
+            self.on_message()
         elif name not in VIEWS:
             counts.operators[name] += 1
         if name in WAITING:
@@ -70,13 +113,13 @@ class Counting(TorchDispatchMode):
         return result
 
 
-def _given_bytes(args: Arguments) -> int:
-    """Bytes of the smaller side: an all-gather gives a part of what it receives."""
+def _sides(args: Arguments) -> list[int]:
+    """Bytes of the tensors on either side: an all-gather gives a part of what it receives."""
     sizes = []
     for side in args[:2]:
         leaves = [leaf for leaf in tree_leaves(side) if isinstance(leaf, Tensor)]
         sizes += [sum(leaf.nbytes for leaf in leaves)] if leaves else []
-    return min(sizes, default=0)
+    return sizes
 
 
 def _is_pageable(args: Arguments, result: object, kwargs: Json) -> bool:
@@ -90,14 +133,14 @@ def _is_pageable(args: Arguments, result: object, kwargs: Json) -> bool:
 
 
 @contextmanager
-def counted() -> Iterator[Counts]:
-    """Count what this block does.
+def counted(on_message: Callable[[], None] = lambda: None) -> Iterator[Counts]:
+    """Count what this block does; `on_message` is called before each collective.
 
     DeepSpeed's calls of `synchronize` are counted too: they wait for all streams of the device.
     """
     from deepspeed.accelerator import get_accelerator
 
-    accelerator, counting = get_accelerator(), Counting()
+    accelerator, counting = get_accelerator(), Counting(on_message)
     synchronize = accelerator.synchronize
 
     def waiting(*device: object) -> None:
@@ -111,7 +154,7 @@ def counted() -> Iterator[Counts]:
 def join_fake_group(world_size: int) -> None:
     """Make this process rank 0 of `world_size` ranks that do not exist; collectives return at once.
 
-    The tensors that they would fill stay as they are.
+    They take this rank's tensors for those of all others.
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -119,3 +162,24 @@ def join_fake_group(world_size: int) -> None:
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}
     os.environ.update(address | ranks)
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+
+
+@contextmanager
+def fake_group(world_size: int) -> Iterator[None]:
+    """`join_fake_group` for this block; the process has no group after it.
+
+    A CPU passes for one that DeepSpeed takes for fp16, in which torch can compute on it, slowly.
+    """
+    deepspeed = import_deepspeed()
+    environment = dict(os.environ)
+    accelerator = deepspeed.accelerator.get_accelerator()
+    join_fake_group(world_size)
+    try:
+        with replaced(accelerator, "is_fp16_supported", lambda: True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Set timeout is now only supported")
+            yield
+    finally:
+        deepspeed.comm.destroy_process_group()
+        deepspeed.comm.comm.cdb = None  # else the next group would find this one
+        os.environ.clear()
+        os.environ.update(environment)

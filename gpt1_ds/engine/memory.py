@@ -8,7 +8,7 @@ real runs. All numbers are bytes; a value takes 2 bytes in bf16 and fp16 and 4 i
 from typing import NamedTuple
 
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.engine.defaults import LARGEST_BUCKET, buckets
+from gpt1_ds.engine.defaults import LARGEST_BUCKET, buckets, with_defaults
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.model.kernels import QUERY_BLOCK
 from gpt1_ds.model.loss import CACHED_ROWS, HEAD_ROWS
@@ -17,12 +17,19 @@ FRAMEWORK_BYTES = 1.5e9
 """Context, kernels and communication buffers of a GPU process."""
 ALLOCATOR = 1.05
 """Factor for the fragmentation of the GPU's memory."""
+LIVE_ELEMENTS = 1_000_000_000
+"""ZeRO-3's default for how many parameters a rank may have whole (`stage3_max_live_parameters`)."""
 
 
 def bucket_bytes(ds: Json, parameters: float, precision: str, on_gpu: bool = False) -> float:
-    """Bytes of the buckets of a resolved JSON. With overlap, one is filled and one sent."""
+    """Bytes of the buckets of a resolved JSON. With overlap, one is filled and one sent.
+
+    With `reduce_scatter` under ZeRO-1 and 2 the reduction makes a copy of its bucket.
+    """
     elements, overlap = buckets(ds, parameters, on_gpu)
-    return float(elements * _value_bytes(precision) * (2 if overlap else 1))
+    zero = with_defaults(ds, int(parameters), on_gpu).get("zero_optimization", {})
+    copied = zero.get("stage", 0) < 3 and zero.get("reduce_scatter", True)
+    return float(elements * value_bytes(precision) * (1 + bool(overlap) + bool(copied)))
 
 
 def zero_variant(ds: Json) -> str:
@@ -42,34 +49,90 @@ class StateBytes(NamedTuple):
     """What offload moves from the device to the memory of the node."""
 
 
-def state_bytes(
-    parameters: float, variant: str, precision: str, ranks: int, of_buckets: float | None = None
-) -> StateBytes:
-    """Weights, gradients, and what the optimizer keeps, under a `zero_variant`.
+class StateParts(NamedTuple):
+    """Bytes of the parts of the model's state that a rank holds, wherever they lie."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    """Float32 weights and Adam's two moments."""
+    update: float
+    """The rank's gradients in float32, twice, during an optimizer step."""
+    of_buckets: float
+    gathered: float
+    """Whole weights that ZeRO-3 has fetched from the other ranks."""
+
+
+def state_parts(
+    parameters: float, stage: int, precision: str, ranks: int, of_buckets: float | None = None
+) -> StateParts:
+    """Weights, gradients, and what the optimizer keeps.
 
         weights     value                     divided among the ranks in stage 3
         gradients   value                     divided in stages 2 and 3
-        optimizer   4 + 4 + 4 (+ 4 + 4)       divided in stages 1 to 3
+        optimizer   4 + 4 + 4                 divided in stages 1 to 3
+        update      4 + 4 in bf16 and fp16    divided in stages 1 to 3
+        gathered    value                     in stage 3, of at most 1e9 parameters
         buckets     up to 1 GB                for the reduction, from stage 1 on; two in stage 3
 
-    The first three rows are bytes a parameter. The optimizer's row is float32 weights and Adam's
-    two moments; in bf16 and fp16, a step also holds the rank's gradients in float32, twice.
-    `of_buckets` (`bucket_bytes`) takes the place of the default buckets, which one rank has not.
+    All but the buckets are bytes a parameter. In float32 without ZeRO the optimizer has no weights
+    of its own. `of_buckets` (`bucket_bytes`) takes the place of the default buckets, which one rank
+    has not.
     """
-    stage = int(variant[0])
-    value = _value_bytes(precision)
-    optimizer = parameters * (12 if precision == "fp32" else 12 + 8) / (ranks if stage >= 1 else 1)
-    gradients = parameters * value / (ranks if stage >= 2 else 1)
-    weights = parameters * value / (ranks if stage == 3 else 1)
+    value = value_bytes(precision)
+    own = parameters / (ranks if stage >= 1 else 1)
     if of_buckets is None:
         needed = stage >= 1 and ranks > 1
         default = min(LARGEST_BUCKET * 2.0, parameters * value) * (2 if stage == 3 else 1)
         of_buckets = default if needed else 0.0
+    masters = 0 if precision == "fp32" and stage == 0 else 4
+    fetches = stage == 3 and ranks > 1
+    return StateParts(
+        weights=parameters * value / (ranks if stage == 3 else 1),
+        gradients=parameters * value / (ranks if stage >= 2 else 1),
+        optimizer=(masters + 8) * own,
+        update=0.0 if precision == "fp32" else 8 * own,
+        of_buckets=of_buckets,
+        gathered=min(parameters, LIVE_ELEMENTS) * value if fetches else 0.0,
+    )
+
+
+def state_bytes(
+    parameters: float, variant: str, precision: str, ranks: int, of_buckets: float | None = None
+) -> StateBytes:
+    """The sum of `state_parts` under a `zero_variant`, on the device and on the host."""
+    stage = int(variant[0])
+    parts = state_parts(parameters, stage, precision, ranks, of_buckets)
+    optimizer = parts.optimizer + parts.update
     if not variant.endswith("offload"):
-        return StateBytes(weights + gradients + optimizer + of_buckets, 0.0)
+        return StateBytes(sum(parts), 0.0)
     if stage == 3:
-        return StateBytes(of_buckets, optimizer + gradients + weights)
-    return StateBytes((weights if stage == 2 else 0) + of_buckets, optimizer + gradients)
+        here = parts.of_buckets + parts.gathered
+        return StateBytes(here, optimizer + parts.gradients + parts.weights)
+    weights = parts.weights if stage == 2 else 0
+    return StateBytes(weights + parts.of_buckets, optimizer + parts.gradients)
+
+
+class SavedBytes(NamedTuple):
+    """Bytes of a checkpoint that each rank writes."""
+
+    first: float
+    """Rank 0."""
+    others: float
+    """Each other rank."""
+
+
+def saved_bytes(parameters: float, stage: int, precision: str, ranks: int) -> SavedBytes:
+    """What DeepSpeed saves: float32 weights and two moments (12 bytes a parameter), and the module.
+
+    Without ZeRO rank 0 writes all of it; float32 weights are then the module's. Under ZeRO-1 and 2
+    the first part is divided, and rank 0 adds the module. Under ZeRO-3 there is no other module.
+    """
+    optimizer, module = 12 * parameters, parameters * value_bytes(precision)
+    if stage == 0:
+        return SavedBytes(optimizer + (0 if precision == "fp32" else module), 0.0)
+    own = optimizer / ranks
+    return SavedBytes(own + (module if stage < 3 else 0.0), own)
 
 
 def activation_bytes(
@@ -90,7 +153,7 @@ def activation_bytes(
     To this comes the peak within the head: three float32 copies of a few rows of logits.
     `flash` means that a flash kernel computes the attention, as on a GPU.
     """
-    value = _value_bytes(precision)
+    value = value_bytes(precision)
     mask = 1 if flash else 2
     C, T, V = shape.n_embd, shape.n_ctx, shape.padded_vocab_size
     block: float = C * (16 * value + 2 * mask)
@@ -110,5 +173,6 @@ def gpu_bytes(states: float, activations: float) -> float:
     return (states + activations) * ALLOCATOR + FRAMEWORK_BYTES
 
 
-def _value_bytes(precision: str) -> int:
+def value_bytes(precision: str) -> int:
+    """Bytes of a weight or a gradient."""
     return 4 if precision == "fp32" else 2

@@ -24,5 +24,10 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `inputs`: what the methods of `trained_model` take: texts, ids, examples of a task, numbers.
 - `trained_model`: what `gpt1_ds.load` gives: a trained run as one Python object.
 - `fine_tuned`: a fine-tuned run loaded again, its probabilities, its calibration.
+- `estimate`: memory and time of a run on a cluster, computed
+- `held_memory`: the memory that a rank holds during a step, by part
+- `rehearsal`: the real engine as one rank of many
+- `rehearsal_host`: the operators and the time of its host
+- `rehearsal_table`: what was rehearsed, beside the estimate
 - `task_scoring`: scores, predictions, ensembles and calibration, for `eval`.
 """

@@ -17,19 +17,20 @@ SHAPE = GPTConfig(vocab_size=100, n_layer=3, n_head=2, n_embd=8, n_ctx=10)
     ("zero", "precision", "ranks", "on_rank", "on_host"),
     [
         # Of 1,000 parameters: masters, moments and gradients of the step (12 + 8 bytes),
-        # gradients (2), weights (2), buckets.
+        # gradients (2), weights (2), buckets; whole weights under ZeRO-3.
         ("0", "bf16", 4, 20_000 + 2000 + 2000, 0),
-        ("0", "fp32", 4, 12_000 + 4000 + 4000, 0),
+        ("0", "fp32", 4, 8000 + 4000 + 4000, 0),
         ("1", "bf16", 1, 20_000 + 2000 + 2000, 0),
         ("1", "bf16", 4, 5000 + 2000 + 2000 + 2000, 0),
         ("1", "bf16", 2, 10_000 + 2000 + 2000 + 2000, 0),
         ("2", "bf16", 4, 5000 + 500 + 2000 + 2000, 0),
         ("2", "fp16", 4, 5000 + 500 + 2000 + 2000, 0),
-        ("3", "bf16", 4, 5000 + 500 + 500 + 4000, 0),
-        ("3", "fp32", 4, 3000 + 1000 + 1000 + 8000, 0),
+        ("3", "bf16", 1, 20_000 + 2000 + 2000, 0),
+        ("3", "bf16", 4, 5000 + 500 + 500 + 4000 + 2000, 0),
+        ("3", "fp32", 4, 3000 + 1000 + 1000 + 8000 + 4000, 0),
         ("1+offload", "bf16", 4, 2000, 5000 + 2000),
         ("2+offload", "bf16", 4, 2000 + 2000, 5000 + 500),
-        ("3+offload", "bf16", 4, 4000, 5000 + 500 + 500),
+        ("3+offload", "bf16", 4, 4000 + 2000, 5000 + 500 + 500),
     ],
 )
 def test_states(zero, precision, ranks, on_rank, on_host):
@@ -38,7 +39,7 @@ def test_states(zero, precision, ranks, on_rank, on_host):
 
 def test_a_bucket_holds_a_gigabyte_at_most():
     assert state_bytes(1e10, "1", "bf16", 10) == (20e9 + 20e9 + 20e9 + 1e9, 0)
-    assert state_bytes(1e10, "3", "bf16", 10) == (20e9 + 2e9 + 2e9 + 2e9, 0)
+    assert state_bytes(1e10, "3", "bf16", 10) == (20e9 + 2e9 + 2e9 + 2e9 + 2e9, 0)
 
 
 def zero(**keys):
@@ -50,6 +51,8 @@ def test_bytes_of_the_buckets_of_a_json():
     assert bucket_bytes(zero(stage=2), 1000, "bf16") == 2000
     assert bucket_bytes(zero(stage=2, overlap_comm=True), 1000, "fp32") == 8000
     assert bucket_bytes(zero(stage=3), 1000, "bf16") == 4000
+    cut = zero(stage=2, overlap_comm=True, reduce_scatter=True)
+    assert bucket_bytes(cut, 1000, "bf16") == 6000
     assert bucket_bytes(own, 1000, "bf16") == 600 and bucket_bytes({}, 1000, "bf16") == 0
     assert bucket_bytes(zero(stage=1), 117e6, "bf16", on_gpu=True) == 25e6 * 2 * 2
     assert state_bytes(1000, "1", "bf16", 1, 500.0) == (20_000 + 2000 + 2000 + 500, 0)

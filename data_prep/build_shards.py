@@ -46,6 +46,7 @@ from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.streams import keep_going_without_output
 from gpt1_ds.data.manifest import (
     MANIFEST,
+    NEWLINE_TOKEN,
     SAMPLE_TOKENS,
     SPLITS,
     CorpusEntry,
@@ -195,7 +196,8 @@ def _build(args: argparse.Namespace, ranks: Ranks, sources: list[Source]) -> Non
     work = args.out / WORK
     units = _plan_units(ranks, work, sources)
     _tokenise(args, ranks, tokenizer, units)
-    parts = Parts(units, work, args.near_duplicates, args.bad_text == "drop")
+    line_breaks = tokenizer.newline_id is not None
+    parts = Parts(units, work, args.near_duplicates, args.bad_text == "drop", line_breaks)
     _compare(args, ranks, parts)
     layout = ranks.from_first(lambda: _plan_shards(args, parts))
     builder = ShardBuilder(parts, layout, args.out, tokenizer.vocab_size)
@@ -287,9 +289,11 @@ def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, objec
     # Whatever its kind, a tokenizer that maps both to the same ids does NFKC or lower case.
     same_ids = {
         "nfkc": tokenizer.encode("\uff11") == tokenizer.encode("1"),
-        "lower": tokenizer.encode("B") == tokenizer.encode("b"),
+        "lower": tokenizer.folds_case,
     }
+    has_newline = tokenizer.newline_id is not None
     return {
+        **({NEWLINE_TOKEN: tokenizer.newline_id} if has_newline else {}),
         "tokenizer": tokenizer.sha256,
         "by_the_tokenizer": same_ids,
         "normalization": _cleaning(args).record(),

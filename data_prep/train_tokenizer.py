@@ -7,8 +7,9 @@ Takes about 4 seconds for 22 MB of books and 8,000 pieces. Writes `OUT/preparati
 with hashes, sampling, normalisation) and then `OUT/tokenizer.model`, each atomically. The model is
 the same, byte for byte, for the same input and options.
 
-The text is cleaned as for the shards (`--clean`). The model itself does NFKC and lower case
-(`--normalization-rule`).
+The text is cleaned as for the shards (`--clean`). The model itself does NFKC and lower case, as
+GPT-1 does. With `--case keep` capitals stay capitals, for comparisons with figures of cased text,
+such as those of 1B Word.
 White space: every run of it, line breaks included, becomes one space, which is the start of the
 next piece. No piece crosses it.
 Digits: a run of digits is separate from letters. The model learns pieces of one digit and of
@@ -43,6 +44,8 @@ CHUNK_CHARACTERS = 1000
 """SentencePiece skips training sentences of more than 4,192 bytes; a character has up to 4."""
 
 RULES = ("nmt_nfkc_cf", "nmt_nfkc", "identity")
+CASES = {"fold": "nmt_nfkc_cf", "keep": "nmt_nfkc"}
+"""Values of --case, and the rule of each."""
 
 UNK_ID = len(CONTROL_PIECES)
 """SentencePiece insists on such a piece; with byte fallback it never occurs."""
@@ -79,11 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     option("--seed", type=int, default=42, metavar="N", help="seed of that sample")
     option(
+        "--case",
+        choices=tuple(CASES),
+        help="fold: capitals become lower case; keep: a cased vocabulary (default: fold)",
+    )
+    option(
         "--normalization-rule",
         choices=RULES,
-        default=RULES[0],
-        help="the model's: NFKC and lower case, NFKC alone, or neither; the first encodes fastest"
-        f" (default: {RULES[0]})",
+        help="the model's: NFKC and lower case, NFKC alone, or neither, which encodes slowest"
+        f" (default: that of --case, {RULES[0]})",
     )
     add_option(option)
     return parser
@@ -102,11 +109,12 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"{name} {value}: must be at least 1")
         if not least <= value <= most:
             raise ConfigError(f"{name} {value}: must be at least {least} and at most {most}")
+    rule = _rule(args.case, args.normalization_rule)
     text = _TrainingText(sources, cleaning, args.sample_bytes, args.seed)
-    model = _train(text, args.vocab_size, args.normalization_rule)
+    model = _train(text, args.vocab_size, rule)
     record = {
         "normalization": cleaning.record(),
-        "normalization_rule": args.normalization_rule,
+        "normalization_rule": rule,
         "sample_bytes": args.sample_bytes,
         "seed": args.seed,
         "sentencepiece": sentencepiece.__version__,
@@ -125,6 +133,13 @@ def main(argv: list[str]) -> None:
         reasons = Counter(reason for reason, _ in text.passed_over)
         print(shown(reasons, [name for _, name in text.passed_over[:MOST_NAMES]]))
     print(f"{path}: {args.vocab_size:,} pieces from {text.bytes / 1e6:,.1f} MB of text")
+
+
+def _rule(case: str | None, rule: str | None) -> str:
+    """The normalisation of the model; ConfigError if the two options contradict each other."""
+    if case is not None and rule is not None and (rule == CASES["fold"]) != (case == "fold"):
+        raise ConfigError(f"--case {case}: --normalization-rule {rule} does not; leave one out")
+    return rule or CASES[case or "fold"]
 
 
 class _TrainingText:

@@ -13,7 +13,7 @@
 Three figures come from the same sum of nats: perplexity a token; perplexity a word, where the
 predicted ends of documents count as words, as in the 1 Billion Word Benchmark; and bits a byte. The
 last two do not depend on how a tokenizer divides the text, so that they compare models with
-different tokenizers on the same text.
+different tokenizers on the same text, if both fold case or neither does.
 
 A shard directory: each corpus is one stream, as in training, and all ends in it are predicted; the
 words are those of its decoded tokens, the bytes those of the tokenised text. A file or a folder of
@@ -45,6 +45,7 @@ from gpt1_ds.base.bounds import COUNT_OR_ZERO
 from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.options import RUN_HELP, Parser, path
 from gpt1_ds.data.manifest import MANIFEST, read_manifest
+from gpt1_ds.data.opening import tell_of_line_breaks
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
@@ -241,6 +242,11 @@ def score_text(args: argparse.Namespace) -> None:
         texts = [read_text(args.data, args.lines, tokenizer)]
     for text in texts:
         print_perplexities(model, text, stride, folder.name)
+    if tokenizer.folds_case:
+        print(
+            "  the tokenizer folds case: a text and its capitals score alike, so compare with "
+            "tokenizers that do so too (train_tokenizer --case keep makes a cased one)"
+        )
 
 
 def print_perplexities(model: GPT, text: Text, stride: int, checkpoint: str) -> None:
@@ -300,6 +306,7 @@ def read_shards(root: Path, corpus: str | None, tokenizer: Tokenizer) -> Iterato
         raise DataError(
             f"--data {root}: made with another tokenizer than the run's; build shards with that one"
         )
+    tell_of_line_breaks(f"--data {root}", manifest, tokenizer)
     wanted = [corpus] if corpus else list(corpora)
     names = [name for name in wanted if corpora[name].tokens > 1]
     if not names:

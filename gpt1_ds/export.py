@@ -7,7 +7,8 @@
 The first makes files for transformers out of a run. The others make a checkpoint out of such a
 folder, and out of OpenAI's params_0..9.npy.
 
-`init.checkpoint` takes an imported folder; build its shards with the tokenizer in it. A fine-tuning
+`init.checkpoint` takes an imported folder; build its shards with the tokenizer in it. The weights
+of --from-openai get OpenAI's `original` text pipeline, with which they were trained. A fine-tuning
 run is exported at its best score, its head as head.safetensors. Export needs the extra
 `interchange`.
 """
@@ -43,6 +44,7 @@ from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.saving import save_weights
 from gpt1_ds.checkpoints.state import CheckpointState
+from gpt1_ds.data.openai_bpe import OPENAI_PIPELINES, PIPELINE_FILE
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.interchange.card import ORIGINAL, model_card
 from gpt1_ds.interchange.configuration import config_json, gpt_config, read_config
@@ -103,9 +105,11 @@ def main(argv: list[str]) -> None:
     source, out = Path(args.source), args.out or args.place
     if out.exists():
         raise ConfigError(f"--out {out}: exists; choose another")
+    if args.openai_pipeline and not (args.from_hf or args.from_openai):
+        raise ConfigError("--openai-pipeline goes with --from-hf and --from-openai; leave it out")
     with whole_folder(out) as folder:
         if args.from_hf or args.from_openai:
-            said = import_weights(source, folder, args.from_openai)
+            said = import_weights(source, folder, args.from_openai, args.openai_pipeline)
             print(f"{out}: {said}; start from it with init.checkpoint={out}")
         else:
             command_line = shlex.join(["python", "-m", "gpt1_ds.export", *argv])
@@ -133,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         "--from-openai",
         action="store_true",
         help="import OpenAI's released arrays and tokenizer files",
+    )
+    options.add_argument(
+        "--openai-pipeline",
+        choices=OPENAI_PIPELINES,
+        help="imports: text pipeline of OpenAI's BPE (default: that of pipeline.json in the "
+        "folder, else original for --from-openai and transformers for --from-hf)",
     )
     options.add_argument(
         "--shard-gb",
@@ -291,11 +301,12 @@ def _check(
     return said
 
 
-def import_weights(source: Path, out: Path, openai: bool) -> str:
+def import_weights(source: Path, out: Path, openai: bool, pipeline: str | None = None) -> str:
     """Import `source` as a weights-only checkpoint with its tokenizer in the folder `out`.
 
-    The weights of an export by this project are restored bit for bit. Returns what was imported
-    and how it was compared, for the user.
+    The weights of an export by this project are restored bit for bit. `pipeline` is that of
+    OpenAI's BPE, if it shall be another than the source's. Returns what was imported and how it
+    was compared, for the user.
     """
     if openai:
         theirs = read_openai(source)
@@ -304,11 +315,7 @@ def import_weights(source: Path, out: Path, openai: bool) -> str:
         theirs = Release(read_weights(source), config)
     home = out / "tokenizer"
     home.mkdir()
-    if (source / "tokenizer").is_dir():
-        load_tokenizer(source / "tokenizer").copy_to(home)
-    else:
-        for name, text in openai_files(source).items():
-            write_atomically(home / name, text)
+    _import_tokenizer(source, home, "original" if openai else "transformers", pipeline)
     tokenizer = load_tokenizer(home)
     ours = gpt_config(theirs.config, tokenizer.vocab_size, source)
     weights = to_ours(theirs.tensors, ours, source)
@@ -319,6 +326,8 @@ def import_weights(source: Path, out: Path, openai: bool) -> str:
         imported=str(source.resolve()),
     )
     said = f"{ours.parameters:,} parameters; {_compared(source, theirs, weights, state, openai)}"
+    if tokenizer.pipeline:
+        said += f"; text pipeline {tokenizer.pipeline}"
     save_weights(out, weights, state)
     if CLASSIFIER in theirs.tensors:
         head = {CLASSIFIER: theirs.tensors[CLASSIFIER].float()}
@@ -327,6 +336,21 @@ def import_weights(source: Path, out: Path, openai: bool) -> str:
     if theirs.left_out:
         said += f"; {theirs.left_out} arrays after those of the decoder are left out"
     return said
+
+
+def _import_tokenizer(source: Path, home: Path, usual: str, pipeline: str | None) -> None:
+    """Write the tokenizer of `source` to `home`; `usual`: the pipeline where nothing names one."""
+    own = source / "tokenizer"
+    if not own.is_dir():
+        for name, text in openai_files(source, pipeline, usual).items():
+            write_atomically(home / name, text)
+        return
+    load_tokenizer(own).copy_to(home)
+    if pipeline is None:
+        return
+    if load_tokenizer(home).kind != "openai":
+        raise ConfigError(f"--openai-pipeline {pipeline}: {own} is not OpenAI's BPE; leave it out")
+    write_atomically(home / PIPELINE_FILE, json.dumps({"openai_pipeline": pipeline}))
 
 
 def _compared(

@@ -47,6 +47,7 @@ from gpt1_ds.distributed import collectives, rendezvous
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.optimizer import set_lr
+from gpt1_ds.engine.readings import grad_norm
 from gpt1_ds.engine.timing import StepTimer, profiled
 from gpt1_ds.engine.update import skipped_steps, was_skipped
 from gpt1_ds.model.gpt import GPT, GPTConfig
@@ -256,7 +257,6 @@ def log_step(run: FineTuning, losses: TaskLosses, step: int, cursor: Cursor, lr:
             "checkpoint is kept: lower optim.lr"
         )
     speed = run.throughput.read(tokens)["tokens_per_second"]
-    norm = engine.get_global_grad_norm()
     run.log.log(
         step,
         "train",
@@ -265,7 +265,7 @@ def log_step(run: FineTuning, losses: TaskLosses, step: int, cursor: Cursor, lr:
         lm_loss=lm_loss,
         lr=lr,
         epoch=round(cursor.epoch + cursor.index / run.steps_per_epoch, 6),
-        grad_norm=None if norm is None else float(norm),  # None in plain float32
+        grad_norm=grad_norm(engine),
         tokens_per_second=speed,
         skipped_steps=skipped_steps(engine),
         **run.timer.read(steps),

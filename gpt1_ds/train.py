@@ -31,7 +31,7 @@ from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.batches import Batches
 from gpt1_ds.data.manifest import read_manifest
-from gpt1_ds.data.opening import local_shards, sound_manifest
+from gpt1_ds.data.opening import local_shards, sound_manifest, tell_of_line_breaks
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives, rendezvous
@@ -39,7 +39,7 @@ from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.internals import set_batch
 from gpt1_ds.engine.optimizer import set_lr
-from gpt1_ds.engine.readings import layer_norms, loss_scale
+from gpt1_ds.engine.readings import grad_norm, layer_norms, loss_scale
 from gpt1_ds.engine.timing import StepTimer, profiled
 from gpt1_ds.engine.update import skipped_steps, was_skipped
 from gpt1_ds.model.gpt import GPT, GPTConfig
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
     memory = MemoryNeed(settings)
     with collectives.peer_faults(), memory.explained():
         manifest = sound_manifest(config.data, manifest)
+        tell_of_line_breaks(config.data.shards, manifest, tokenizer)
         shape = GPTConfig(tokenizer.vocab_size, **shape_of(config.model))
         data = open_corpora(config, shape.n_ctx, manifest)
         facts = facts_of(config, shape, tokenizer, manifest)
@@ -137,6 +138,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
         norms: dict[str, float] | None = {} if norms_due(config, step + 1) else None
         with profiled(run.folder, step + 1, config.log.profile):
             loss = train_step(engine, batch.micro_batches, batch.dropout_keys, run.timer, norms)
+        run.plateau.count(batch.micro_batches)
         step, cursor = step + 1, batch.after
         losses.add(loss, step, was_skipped(engine, skipped_before))
         run.bar.update()
@@ -206,7 +208,6 @@ def log_step(
     engine, sizes, n_ctx = run.engine, run.data.sizes, run.shape.n_ctx
     since = max(step - len(losses.steps), run.log.resume_step)
     loss = losses.check(step, cursor)
-    norm = engine.get_global_grad_norm()
     tokens = sizes.before(step) * n_ctx
     speed = run.throughput.read(tokens - sizes.before(since) * n_ctx)
     run.log.log(
@@ -214,7 +215,7 @@ def log_step(
         "train",
         loss=loss if math.isfinite(loss) else None,
         lr=lr,
-        grad_norm=None if norm is None else float(norm),  # None in plain float32
+        grad_norm=grad_norm(engine),
         **speed,
         tokens=tokens,
         skipped_steps=skipped_steps(engine),
@@ -232,6 +233,8 @@ def log_step(
         f"{speed['mfu']:.0%} MFU",
         seconds_left=(sizes.before(run.total_steps) * n_ctx - tokens) / rate,
     )
+    if stuck := run.plateau.check(step, loss):
+        say(f"warning: {stuck}")
     losses.start_line(loss)
 
 

@@ -40,6 +40,7 @@ OPTIONS = {
         "--sample-bytes",
         "--seed",
         "--normalization-rule",
+        "--case",
         "--clean",
     },
     "data_prep/build_shards.py": {
@@ -75,7 +76,7 @@ OPTIONS = {
         "--predict",
         "--zero-shot",
     },
-    "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--shard-gb", "--out"},
+    "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--openai-pipeline", "--shard-gb", "--out"},
     "gpt1_ds/plan.py": {
         "--config",
         "--deepspeed_config",

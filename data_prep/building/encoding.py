@@ -181,6 +181,7 @@ class _Batch(NamedTuple):
     lines: list[list[str]]
     """By fragment."""
     tokens_T: np.ndarray
+    """With a line break before each line, if the tokenizer has a token for it."""
     ends: list[int]
     """Tokens in front of each line, and of all lines, (L + 1,)."""
     fallback: list[int]
@@ -264,10 +265,30 @@ class _PartWriter:
         lines = [fragment.text.split("\n") if fragment.text else [] for fragment in fragments]
         every_line = list(itertools.chain.from_iterable(lines))
         tokens_T, counts_L = encoder.tokenizer.encode_ragged(every_line)
+        newline = encoder.tokenizer.newline_id
+        if newline is not None:
+            follows_L = self._follows_text(fragments, lines, counts_L)
+            places = (np.cumsum(counts_L) - counts_L)[follows_L]
+            tokens_T = np.insert(tokens_T, places, newline)
+            counts_L = counts_L + follows_L
         ends_L = np.concatenate([[0], np.cumsum(counts_L)])
         fallback_T = np.flatnonzero(encoder.is_fallback_V[tokens_T])
         fallback_L = np.searchsorted(fallback_T, ends_L)
         return _Batch(lines, tokens_T, ends_L.tolist(), fallback_L.tolist())
+
+    def _follows_text(
+        self, fragments: list[Fragment], lines: list[list[str]], counts_L: np.ndarray
+    ) -> np.ndarray:
+        """(L,) bool: which lines have tokens, and tokens of their document before them."""
+        has_text = self._open is not None and self._tokens > self._open.begin
+        counts = iter(counts_L.tolist())
+        follows = []
+        for fragment, its_lines in zip(fragments, lines, strict=True):
+            for count in itertools.islice(counts, len(its_lines)):
+                follows.append(has_text and count > 0)
+                has_text = has_text or count > 0
+            has_text = has_text and not fragment.last
+        return np.array(follows, bool)
 
     def _add_paragraphs(self, batch: _Batch, first: int, lines: list[str], here: int) -> None:
         """Add the long ones of `lines`, which begin at line `first` of the batch."""

@@ -78,8 +78,12 @@ class KeptDocuments:
 class Parts:
     """The encoded parts of all units, in reading order."""
 
-    def __init__(self, units: list[Unit], work: Path, near: float, drop_bad: bool):
+    def __init__(
+        self, units: list[Unit], work: Path, near: float, drop_bad: bool, line_breaks: bool = False
+    ):
+        """`line_breaks`: each line of a document but the first begins with a token for it."""
         self.units, self.work, self.drop_bad = units, work, drop_bad
+        self.line_breaks = line_breaks
         self.records = [json.loads(unit.marker(work).read_text(encoding="utf-8")) for unit in units]
         self.names: list[str] = []
         self.unit_of: list[Unit] = []
@@ -121,6 +125,8 @@ class Parts:
         tables = self.tables(part)
         reasons_D, paragraphs = self.decision(part)
         documents_D, paragraphs_P = tables["documents"].copy(), tables["texts"][paragraphs]
+        if self.line_breaks:
+            _drop_leading_breaks(documents_D, paragraphs_P)
         for name in ("tokens", "bytes", "fallback"):
             np.subtract.at(documents_D[name], paragraphs_P["document"], paragraphs_P[name])
         rows_K = np.flatnonzero(reasons_D == 0)
@@ -163,3 +169,19 @@ class Parts:
                 file.seek(begin * dtype.itemsize)
                 found.append(np.fromfile(file, dtype, end - begin))
         return found
+
+
+def _drop_leading_breaks(documents_D: np.ndarray, paragraphs_P: np.ndarray) -> None:
+    """If a document loses its beginning, it loses the line break before what is left too."""
+    last_of: dict[int, int] = {}  # document -> the last paragraph of its dropped beginning
+    end_of: dict[int, int] = {}
+    for p in np.argsort(paragraphs_P["begin"], kind="stable").tolist():
+        document, begin, tokens = (
+            int(paragraphs_P[name][p]) for name in ("document", "begin", "tokens")
+        )
+        if begin == end_of.get(document, int(documents_D["begin"][document])):
+            last_of[document], end_of[document] = p, begin + tokens
+    for document, p in last_of.items():
+        begin, tokens = (int(documents_D[name][document]) for name in ("begin", "tokens"))
+        if begin < end_of[document] < begin + tokens - 1:  # something is left before <eot>
+            paragraphs_P["tokens"][p] += 1

@@ -32,6 +32,9 @@ VERSION = 1
 SPLITS = ("train", "valid")
 SAMPLE_TOKENS = 65_536
 """Largest number of tokens in a sample."""
+NEWLINE_TOKEN = "newline_token"
+"""Setting of the preparation: id of the line breaks in the shards. It is absent if the tokenizer
+has none, and in shards of an early version, which left the line breaks out."""
 _FILE = re.compile(r"(train|valid)/([\w-]+)/\2-\d{6,}\.tar")
 _BUILD_HINT = "build it with `python -m data_prep.build_shards` or `sbatch slurm/prepare_data.sh`"
 
@@ -81,6 +84,12 @@ class Manifest:
     @property
     def dtype(self) -> np.dtype:
         return token_dtype(self.tokenizer["vocab_size"])
+
+    @property
+    def newline_id(self) -> int | None:
+        """Id of the line breaks in the shards; None if the shards have none."""
+        found = self.preparation.get("settings", {}).get(NEWLINE_TOKEN)
+        return found if isinstance(found, int) else None
 
     def shards(self) -> list[Shard]:
         """All shards of all splits and corpora, in manifest order."""

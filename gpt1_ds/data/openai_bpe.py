@@ -20,8 +20,10 @@ original: `text_utils.py` of openai/finetune-transformer-lm, with current ftfy a
   around it. The original regular expression is not a raw string, so backslashes get no spaces.
 - spaCy's English rules split words ("don't": "do n't"). `spacy.blank("en")` has these rules and
   needs no model.
-- White space that contains a newline becomes the single token `\n</w>`. (Shards do not have it,
-  because documents are encoded line by line.)
+- White space that contains a newline becomes the single token `\n</w>`, but not at the beginning
+  or the end of a text. Shards have it too.
+- ftfy repairs each line by itself, so that the ids do not depend on how a text is divided. (In the
+  released code a "<" also keeps the HTML entities of all later lines.)
 - Words are lower-cased after that, so a capital sigma at the end of a word becomes "ς".
 
 Both: each character outside the vocabulary becomes id 0, `<unk>`, and is lost. Upper case is lost.
@@ -70,10 +72,13 @@ class OpenAIBPE:
             self._ids = _vocabulary(self.contents[VOCABULARY_FILE])
         with _data_error_for(folder / MERGES_FILE):
             self._merges = _merges(self.contents[MERGES_FILE], self._ids)
-        with _data_error_for(folder / PIPELINE_FILE):
-            self.pipeline = _pipeline(folder / PIPELINE_FILE)
+        self.pipeline = chosen_pipeline(folder) or OPENAI_PIPELINES[0]
         self.contents[PIPELINE_FILE] = json.dumps({"openai_pipeline": self.pipeline}).encode()
         self.size = len(self._ids)
+        self.newline_id: int | None = None
+        """Id of a line break; None if it is white space, as in the pipeline `transformers`."""
+        if self.pipeline == "original":
+            self.newline_id = self._ids.get(f"\n{END_OF_WORD}")
         pieces = sorted(self._ids, key=self._ids.__getitem__)
         self._text = [piece.replace(END_OF_WORD, " ") for piece in pieces]
         self._model = BPE(
@@ -154,12 +159,15 @@ def _merges(data: bytes, ids: dict[str, int]) -> list[tuple[str, str]]:
     return merges
 
 
-def _pipeline(path: Path) -> str:
+def chosen_pipeline(folder: Path) -> str | None:
+    """The pipeline that `pipeline.json` in the folder names; None without this file."""
+    path = folder / PIPELINE_FILE
     if not path.exists():
-        return OPENAI_PIPELINES[0]
-    pipeline = json.loads(path.read_bytes())["openai_pipeline"]
-    if pipeline not in OPENAI_PIPELINES:
-        raise ValueError(f"openai_pipeline is none of {', '.join(OPENAI_PIPELINES)}")
+        return None
+    with _data_error_for(path):
+        pipeline: str = json.loads(path.read_bytes())["openai_pipeline"]
+        if pipeline not in OPENAI_PIPELINES:
+            raise ValueError(f"openai_pipeline is none of {', '.join(OPENAI_PIPELINES)}")
     return pipeline
 
 
@@ -208,9 +216,14 @@ _RUN_OF_ONE_MARK = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")
 
 
 def _standardized(text: str) -> str:
-    """The same text that the released code passes to spaCy."""
+    """The text that the released code passes to spaCy: that of each line, newlines between them."""
+    lines = map(_standardized_line, text.split("\n"))
+    return " \n ".join(line for line in lines if line)
+
+
+def _standardized_line(text: str) -> str:
     if _FOR_FTFY.search(text):
-        text = ftfy.fix_text(text)
+        text = ftfy.fix_text(text)  # it turns some characters into newlines
     text = _RUN_OF_ONE_MARK.sub(r" \g<0> ", text.translate(_TO_ASCII))
     text = re.sub(r"\s*\n\s*", " \n ", text)
     return re.sub(r"[^\S\n]+", " ", text).strip()

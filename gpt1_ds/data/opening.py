@@ -7,6 +7,7 @@ from gpt1_ds.base.errors import ConfigError, DataError, near
 from gpt1_ds.data.manifest import MANIFEST, Manifest, find_damage, read_manifest
 from gpt1_ds.data.remote import ShardCache, shard_cache
 from gpt1_ds.data.token_stream import TokenStream
+from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress, say
 from gpt1_ds.settings.sections import DataConfig
@@ -91,6 +92,16 @@ def _say_what_is_lost(manifest: Manifest, rest: Manifest, damaged: dict[str, str
             )
     for file, problem in sorted(damaged.items()):
         say(f"quarantine {file}: {problem}")
+
+
+def tell_of_line_breaks(data: str, manifest: Manifest, tokenizer: Tokenizer) -> None:
+    """Rank 0 prints a line if the shards at `data` lack the line breaks of the tokenizer."""
+    if tokenizer.newline_id != manifest.newline_id:
+        say(
+            f"warning: {data}: made by an early version, without the token of line breaks "
+            f"({tokenizer.newline_id}) that every other text has; build the shards again to train "
+            "it"
+        )
 
 
 def fingerprint(manifest: Manifest) -> dict[str, str]:

@@ -40,6 +40,11 @@ class Tokenizer(ABC):
     """Name in the manifest: `sentencepiece` or `openai`."""
     pipeline: str | None = None
     """Only for OpenAI's tokenizer: `transformers` or `original`."""
+    newline_id: int | None = None
+    """Id of a line break between two lines of text; None if line breaks are white space.
+
+    `encode(text)` gives the ids of each line that has any, with this id between them.
+    """
     vocab_size: int
     """Number of ids, including the control ids."""
     special_ids: dict[str, int]
@@ -92,6 +97,11 @@ class Tokenizer(ABC):
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
+
+    @cached_property
+    def folds_case(self) -> bool:
+        """Whether a text and its capitals have the same ids."""
+        return self.encode("B") == self.encode("b")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; control ids are skipped."""
@@ -195,6 +205,7 @@ class SentencePieceTokenizer(Tokenizer):
     The ids are always the same as from `SentencePieceProcessor.encode`. The word cache is used only
     if the settings of the model guarantee that. The model's normaliser `nmt_nfkc_cf` does GPT-1's
     normalisation: NFKC and case folding; a run of white space or newlines becomes one space.
+    `nmt_nfkc` is the same without case folding.
     """
 
     kind = "sentencepiece"
@@ -259,7 +270,7 @@ def words_are_independent(model: bytes) -> bool:
         return False
     if not trainer.byte_fallback:
         return False
-    if rules.name != "nmt_nfkc_cf":  # it turns newlines and "\u2581" into spaces
+    if rules.name not in ("nmt_nfkc_cf", "nmt_nfkc"):  # newlines and "\u2581" become spaces
         return False
     if not (rules.add_dummy_prefix and rules.remove_extra_whitespaces and rules.escape_whitespaces):
         return False
@@ -290,6 +301,7 @@ class OpenAITokenizer(Tokenizer):
         self._bpe = OpenAIBPE(folder)
         super().__init__(self._bpe.contents)
         self.pipeline = self._bpe.pipeline
+        self.newline_id = self._bpe.newline_id
         self.special_ids = {name: self._bpe.size + i for i, name in enumerate(SPECIAL_NAMES)}
         self.vocab_size = self._bpe.size + len(SPECIAL_NAMES)
 

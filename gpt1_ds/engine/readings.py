@@ -1,5 +1,7 @@
 """Figures of a step that are read from the engine for the log: loss scale, norms of each block."""
 
+import math
+
 from torch import Tensor
 
 from gpt1_ds.base.protocols import Engine
@@ -10,6 +12,15 @@ def loss_scale(engine: Engine) -> dict[str, float]:
     if not engine.fp16_enabled():
         return {}
     return {"loss_scale": float(engine.optimizer.loss_scale)}
+
+
+def grad_norm(engine: Engine) -> float | None:
+    """The global norm of the last step's gradients, before clipping.
+
+    None if the DeepSpeed JSON switches it off (`compute_grad_norm`), and if it is not finite.
+    """
+    norm = engine.get_global_grad_norm()
+    return None if norm is None or not math.isfinite(norm) else float(norm)
 
 
 def layer_norms(engine: Engine) -> dict[str, float]:

@@ -236,17 +236,22 @@ class WholeUpdate(Update):
         return None if self.inner.overflow else self.step(closure)
 
     def _clip(self, gradients: list[Tensor]) -> None:
-        """Clip as DeepSpeed's `clip_grad_norm_` does: it takes the mean of the ranks' norms."""
+        """Clip as DeepSpeed's `clip_grad_norm_` does: it takes the mean of the ranks' norms.
+
+        The engine reads the norm, before clipping, as `_global_grad_norm`.
+        """
         from deepspeed import comm
         from deepspeed.utils import groups
 
         largest = self.engine.gradient_clipping()
-        if largest <= 0.0:
-            return
         squares = torch.stack(torch._foreach_norm(gradients, 2)).pow(2)
+        if largest <= 0.0:
+            self.inner._global_grad_norm = squares.sum().pow(0.5)
+            return
         ranks = groups._get_data_parallel_group()
         norm = squares.sum().pow(0.5) / comm.get_world_size(group=ranks)
         if comm.get_world_size(group=ranks) > 1:
             comm.all_reduce(norm, group=ranks)
+        self.inner._global_grad_norm = norm
         share = torch.full_like(norm, largest) / (norm + 1e-6)
         torch._foreach_mul_(gradients, share.clamp(max=1.0))

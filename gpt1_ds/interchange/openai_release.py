@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.data.openai_bpe import OPENAI_FILES
+from gpt1_ds.data.openai_bpe import OPENAI_FILES, PIPELINE_FILE, chosen_pipeline
 
 PARTS = 10
 HEAD_WIDTH = 64
@@ -80,22 +80,30 @@ def _names(n_layer: int) -> list[str]:
     return names
 
 
-def openai_files(folder: Path) -> dict[str, str]:
-    """The texts of OpenAI's two tokenizer files, by name, from a transformers or OpenAI folder.
+def openai_files(
+    folder: Path, pipeline: str | None = None, usual: str = "transformers"
+) -> dict[str, str]:
+    """The texts of OpenAI's tokenizer files, by name, from a transformers or OpenAI folder.
 
+    The text pipeline is `pipeline`, or that of the folder's `pipeline.json`, or the `usual` one.
     Raises DataError if the folder has no such tokenizer.
     """
+    choice = json.dumps({"openai_pipeline": pipeline or chosen_pipeline(folder) or usual})
     try:
-        for names in (OPENAI_FILES, TRANSFORMERS_FILES):
-            if (folder / names[0]).exists():
-                texts = [(folder / name).read_text(encoding="utf-8") for name in names]
-                return dict(zip(OPENAI_FILES, texts, strict=True))
-        return _from_tokenizer_json(folder / "tokenizer.json")
+        return {**_vocabulary_and_merges(folder), PIPELINE_FILE: choice}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder}: no tokenizer known here ({error}); put vocab.json and merges.txt, or "
             f"OpenAI's {' and '.join(OPENAI_FILES)}, beside the weights"
         ) from error
+
+
+def _vocabulary_and_merges(folder: Path) -> dict[str, str]:
+    for names in (OPENAI_FILES, TRANSFORMERS_FILES):
+        if (folder / names[0]).exists():
+            texts = [(folder / name).read_text(encoding="utf-8") for name in names]
+            return dict(zip(OPENAI_FILES, texts, strict=True))
+    return _from_tokenizer_json(folder / "tokenizer.json")
 
 
 def _from_tokenizer_json(path: Path) -> dict[str, str]:

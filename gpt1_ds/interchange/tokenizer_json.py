@@ -118,16 +118,20 @@ def _sentencepiece_normalizers(model: sentencepiece_model_pb2.ModelProto) -> lis
 
     SentencePiece applies the longest rule at each character. The tokenizers library applies the
     shortest rule to a whole grapheme, so it loses combining marks after a capital or a space. Lower
-    case letters have no such rules, so the text is lower-cased first. The dotted capital I must not
+    case letters have no such rules, so the text is lower-cased first (a cased model has none for
+    capitals either). The dotted capital I must not
     be lower-cased, so a stand-in replaces it meanwhile. If a mark follows a character that is not a
     letter, a control character is put between them. The rules delete it later.
     """
     rules = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
-    return [
-        _replace(r"(?<=[^\p{L}=<>])(?=\p{M})", DELETED),
+    lower = [
         _replace(DOTTED_CAPITAL_I, STAND_IN),
         {"type": "Lowercase"},
         _replace(STAND_IN, DOTTED_CAPITAL_I),
+    ]
+    return [
+        _replace(r"(?<=[^\p{L}=<>])(?=\p{M})", DELETED),
+        *(lower if model.normalizer_spec.name.endswith("_cf") else []),
         {"type": "Precompiled", "precompiled_charsmap": rules},
         _replace("^ +| +$", ""),
         _replace(" +", SPACE),

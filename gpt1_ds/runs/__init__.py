@@ -10,6 +10,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `board`: what TensorBoard shows of it: curves, their layout, settings, the command.
 - `log`: its records: metrics.jsonl, TensorBoard, samples, status.json.
 - `losses`: the losses it remembers, loss spikes, and the list of skipped steps.
+- `plateau`: a run that predicts no more than how often each token occurs.
 - `budget`: what a resumed run says if its schedule ends at another step than before.
 - `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
 - `provenance`: what a result was made from, and what differs from another start.

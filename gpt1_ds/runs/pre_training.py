@@ -12,8 +12,10 @@ from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.engine.memory import zero_variant
+from gpt1_ds.engine.optimizer import warmup_steps
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
+from gpt1_ds.runs.plateau import Plateau
 from gpt1_ds.runs.setup import Run, Settings, Started
 from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
 
@@ -45,6 +47,9 @@ class Pretraining(Run[PretrainConfig]):
         # `trace` finds the windows of a step by them.
         facts = {"windows": data.order.index_of(state.cursor), **data.sizes.to_dict()}
         super().__init__(settings, started, stop, self.data.total_steps, "pre-training", facts)
+        schedule = config.schedule
+        warmup = warmup_steps(schedule, schedule.total_steps or self.data.total_steps)
+        self.plateau = Plateau(config, self.shape.vocab_size, warmup)
 
     def batches(self, state: CheckpointState) -> Batches:
         """This rank's batches from the place of `state` on."""

@@ -27,6 +27,7 @@ from gpt1_ds.tasks.class_report import class_report, report_lines
 from gpt1_ds.tasks.probabilities import TEMPERATURES, calibrate, probability_columns
 from gpt1_ds.tasks.probabilities import probability_cells as cells_of
 from gpt1_ds.tasks.scores import scores_by_part, task_metrics
+from gpt1_ds.tasks.splits import files_passed_over
 
 Read = Callable[[Task], list[Example]]
 
@@ -89,6 +90,7 @@ def score_task(asked: Asked) -> None:
         _print_metrics(f"{member.folder} on {data}", member.task, examples, member.outcomes)
         members.append(member)
     task, answers = members[0].task, _answers(members)
+    _tell_of_other_files(task, data)
     if asked.is_ensemble:
         _print_metrics(f"ensemble of {len(members)} on {data}", task, examples, answers)
     gold = [example.label for example in examples]
@@ -101,6 +103,12 @@ def score_task(asked: Asked) -> None:
         out = asked.out or run_of(members[0].folder) / f"evaluation-{data.stem}.tsv"
         write_out(out, predictions_table(task, gold, answers.labels, values, texts))
         print(f"{out}: predictions of {len(examples):,} examples")
+
+
+def _tell_of_other_files(task: Task, data: Path) -> None:
+    passed_over = files_passed_over(task, data)
+    if passed_over:
+        _tell(f"--data {data}: {passed_over} not scored; give such a file itself to score it")
 
 
 def calibrate_run(asked: Asked) -> None:

@@ -11,6 +11,8 @@ from gpt1_ds.tasks.examples import Encoded, Example
 
 SPLIT_WORDS = "train|training|dev|development|valid|validation|val|eval|test|testing"
 LIKE_A_SPLIT = re.compile(rf"(^|[\W_])({SPLIT_WORDS})([\W_]|$)", re.IGNORECASE)
+BELOW = ("*", "*/*", "*/*/*")
+"""Where such files may be. Publishers put further files into folders (`original/raw` of CoLA)."""
 SHOWN = 5
 """Names in a line."""
 
@@ -34,17 +36,22 @@ def one_source(task: Task, source: Path | str) -> bool:
     return os.path.isfile(source) or task.path(source, "train") == Path(source)
 
 
-def files_passed_over(task: Task, source: Path | str) -> list[str]:
-    """Names of the files beside those of the task that look like a split of data."""
+def files_passed_over(task: Task, source: Path | str) -> str:
+    """Names of files in a publisher's folder that look like a split of data, but are not read.
+
+    They are listed for a message, relative to `source`; empty if there are none.
+    """
     if one_source(task, source):
-        return []
+        return ""
+    folder = Path(source)
     used = {task.path(source, split) for split in task.files}
     names = []
-    for path in sorted(Path(source).iterdir()):
-        is_data = path.suffix.lower() in (*DATA_ENDINGS, *OTHER_ENDINGS)
-        if is_data and LIKE_A_SPLIT.search(path.name) and path not in used:
-            names.append(path.name)
-    return names
+    for pattern in BELOW:
+        for path in sorted(folder.glob(pattern)):
+            is_data = path.suffix.lower() in (*DATA_ENDINGS, *OTHER_ENDINGS)
+            if is_data and LIKE_A_SPLIT.search(path.name) and not used & {path, *path.parents}:
+                names.append(str(path.relative_to(folder)))
+    return _listed(names)
 
 
 def oddities(task: Task, source: Path | str, splits: dict[str, list[Example]]) -> list[str]:
@@ -57,9 +64,7 @@ def oddities(task: Task, source: Path | str, splits: dict[str, list[Example]]) -
         )
     passed_over = files_passed_over(task, source)
     if passed_over:
-        lines.append(
-            f"{source}: {_listed(passed_over)} passed over; task.files names the files to use"
-        )
+        lines.append(f"{source}: {passed_over} passed over; task.files names the files to use")
     train = {example.texts for example in splits["train"]}
     for name in list(splits)[1:]:
         shared = sum(example.texts in train for example in splits[name])

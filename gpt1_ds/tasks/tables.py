@@ -12,7 +12,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +62,9 @@ class Table:
     """Name of the label column; a test file may lack this column."""
     header: tuple[str, ...] | None = None
     """Column names of a file without a header row; its rows may have more columns."""
+    headless: Callable[[Sequence[str]], tuple[str, ...] | None] | None = None
+    """Column names of a file without a header row, from the fields of its first row; None if this
+    row is a header with other names."""
     delimiter: str = "\t"
     """Separates fields: a tab, or a comma with CSV quoting."""
     spelling: Mapping[str, str | None] = field(default_factory=dict)
@@ -152,6 +155,9 @@ class Table:
     def _without_header(self, path: Path, first: Fields, names: Sequence[str]) -> Sequence[str]:
         if self.header is not None:
             return self.header
+        columns = self.headless and self.headless(first.fields)
+        if columns:
+            return columns
         missing = next(name for name in self.texts if name not in names)
         separator = "tabs" if self.delimiter == "\t" else "commas"
         raise DataError(

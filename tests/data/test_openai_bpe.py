@@ -119,7 +119,7 @@ def test_quirks_of_the_transformers_pipeline(tokenizer: Tokenizer) -> None:
     assert tokenizer.fallback_ids == {0}
     assert tokenizer.encode("Caf\u00e9\n\n\tna\u00efve") == tokenizer.encode("cafe naive")
     assert tokenizer.decode(tokenizer.encode("It's 5.")) == "it ' s 5 ."
-    assert 40477 not in tokenizer.encode("a\nb")
+    assert 40477 not in tokenizer.encode("a\nb") and tokenizer.newline_id is None
 
 
 def test_no_text_becomes_a_control_piece(tokenizer: Tokenizer, original: Tokenizer) -> None:
@@ -190,6 +190,19 @@ def test_ids_of_the_original_pipeline_are_the_released_code_s(
         assert [text for text, ours in by_text if ours != released.encode(text)] == []
     assert encoded[0].count(40477) == len(re.findall(r"\s*\n\s*", book[:200_000].strip()))
     assert original.decode(original.encode("Don't go.\nStay!")) == "do n't go . \n stay !"
+
+
+def test_a_text_is_its_lines_with_line_breaks_between_them(original: Tokenizer) -> None:
+    """So shards, which are made line by line, have the ids of whole texts."""
+    texts = [*random_texts(2000), "a\r\n\x85b\u2028 \n\nc\r", "<p>\n&lt;b &amp; c", " \n\t\n", ""]
+    for text in texts:
+        joined: list[int] = []
+        for ids in filter(None, original.encode_batch(text.split("\n"))):
+            joined += [original.newline_id, *ids] if joined else ids
+        assert original.encode(text) == joined
+    assert original.encode("Don't!") == [587, 538, 267]
+    assert original.newline_id == 40477 and original.encode("&lt;b") == original.encode("<b")
+    assert original.encode(texts[-4]).count(40477) == 2
 
 
 def test_each_merge_makes_a_piece_of_its_own_after_its_parts(tokenizer: Tokenizer) -> None:

@@ -161,10 +161,21 @@ POOLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def cased(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cased")
+    main(["--corpus", f"a={text_file}", "--vocab-size", "360", "--case", "keep", "--out", str(out)])
+    return out
+
+
+@pytest.mark.parametrize("case", ["fold", "keep"])
 @pytest.mark.parametrize("pool", POOLS)
 def test_ids_are_sentencepiece_s_on_random_text(
-    tokenizer: Tokenizer, folder: Path, pool: str
+    folder: Path, cased: Path, pool: str, case: str
 ) -> None:
+    folder = {"fold": folder, "keep": cased}[case]
+    tokenizer = load_tokenizer(folder)
+    assert words_are_independent((folder / "tokenizer.model").read_bytes())
     reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     rng = random.Random(pool)
     characters = [chr(code) for code in POOLS[pool]]

@@ -67,6 +67,17 @@ def test_normalization_rule_of_the_model(
     assert tokenizer.decode(tokenizer.encode("The Cold")) == ("the cold" if lower else "The Cold")
 
 
+@pytest.mark.parametrize("case, rule", [("keep", "nmt_nfkc"), ("fold", "nmt_nfkc_cf")])
+def test_case_of_the_vocabulary(text: Path, tmp_path: Path, case: str, rule: str) -> None:
+    trained(text, tmp_path / "case", "--case", case)
+    trained(text, tmp_path / "rule", "--normalization-rule", rule)
+    by_case, by_rule = load_tokenizer(tmp_path / "case"), load_tokenizer(tmp_path / "rule")
+    assert by_case.sha256 == by_rule.sha256 and by_case.folds_case == (case == "fold")
+    other = "fold" if case == "keep" else "keep"
+    with pytest.raises(ConfigError, match=f"--case {other}: --normalization-rule {rule} does not"):
+        trained(text, tmp_path / "both", "--case", other, "--normalization-rule", rule)
+
+
 @pytest.mark.parametrize(
     ("content", "options", "error", "says"),
     [

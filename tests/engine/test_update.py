@@ -24,6 +24,9 @@ def test_the_update_has_the_bits_of_deepspeeds(ranks, tiny_shards, tmp_path, lay
     for count, overrides in ((1, []), (2, ["train.micro_batch=2", "train.grad_clip=0.2"])):
         arguments = ds_json(tmp_path, layout), str(tiny_shards), overrides
         for ours, theirs in ranks(count).run(f"{CASES}:trained", *arguments):
+            if layout == "0-fp32":  # DeepSpeed throws this norm away
+                assert not any(theirs[1]) and min(ours[1]) > 0
+                ours[1][:] = theirs[1]
             assert ours == theirs
 
 

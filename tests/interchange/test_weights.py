@@ -19,8 +19,9 @@ from transformers import (
     OpenAIGPTTokenizer,
 )
 
+from data_prep import train_tokenizer
 from gpt1_ds import export
-from gpt1_ds.base.errors import DataError
+from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.data.openai_bpe import OPENAI_FILES
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
@@ -128,6 +129,16 @@ def write_tokenizer(ours: Tokenizer, source: Path, folder: Path) -> Path:
     return folder
 
 
+def test_a_cased_vocabulary_has_the_same_ids_in_transformers(tmp_path):
+    (tmp_path / "text.txt").write_text("The Old and the old Sailor told Ann. " * 50)
+    source = tmp_path / "tok"
+    options = f"--corpus a={tmp_path}/text.txt --vocab-size 310 --case keep --out {source}"
+    train_tokenizer.main(options.split())
+    ours = load_tokenizer(source)
+    assert ours.encode("The Old") != ours.encode("the old") and not ours.folds_case
+    check_ids(ours, write_tokenizer(ours, source, tmp_path), [*NASTY, "The Old SAILOR", "\u0130 I"])
+
+
 def test_openais_bpe_has_the_same_ids_in_transformers(openai_bpe, tmp_path):
     ours = load_tokenizer(openai_bpe)
     check_ids(ours, write_tokenizer(ours, openai_bpe, tmp_path), [*NASTY, "the old and <unk> it\\"])
@@ -204,6 +215,44 @@ def test_openais_arrays_are_the_same_model(reference, released, tmp_path):
         torch.testing.assert_close(
             logits, AutoModelForCausalLM.from_pretrained(reference)(ids[:, :32]).logits[..., :100]
         )
+
+
+@pytest.mark.parametrize(
+    "kind, beside, option, expected",
+    [
+        ("--from-openai", None, None, "original"),
+        ("--from-openai", "transformers", None, "transformers"),
+        ("--from-openai", None, "transformers", "transformers"),
+        ("--from-hf", None, None, "transformers"),
+        ("--from-hf", "original", None, "original"),
+        ("--from-hf", "original", "transformers", "transformers"),
+    ],
+)
+def test_imported_weights_get_the_text_pipeline_they_were_trained_with(
+    reference, released, tmp_path, capsys, kind, beside, option, expected
+):
+    source = {"--from-openai": released, "--from-hf": reference}[kind]
+    shutil.copytree(source, tmp_path / "source")
+    if beside:
+        (tmp_path / "source" / "pipeline.json").write_text(f'{{"openai_pipeline": "{beside}"}}\n')
+    options = ["--openai-pipeline", option] if option else []
+    run_export(kind, tmp_path / "source", tmp_path / "out", *options)
+    assert f"; text pipeline {expected}" in capsys.readouterr().out
+    tokenizer = load_tokenizer(tmp_path / "out" / "tokenizer")
+    tokenizer.check_choice("openai", expected)
+    _, state = load_weights(tmp_path / "out")
+    assert state.tokenizer_sha256 == tokenizer.sha256
+    assert (tokenizer.newline_id in tokenizer.encode("the\nold")) == (expected == "original")
+
+
+def test_a_wrong_choice_of_the_pipeline_is_one_line(reference, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(reference, copy)
+    (copy / "pipeline.json").write_text('{"openai_pipeline": "spacy"}')
+    with pytest.raises(DataError, match=f"{copy}/pipeline.json: .*none of transformers, original"):
+        run_export("--from-hf", copy, tmp_path / "out")
+    with pytest.raises(ConfigError, match="--openai-pipeline goes with --from-hf"):
+        run_export("--openai-pipeline", "original", reference, tmp_path / "out")
 
 
 def test_the_released_shapes_are_gpt1(shared_data):

@@ -16,14 +16,14 @@ from tests.support.cases_engine import Trainer
 
 
 def watched(
-    ds_path: str, shards: str, tokenizer: str
+    ds_path: str, shards: str, tokenizer: str, clip: str
 ) -> tuple[dict[str, float], float, list[str], bool, bool]:
     """The gradient norms of a step, and the effects of sampling two texts.
 
     Returns the norms of the layers, the engine's own norm of all gradients, the two texts, whether
     the global generator stayed as it was, and whether the module is in training mode.
     """
-    trainer = Trainer(ds_path, shards, ["train.grad_clip=1000", "train.micro_batch=4"])
+    trainer = Trainer(ds_path, shards, [f"train.grad_clip={clip}", "train.micro_batch=4"])
     trainer.run(0, 1)
     engine, ids_BT = trainer.engine, torch.arange(4 * 33).view(4, 33)
     engine.set_gradient_accumulation_boundary(True)

@@ -10,7 +10,7 @@ import pytest
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks import LABELLED, TASKS, Task, build_task
-from gpt1_ds.tasks.splits import oddities, read_splits
+from gpt1_ds.tasks.splits import files_passed_over, oddities, read_splits
 
 ROWS = [(f"text {n}", n % 2) for n in range(200)]
 
@@ -120,6 +120,37 @@ def test_a_publishers_task_knows_them_too(tmp_path: Path):
             (tmp_path / file).write_text(f"{columns}\n{rows}")
         splits = read_splits(TASKS[name], tmp_path)
         assert [len(splits["train"]), len(splits["dev"])] == [30, 30]
+
+
+def test_files_of_a_publisher_that_are_not_read_are_named_where_they_lie(tmp_path: Path):
+    """CoLA has an out-of-domain dev set. GLUE keeps the publisher's files in a folder below."""
+    (tmp_path / "original" / "raw").mkdir(parents=True)
+    for name in ("in_domain_train", "in_domain_dev", "out_of_domain_dev", "original/raw/dev"):
+        (tmp_path / f"{name}.tsv").write_text("x\t1\t\ta b\nx\t0\t*\tc d\n")
+    task = TASKS["cola"]
+    assert files_passed_over(task, tmp_path) == "out_of_domain_dev.tsv, original/raw/dev.tsv"
+    assert files_passed_over(task, tmp_path / "out_of_domain_dev.tsv") == ""
+    lines = oddities(task, tmp_path, read_splits(task, tmp_path))
+    assert any("out_of_domain_dev.tsv, original/raw/dev.tsv passed over" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "rows, labels",
+    [
+        ("a fine film\nno fun\n", [None, None]),
+        ("0\ta fine film\n1\tno fun\n", [None, None]),
+        ("a fine film\t1\nno fun\t0\n", [1, 0]),
+        ("index\tsentence\n0\ta fine film\n1\tno fun\n", [None, None]),
+    ],
+)
+def test_a_test_file_of_sst2_needs_no_header(tmp_path: Path, rows: str, labels: list):
+    (tmp_path / "test.tsv").write_text(rows)
+    examples = TASKS["sst2"].read(tmp_path, "test")
+    assert [example.texts for example in examples] == [("a fine film",), ("no fun",)]
+    assert [example.label for example in examples] == labels
+    (tmp_path / "test.tsv").write_text("sentences\tlabel\na\t1\n")
+    with pytest.raises(DataError, match="no column 'sentence' in the header"):
+        TASKS["sst2"].read(tmp_path, "test")
 
 
 def test_files_that_look_like_splits_are_named_if_they_are_passed_over(tmp_path: Path):

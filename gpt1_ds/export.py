@@ -22,7 +22,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -321,7 +320,7 @@ def import_weights(source: Path, out: Path, openai: bool, pipeline: str | None =
     weights = to_ours(theirs.tensors, ours, source)
     state = CheckpointState(
         step=0,
-        model=asdict(ours),
+        model=ours.to_dict(),
         tokenizer_sha256=tokenizer.sha256,
         imported=str(source.resolve()),
     )

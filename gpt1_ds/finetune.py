@@ -56,12 +56,9 @@ from gpt1_ds.runs.directory import claim_folder
 from gpt1_ds.runs.ending import after_fine_tuning, fine_tuning_is_done, say_done
 from gpt1_ds.runs.fine_tuning import (
     FineTuning,
-    TaskData,
     load_transferred_weights,
-    read_task_data,
     settle_best,
     starting_point,
-    texts_of,
     write_result,
 )
 from gpt1_ds.runs.losses import TaskLosses
@@ -69,6 +66,7 @@ from gpt1_ds.runs.memory_need import MemoryNeed
 from gpt1_ds.runs.predictions import write_predictions
 from gpt1_ds.runs.provenance import facts_of_run
 from gpt1_ds.runs.setup import read_settings, shape_of, start_engine
+from gpt1_ds.runs.task_data import TaskData, read_task_data, texts_of
 from gpt1_ds.runs.trained import build_task_model
 from gpt1_ds.settings.deepspeed_json import zero_stage
 from gpt1_ds.settings.loading import run_folder
@@ -106,11 +104,13 @@ def main(argv: list[str]) -> None:
             return
         memory.tell(shape, *data.largest)
         gpt = GPT(shape)
+        if shape.position_logits:
+            gpt.position_rows = data.longest_sequence(shape.n_ctx)
         initial = None
         if source and not resumes:
             initial = load_transferred_weights(gpt, source, config.task.n_transfer)
         module = TaskModel(gpt, task.kind, task.n_outputs, config.task.pool, config.task.clf_pdrop)
-        module.class_weights = data.class_weights
+        module.class_weights, module.lm_mean = data.class_weights, config.task.lm_mean
         started = start_engine(settings, folder, module, initial, facts)
         run = FineTuning(settings, started, stop, data)
         earlier = before if run.is_done(run.state) else None
@@ -140,7 +140,7 @@ def facts_of(
     }
     return CheckpointState(
         step=0,
-        model=asdict(shape),
+        model=shape.to_dict(),
         tokenizer_sha256=data.tokenizer.sha256,
         seed=config.run.seed,
         data=data.digests,
@@ -214,7 +214,7 @@ def train_step(
     examples = [data.train[index] for index in batch]
     lengths = [example.length for example in examples]
     n_labels = sum(n_targets(example, data.class_weights) for example in examples)
-    counts = Counts(n_labels, sum(map(n_lm_targets, examples)))
+    counts = Counts(n_labels, sum(n_lm_targets(one, config.task.lm_mean) for one in examples))
     accumulation, world_size = engine.gradient_accumulation_steps(), collectives.world_size()
     micro_batch = engine.train_micro_batch_size_per_gpu()
     shares = micro_batches(lengths, micro_batch, accumulation, collectives.rank(), world_size)

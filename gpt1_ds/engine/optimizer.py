@@ -86,21 +86,39 @@ def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> int:
 def lr_at(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) -> float:
     """Rate of optimizer step `step`, counted from 0: the warm-up, then `schedule.kind`.
 
-    The cosine covers the steps after the warm-up. (OpenAI's fine-tuning code lets it cover the
-    whole run.)
+    Cosine and linear fall over the steps after the warm-up. With `schedule.progress=absolute` the
+    rate is that of OpenAI's `opt.py` (`warmup_cosine` and so on): a function of step / total_steps,
+    0 at the first step, and they fall over all steps, of which the warm-up hides the first ones.
     """
+    if schedule.progress == "absolute":
+        return _lr_as_released(step, total_steps, peak, schedule)
     warmup = warmup_steps(schedule, total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return peak * _share(step, total_steps, progress, schedule)
+
+
+def _lr_as_released(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) -> float:
+    warmup = schedule.warmup_fraction
+    if schedule.warmup_steps is not None:
+        warmup = schedule.warmup_steps / total_steps
+    progress = step / total_steps
+    if warmup > 0 and progress <= warmup:
+        return peak * progress / warmup
+    return peak * _share(step, total_steps, min(1.0, progress), schedule)
+
+
+def _share(step: int, total_steps: int, progress: float, schedule: ScheduleConfig) -> float:
+    """The share of the peak rate at `progress`, in [0, 1]."""
     if schedule.kind == "cosine":
-        return peak * (0.5 * (1 + math.cos(math.pi * progress)))
+        return 0.5 * (1 + math.cos(math.pi * progress))
     if schedule.kind == "linear":
-        return peak * (1 - progress)
+        return 1 - progress
     if schedule.kind == "wsd":
         decay_steps = max(1, round(schedule.decay_fraction * total_steps))
-        return peak * min(1.0, max(0, total_steps - step) / decay_steps)
-    return peak
+        return min(1.0, max(0, total_steps - step) / decay_steps)
+    return 1.0
 
 
 def set_lr(engine: Engine, config: PretrainConfig, step: int, total_steps: int) -> float:

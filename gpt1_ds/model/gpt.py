@@ -18,13 +18,14 @@ Names of tensors end with their shape:
 | P      | places with dropout (only in names of dropout keys: PB2, two int32) |
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt1_ds.base.protocols import Json
 from gpt1_ds.model.kernels import (
     append,
     causal_attention,
@@ -63,6 +64,19 @@ class GPTConfig:
     resid_pdrop: float = 0.1
     kind: str = "transformer"
     """`transformer`, or `lstm` for the ablation of section 5."""
+    embd_dropout: str = "vectors"
+    """What `embd_pdrop` drops: elements of the sum of token and position embedding, or, with
+    `matrix`, elements of the embedding matrix, as in the released code."""
+    position_logits: bool = False
+    """Whether the softmax of the head has a row for each position, as in the released code."""
+
+    def to_dict(self) -> Json:
+        """What a checkpoint says of the model; choices of the released code only if they are on."""
+        content = asdict(self)
+        for name in ("embd_dropout", "position_logits"):
+            if content[name] == getattr(GPTConfig, name):
+                del content[name]
+        return content
 
     @property
     def padded_vocab_size(self) -> int:
@@ -209,6 +223,9 @@ class GPT(nn.Module):
             self.blocks.append(LSTMBlock(config))
         else:
             self.blocks.extend(Block(config) for _ in range(config.n_layer))
+        self.position_rows = config.n_ctx
+        """Rows of positions in the softmax, with `position_logits`. The released code has as many
+        as its longest sequence has tokens."""
         self.activation_checkpointing = False
         """Keep only the input of each block, and compute its activations again in backward."""
         init_weights(self)
@@ -235,8 +252,10 @@ class GPT(nn.Module):
         past_tokens = cache[0][0].shape[2] if cache else 0
         T = ids_BT.shape[1]
         keys_PB2 = self._keys_of_places(ids_BT, dropout_keys_B2)
-        x_BTC = F.embedding(ids_BT, self.wte) + self.wpe[past_tokens : past_tokens + T]
-        x_BTC = dropout(x_BTC, self.config.embd_pdrop, keys_PB2[0])
+        wte_VC, wpe_TC = self._embeddings(keys_PB2[0])
+        x_BTC = F.embedding(ids_BT, wte_VC) + wpe_TC[past_tokens : past_tokens + T]
+        if self.config.embd_dropout == "vectors":
+            x_BTC = dropout(x_BTC, self.config.embd_pdrop, keys_PB2[0])
         presents = []
         for layer, block in enumerate(self.blocks):
             first = 1 + SITES * layer
@@ -249,10 +268,26 @@ class GPT(nn.Module):
         if cache is not None:
             cache[:] = presents
         if logits:
-            return x_BTC, linear(x_BTC[:, -1], self.wte).float()[:, : self.config.vocab_size]
+            return x_BTC, linear(x_BTC[:, -1], wte_VC).float()[:, : self.config.vocab_size]
         if targets_BT is None:
             return x_BTC, None
-        return x_BTC, head_cross_entropy(x_BTC, self.wte, targets_BT, self.config.vocab_size)
+        rows = self.config.vocab_size
+        if self.config.position_logits:
+            wte_VC = torch.cat([wte_VC[:rows], wpe_TC[: self.position_rows]])
+            rows = len(wte_VC)
+        return x_BTC, head_cross_entropy(x_BTC, wte_VC, targets_BT, rows)
+
+    def _embeddings(self, keys_B2: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The matrices of tokens and of positions, in training perhaps with dropout.
+
+        One mask holds for all sequences, as in the released code. Its key is that of the first
+        sequence, so it depends on how a batch is divided into micro-batches.
+        """
+        if self.config.embd_dropout == "vectors" or keys_B2 is None:
+            return self.wte, self.wpe
+        matrix_1RC = torch.cat([self.wte, self.wpe])[None]
+        matrix_RC = dropout(matrix_1RC, self.config.embd_pdrop, keys_B2[:1])[0]
+        return matrix_RC[: len(self.wte)], matrix_RC[len(self.wte) :]
 
     def _keys_of_places(self, ids_BT: Tensor, keys_B2: Tensor | None) -> DropoutKeys:
         """Dropout keys for the embedding, then for the places of each block."""

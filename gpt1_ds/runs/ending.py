@@ -19,11 +19,12 @@ from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 from gpt1_ds.runs import pre_training
 from gpt1_ds.runs.directory import record_settings
-from gpt1_ds.runs.fine_tuning import TaskData, given_up, total_steps
+from gpt1_ds.runs.fine_tuning import given_up, total_steps
 from gpt1_ds.runs.log import STATUS_FILE
 from gpt1_ds.runs.pre_training import Corpora
 from gpt1_ds.runs.provenance import differences, made_from
 from gpt1_ds.runs.setup import Settings, check_state_of_run
+from gpt1_ds.runs.task_data import TaskData
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig, TrainConfig
 
 ConfigT = TypeVar("ConfigT", bound=PretrainConfig)

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +43,7 @@ def load_exported(folder: Path) -> Exported:
     if task:
         weights = {f"gpt.{name}": weight for name, weight in weights.items()} | head
     state = CheckpointState(
-        step=0, model=asdict(shape), tokenizer_sha256=tokenizer.sha256, task=task
+        step=0, model=shape.to_dict(), tokenizer_sha256=tokenizer.sha256, task=task
     )
     return Exported(weights, state, tokenizer)
 

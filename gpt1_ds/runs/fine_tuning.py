@@ -3,8 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from gpt1_ds.base.errors import ConfigError, DataError, StopRequested
@@ -28,78 +28,15 @@ from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
-from gpt1_ds.runs.predictions import Texts, report_of_predictions
-from gpt1_ds.runs.provenance import differences, examples_digest, made_from
+from gpt1_ds.runs.predictions import report_of_predictions
+from gpt1_ds.runs.provenance import differences, made_from
 from gpt1_ds.runs.setup import InitialWeights, Run, Settings, Started, shape_of
+from gpt1_ds.runs.task_data import TaskData
 from gpt1_ds.runs.trained import run_tokenizer
 from gpt1_ds.settings.loading import run_folder
-from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, TaskConfig
-from gpt1_ds.tasks import Encoded, Example, Task
-from gpt1_ds.tasks.batches import classes_of, epoch_batches, subset
+from gpt1_ds.settings.sections import PRESETS, FinetuneConfig
+from gpt1_ds.tasks.batches import classes_of, epoch_batches
 from gpt1_ds.tasks.class_report import brief
-from gpt1_ds.tasks.class_weights import class_weights
-from gpt1_ds.tasks.examples import Label
-from gpt1_ds.tasks.scores import majority_score
-from gpt1_ds.tasks.splits import oddities, read_splits, vanished_texts
-
-
-@dataclass
-class TaskData:
-    """A task's examples as the model sees them, and what its answers are compared with."""
-
-    task: Task
-    tokenizer: Tokenizer
-    train: list[Encoded]
-    dev: list[Encoded]
-    gold: list[Label]
-    """Answers of the dev examples, as the task's metrics take them."""
-    parts: list[str]
-    """Part of dev (RACE: middle or high) that each dev example belongs to; empty: none.
-
-    Each part is also scored by itself.
-    """
-    others: dict[str, list[Example]]
-    """Every further split whose file is there: test, MNLI's mismatched half. Predicted last."""
-    digests: dict[str, str]
-    """Number and hash of the examples in the files of train and dev."""
-    majority: float
-    """The score on dev of the commonest answer of the training set."""
-    class_weights: list[float] | None = None
-    """Of each class, in the task loss."""
-    dev_texts: Texts | None = None
-    """The texts of dev, if they go to the table of predictions."""
-    warnings: list[str] = field(default_factory=list)
-    """What is odd about the files and their examples."""
-
-    @property
-    def cut(self) -> dict[str, dict[str, int]]:
-        """For each split: how many examples were too long for the context, and the tokens they
-        lost: `examples`, `tokens` (all together) and `most` (of one example)."""
-        counts = {}
-        for split, examples in (("train", self.train), ("dev", self.dev)):
-            lost = [example.cut for example in examples if example.cut]
-            most = max(lost, default=0)
-            counts[split] = {"examples": len(lost), "tokens": sum(lost), "most": most}
-        return counts
-
-    @property
-    def predicted(self) -> dict[str, str]:
-        """Number and hash of the examples in the files of the further splits."""
-        return {split: examples_digest(examples) for split, examples in self.others.items()}
-
-    @property
-    def largest(self) -> tuple[int, int]:
-        """Sequences of a training example, and tokens of the longest one."""
-        return len(self.train[0].sequences), max(example.length for example in self.train)
-
-    def tokens(self, batch: list[int]) -> int:
-        """Real tokens of the training examples with these indices."""
-        sequences = [self.train[index].sequences for index in batch]
-        return sum(sum(map(len, example)) for example in sequences)
-
-    def steps_per_epoch(self, global_batch: int) -> int:
-        """Batches in which every training example comes once; the last one may be smaller."""
-        return -(-len(self.train) // global_batch)
 
 
 class FineTuning(Run[FinetuneConfig]):
@@ -161,10 +98,11 @@ class FineTuning(Run[FinetuneConfig]):
         if config.task.sampling == "balanced":
             classes = [classes_of(example)[0] for example in self.data.train]
         batch, seed = config.train.global_batch, config.run.seed
+        plain = config.task.sampling == "plain"
         epoch, index = cursor.epoch, cursor.index
         while True:
-            batches = epoch_batches(lengths, batch, seed, epoch, classes)
-            for indices in batches[index:]:
+            batches = epoch_batches(lengths, batch, seed, epoch, classes, plain)
+            for indices in batches[index : self.steps_per_epoch]:
                 index += 1
                 ends_epoch = index >= self.steps_per_epoch
                 yield indices, Cursor(epoch + 1, 0) if ends_epoch else Cursor(epoch, index)
@@ -217,43 +155,6 @@ def continued(config: FinetuneConfig, data: TaskData, started: Started) -> Check
     return replace(state, cursor=place)
 
 
-def read_task_data(
-    config: FinetuneConfig, task: Task, tokenizer: Tokenizer, n_ctx: int
-) -> TaskData:
-    """Every split of the task that is there; train and dev are encoded."""
-    folder, seed = config.task.data, config.run.seed
-    if not folder:
-        raise ConfigError(f"task.data is not set; give the folder of {config.task.name}'s files")
-    splits = read_splits(task, folder)
-    warnings = oddities(task, folder, splits)
-    train, dev = splits.pop("train"), splits.pop("dev")
-    digests = {"train": examples_digest(train), "dev": examples_digest(dev)}
-    train = [train[index] for index in subset(len(train), config.task.max_examples, seed)]
-    if config.eval.batches is not None:
-        most = config.eval.batches * config.train.global_batch
-        dev = [dev[index] for index in subset(len(dev), most, seed)]
-    gold = [example.label for example in dev]
-    encoded = {
-        "train": task.encode(train, tokenizer, n_ctx),
-        "dev": task.encode(dev, tokenizer, n_ctx),
-    }
-    labels = [example.label for example in train]
-    return TaskData(
-        task=task,
-        tokenizer=tokenizer,
-        train=encoded["train"],
-        dev=encoded["dev"],
-        gold=gold,
-        parts=[example.part for example in dev],
-        others=splits,
-        digests=digests,
-        majority=majority_score(task.metrics[0], labels, gold, len(task.classes)),
-        class_weights=class_weights(config.task, task, encoded["train"]),
-        dev_texts=texts_of(config.task, dev),
-        warnings=warnings + vanished_texts(encoded),
-    )
-
-
 def starting_point(
     config: FinetuneConfig, resumes: bool
 ) -> tuple[GPTConfig, Tokenizer, Path | None]:
@@ -285,8 +186,9 @@ def starting_point(
                 f"model.{key} is {shape[key]}, but {folder} holds a model with "
                 f"{state.model[key]}; leave it out, or set init.checkpoint=none"
             )
-    dropout = {name: value for name, value in shape.items() if name.endswith("_pdrop")}
-    return GPTConfig(**state.model | dropout), tokenizer, folder
+    chosen = {name: value for name, value in shape.items() if "drop" in name}
+    chosen["position_logits"] = shape["position_logits"] or state.model.get("position_logits")
+    return GPTConfig(**state.model | chosen), tokenizer, folder
 
 
 def load_transferred_weights(gpt: GPT, source: Path, n_transfer: int | None) -> InitialWeights:
@@ -319,11 +221,6 @@ def _layer(name: str) -> int:
     if name.startswith("blocks."):
         return int(name.split(".")[1])
     return -1 if name in ("wte", "wpe") else 0
-
-
-def texts_of(config: TaskConfig, examples: Sequence[Example]) -> Texts | None:
-    """The texts for the table of predictions; None if the user did not ask for them."""
-    return [example.texts for example in examples] if config.predictions_with_text else None
 
 
 def settle_best(folder: Path, best: Json | None) -> Json | None:

@@ -1,6 +1,6 @@
 """What a pre-training run has besides: its corpora, the sizes of its batches, and where it ends."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.batches import Batches, BatchSizes, Share, total_steps
@@ -74,7 +74,7 @@ def facts_of(
     """Step 0 of the run, with what every checkpoint says of its model, tokenizer and shards."""
     return CheckpointState(
         step=0,
-        model=asdict(shape),
+        model=shape.to_dict(),
         tokenizer_sha256=tokenizer.sha256,
         seed=config.run.seed,
         data=fingerprint(manifest),

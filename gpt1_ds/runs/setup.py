@@ -39,6 +39,7 @@ from gpt1_ds.runs.log import RunLog
 from gpt1_ds.runs.start_facts import checkpoint_facts, start_facts
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.command_line import arguments
+from gpt1_ds.settings.fidelity import contradictions
 from gpt1_ds.settings.loading import run_folder
 from gpt1_ds.settings.sections import ModelConfig, PretrainConfig
 from gpt1_ds.settings.shipped import ds_config_path
@@ -46,6 +47,7 @@ from gpt1_ds.settings.shipped import ds_config_path
 ConfigT = TypeVar("ConfigT", bound=PretrainConfig)
 NOT_SHAPE = ("preset", "vocab_size")
 """What `ModelConfig` and `GPTConfig` do not have in common."""
+USUAL: Json = {"kind": "transformer", "position_logits": False}
 
 
 @dataclass
@@ -107,7 +109,8 @@ def read_settings(
     ds = deepspeed_json.resolve(args.deepspeed_config, config, place.world_size)
     require_async_io(args.deepspeed_config, ds)
     if place.rank == 0:  # there is no process group yet, so `say` would print on every rank
-        for line in deepspeed_json.warnings(args.deepspeed_config, ds, config):
+        lines = [*deepspeed_json.warnings(args.deepspeed_config, ds, config)]
+        for line in [*lines, *contradictions(config)]:
             print(line, file=sys.stderr, flush=True)
         tell_of_holder(run_folder(config))
     settings = Settings(config, ds, args.from_scratch)
@@ -231,11 +234,12 @@ def load_initial_weights(module: GPT, source: Path | str, facts: CheckpointState
 def check_state(state: CheckpointState, facts: CheckpointState, source: Path | str) -> None:
     """Refuse a checkpoint whose model has other shapes, or whose tokenizer gives other ids."""
     here = _identity(facts)
-    there = {"kind": "transformer", **_identity(state)}  # old checkpoints do not name the kind
+    # Checkpoints do not name what has its usual value: old ones the kind, all the ones of USUAL.
+    here, there = ({**USUAL, **identity} for identity in (here, _identity(state)))
     differing = [
         f"{name} {there.get(name)} there, {value} here"
         for name, value in here.items()
-        if there.get(name) != value and "pdrop" not in name
+        if there.get(name) != value and "drop" not in name
     ]
     if differing:
         raise DataError(

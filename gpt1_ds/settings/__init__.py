@@ -6,6 +6,7 @@ May import `distributed` and `base`. Files in reading order:
 - `shipped`: the YAML and JSON files of the package, by name
 - `spelling`: how a setting is written that was named in another way
 - `written`: YAML with the spelling of its scalars, without duplicate keys
+- `fidelity`: what `fidelity: as_released` stands for.
 - `loading`: defaults, YAML and command-line overrides, merged and checked
 - `command_line`: the options of the training commands, and their `--help`
 - `json_keys`: every key of a DeepSpeed JSON, with its type and bounds

@@ -18,11 +18,14 @@ import yaml
 from gpt1_ds.base.bounds import Bounds
 from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.settings import fidelity
 from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, PretrainConfig
 from gpt1_ds.settings.spelling import settings_of, spelling_for
 from gpt1_ds.settings.written import DuplicateKeyError, Written, parse, plain
 
 Config = typing.TypeVar("Config", bound=PretrainConfig)
+FIDELITY = "fidelity"
+"""The section that may be written as its one value."""
 OCTAL_OR_BASE_60 = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 """Numbers that YAML reads otherwise than people: 0123 is 83, and 1:30 is 90."""
 
@@ -34,6 +37,7 @@ def load(cls: type[Config], path: Path | str | None, overrides: list[str]) -> Co
     config = cls()
     for setting in settings:
         _set(config, setting)
+    fidelity.fill(config, {f"{setting.section}.{setting.key}" for setting in settings})
     if config.model.preset in PRESETS:
         for key, value in PRESETS[config.model.preset].items():
             if getattr(config.model, key) is None:
@@ -89,6 +93,9 @@ def _read_yaml(path: Path | str) -> list[Setting]:
     for section, keys in content.items():
         if plain(keys) is None:
             continue
+        if section == FIDELITY and isinstance(keys, Written):
+            settings.append(Setting(section, "kind", keys, str(path)))
+            continue
         if not isinstance(keys, dict):
             raise ConfigError(
                 f"{path}: section '{section}' holds {plain(keys)!r}; write its keys indented "
@@ -100,6 +107,8 @@ def _read_yaml(path: Path | str) -> list[Setting]:
 
 def _parse_override(cls: type[PretrainConfig], text: str) -> Setting:
     name, equals, value = text.partition("=")
+    if name == FIDELITY and equals:
+        name = f"{FIDELITY}.kind"
     section, dot, key = name.partition(".")
     if ".".join(name.split(".")[:2]) not in settings_of(cls):
         if meant := spelling_for(cls)(name, value):

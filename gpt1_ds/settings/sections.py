@@ -81,6 +81,13 @@ class RunConfig:
 
 
 @dataclass
+class FidelityConfig:
+    kind: str = setting("paper", choices=("paper", "as_released"))
+    """paper, or as_released: the parts of OpenAI's released code (docs/pretraining.md), each one a
+    setting of its own, which wins; `fidelity: as_released` for short."""
+
+
+@dataclass
 class ModelConfig:
     preset: str = setting("gpt1", choices=tuple(PRESETS))
     """Shape of the decoder: gpt1 (12/12/768/512), gpt1-tiny, 350m, 1.3b, 6.7b, 13b; the
@@ -101,6 +108,11 @@ class ModelConfig:
     """Dropout on attention probabilities."""
     resid_pdrop: float = setting(0.1, SHARE_BELOW_1)
     """Dropout on the output of attention and of the MLP."""
+    embd_dropout: str = setting("vectors", choices=("vectors", "matrix"))
+    """What embd_pdrop drops: elements of the looked-up vectors, or of the embedding matrix of each
+    micro-batch, which the head sees too (the released code's)."""
+    position_logits: bool = False
+    """Positions have rows in the softmax of the head too, as in the released code's matrix."""
 
 
 @dataclass
@@ -188,6 +200,9 @@ class ScheduleConfig:
     """Steps of linear warm-up from 0; null: schedule.warmup_fraction of the run."""
     warmup_fraction: float = setting(0.002, SHARE)
     """Warm-up as a share of all steps, where schedule.warmup_steps is null."""
+    progress: str = setting("after_warmup", choices=("after_warmup", "absolute"))
+    """What cosine and linear fall over: the steps after the warm-up, or all steps, where the first
+    update has rate 0 (the released code's)."""
     total_steps: int | None = setting(None, COUNT)
     """Steps that the schedule spans, whatever the budget of the run; null: all steps of the run."""
 
@@ -252,6 +267,9 @@ class TaskConfig:
     """Weight of the language-modelling loss (the paper's lambda), in [0, 1]."""
     task_coef: float = setting(1.0, SHARE)
     """Weight of the task's loss, in [0, 1]."""
+    lm_mean: str = setting("token", choices=("token", "sequence"))
+    """Mean of the language-modelling loss: over all tokens of a batch, or over the sequences of
+    each one's mean (the released code's)."""
     pool: str = setting("last", choices=("last", "first"))
     """State the head reads: last (at <e>) or first (sees only <s>: warns)."""
     clf_pdrop: float = setting(0.1, SHARE_BELOW_1)
@@ -271,9 +289,17 @@ class TaskConfig:
     """Weight of each class in the task's loss, a mean over the weights of a batch: balanced (N
     examples / K classes / examples of the class), a list in the order of the labels, or
     {LABEL: WEIGHT} (others: 1); null: all alike."""
-    sampling: str = setting("shuffled", choices=("shuffled", "balanced"))
-    """Examples of an epoch: shuffled (each once), or balanced (as many draws, each class equally
-    often)."""
+    sampling: str = setting("shuffled", choices=("shuffled", "balanced", "plain"))
+    """Examples of an epoch: shuffled (each once, like lengths together), balanced (as many draws,
+    each class equally often), or plain (each once, without regard to length)."""
+    drop_last: bool = False
+    """Leave out the last batch of an epoch if it is smaller than the others."""
+    split: str = setting("hash", choices=("hash", "released"))
+    """Story Cloze without a dev file: a fifth of the stories by a hash, or the released code's 374
+    of 1,871."""
+    truncation: str = setting("longest", choices=("longest", "fields"))
+    """Texts too long for the context: the longest ones are cut, or each to n_ctx // 2 - 2 tokens
+    (the released code's; not for kinds with one text)."""
     predictions_with_text: bool = False
     """Add the texts of each example to predictions-SPLIT.tsv."""
     squared_error: bool = False
@@ -301,6 +327,7 @@ class PretrainConfig:
     """Sections of a pre-training YAML."""
 
     run: RunConfig = field(default_factory=RunConfig)
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -86,6 +86,8 @@ def build_task(config: TaskConfig, strict: bool = True) -> Task:
         task = dataclasses.replace(task, squared_error=True)
     if strict:
         refuse_misfits(config, task)
+    if (config.split, config.truncation) != (task.split, task.truncation):
+        task = dataclasses.replace(task, split=config.split, truncation=config.truncation)
     return task
 
 

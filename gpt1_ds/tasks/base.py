@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.tasks.examples import Encoded, Example, Label, Parse, Rows
@@ -29,6 +31,8 @@ UNLABELLED = ("-1", "-1.0")
 """What Hugging Face's test files have in place of a label."""
 DEV_SHARE = 0.1
 """Share of the training examples that becomes the dev set, unless the task has its own share."""
+RELEASED_STORIES, RELEASED_DEV, RELEASED_SEED = 1871, 374, 3535999445
+"""The released code's split of Story Cloze."""
 PAIR_CONTROLS = 3
 """Control tokens of a pair: `<s>`, `<delim>` and `<e>`."""
 
@@ -61,6 +65,10 @@ class Task(ABC):
     """Names in `scores.METRICS`. The first one is the task's score and selects the best epoch."""
     dev_share: float = 0.0
     """Share of the training file that becomes the dev set if the publisher has no dev file."""
+    split: str = "hash"
+    """How `divided` takes a dev set: `hash`, or `released` (`task.split`)."""
+    truncation: str = "longest"
+    """How texts are cut: `longest`, or `fields` (`task.truncation`)."""
     named: frozenset[str] = frozenset()
     """Splits whose file the user named (`task.files`): these files must be there."""
     glue: dict[str, str] = field(default_factory=dict)
@@ -98,6 +106,10 @@ class Task(ABC):
         if os.path.isfile(folder):
             return self.examples(Path(folder), split)
         shares_a_file = self.dev_share > 0 and "dev" not in self.named
+        if self.split == "released" and self.path(folder, "dev") is not None:
+            raise DataError(
+                f"{folder}: has a dev file, but task.split is released; leave one of them out"
+            )
         if shares_a_file and split in LABELLED and self.path(folder, "dev") is None:
             path = self.required_path(folder, "train")
             return self.divided(self.examples(path, split), path)[split]
@@ -136,6 +148,8 @@ class Task(ABC):
 
         Each of the two gets at least one text. Equal texts are on the same side.
         """
+        if self.split == "released":
+            return released_split(examples, source)
         places = [_place(example) for example in examples]
         limit = (self.dev_share or DEV_SHARE) * 2**64
         if max(places) < limit:
@@ -245,8 +259,37 @@ def fit(lengths: Sequence[int], room: int) -> list[int]:
     return kept
 
 
-def pair(first: list[int], second: list[int], special: dict[str, int], n_ctx: int) -> Pair:
+def released_split(examples: Sequence[Example], source: Path) -> dict[str, list[Example]]:
+    """Train and dev as `rocstories` of the released code's `datasets.py` divides the stories.
+
+    It is scikit-learn's `train_test_split` with a seed: a permutation, of which the first part is
+    dev. Of another number of stories than the published 1,871, the same share is dev.
+    """
+    n_dev = round(len(examples) * RELEASED_DEV / RELEASED_STORIES)
+    if not 0 < n_dev < len(examples):
+        raise DataError(f"{source}: {len(examples)} stories are too few for task.split=released")
+    order = np.random.RandomState(RELEASED_SEED).permutation(len(examples)).tolist()
+    return {
+        "train": [examples[index] for index in order[n_dev:]],
+        "dev": [examples[index] for index in order[:n_dev]],
+    }
+
+
+def longest_field(n_ctx: int) -> int:
+    """Tokens that the released code keeps of each text."""
+    return n_ctx // 2 - 2
+
+
+def pair(
+    first: list[int],
+    second: list[int],
+    special: dict[str, int],
+    n_ctx: int,
+    truncation: str = "longest",
+) -> Pair:
     """`<s> first <delim> second <e>`, cut to `n_ctx` tokens."""
     keep_first, keep_second = fit([len(first), len(second)], n_ctx - PAIR_CONTROLS)
+    if truncation == "fields":
+        keep_first = keep_second = longest_field(n_ctx)
     ids = [special["s"], *first[:keep_first], special["delim"], *second[:keep_second], special["e"]]
     return Pair(ids, len(first) + len(second) + PAIR_CONTROLS - len(ids))

@@ -61,19 +61,22 @@ def epoch_batches(
     seed: int,
     epoch: int,
     classes: Sequence[int] | None = None,
+    plain: bool = False,
 ) -> list[list[int]]:
     """The batches of an epoch as lists of indices. Every example occurs once.
 
     With the `classes` of the examples, each class occurs equally often instead, see
     `balanced_order`. Each epoch is shuffled anew. Then examples are sorted by length within pools
-    of `POOL_BATCHES` batches, and the batches are put in random order. Only the last batch may be
-    smaller.
+    of `POOL_BATCHES` batches, and the batches are put in random order. With `plain` the shuffled
+    order is cut into batches as it is. Only the last batch may be smaller.
     """
     random = np.random.default_rng((seed, ORDER_STREAM, epoch))
     if classes is None:
         order = random.permutation(len(lengths))
     else:
         order = balanced_order(classes, random)
+    if plain:
+        return [order[i : i + global_batch].tolist() for i in range(0, len(order), global_batch)]
     length_of = np.asarray(lengths)
     whole = len(order) // global_batch * global_batch
     pool_size = POOL_BATCHES * global_batch
@@ -195,6 +198,11 @@ def classes_of(example: Encoded) -> list[int]:
     return [int(np.argmax(example.target))]
 
 
-def n_lm_targets(example: Encoded) -> int:
-    """Number of terms in the language-modelling loss: all tokens but the first of a sequence."""
+def n_lm_targets(example: Encoded, mean: str = "token") -> int:
+    """Number of terms in the language-modelling loss: all tokens but the first of a sequence.
+
+    With the `mean` `sequence` it is the number of sequences.
+    """
+    if mean == "sequence":
+        return len(example.sequences)
     return sum(len(sequence) - 1 for sequence in example.sequences)

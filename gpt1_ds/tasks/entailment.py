@@ -13,7 +13,7 @@ class Entailment(Task):
 
     def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Sequences:
         premise, hypothesis = ids
-        joined = pair(premise, hypothesis, special, n_ctx)
+        joined = pair(premise, hypothesis, special, n_ctx, self.truncation)
         return Sequences([joined.ids], joined.cut)
 
 

@@ -5,10 +5,11 @@ Radford et al. 2018, sections 3.2 and 3.3:
     L3 = task_coef * L2 + lm_coef * L1
 
 L2 is the mean task loss over examples (token classification: over labelled tokens), weighted by
-class if `task.class_weights` is set. L1 is the mean
-negative log-likelihood of the next token over all tokens. It includes special tokens but not
-padding. Both means are over the global batch and do not depend on the number of ranks or
-micro-steps. The paper's lambda is `lm_coef` (with `task_coef=1`).
+class if `task.class_weights` is set. L1 is the mean negative log-likelihood of the next token over
+all tokens, or with `task.lm_mean=sequence` the mean over all sequences of their own means, as in
+the released code. It includes special tokens but not padding. Both means are over the global batch
+and do not depend on the number of ranks or micro-steps. The paper's lambda is `lm_coef` (with
+`task_coef=1`).
 
 Shapes: B examples, S sequences an example, T tokens, C = n_embd, K classes, N = B * S.
 """
@@ -35,7 +36,7 @@ class TaskOutput(NamedTuple):
     task_loss: Tensor
     """Sum over the examples, or over the labelled tokens, of the micro-batch."""
     lm_loss: Tensor
-    """Sum over all predicted tokens."""
+    """Sum over all predicted tokens, or over the means of all sequences."""
     logits: Tensor
 
 
@@ -53,6 +54,8 @@ class TaskModel(nn.Module):
     """
 
     class_weights: Sequence[float] | None = None
+    lm_mean = "token"
+    """`task.lm_mean`."""
 
     def __init__(self, gpt: GPT, kind: str, n_outputs: int, pool: str, clf_pdrop: float):
         super().__init__()
@@ -106,7 +109,11 @@ class TaskModel(nn.Module):
             if weights_K is not None:
                 targets = targets * weights_K
             task_loss = -(targets * logits.log_softmax(-1)).sum()
-        lm_loss = torch.zeros_like(task_loss) if nll_NT is None else nll_NT.sum()
+        lm_loss = torch.zeros_like(task_loss)
+        if nll_NT is not None and lm_targets_NT is not None:
+            if self.lm_mean == "sequence":
+                nll_NT = nll_NT / (lm_targets_NT != IGNORE).sum(1, keepdim=True).clamp(min=1)
+            lm_loss = nll_NT.sum()
         return TaskOutput(task_loss, lm_loss, logits)
 
     def _logits(self, hidden_BSTC: Tensor, end_BS: Tensor, keys_B2: Tensor | None) -> Tensor:
@@ -141,6 +148,7 @@ class Counts:
     targets: float
     """With class weights it is the sum of the weights of the labels."""
     lm_targets: int
+    """With `task.lm_mean=sequence` it is the number of sequences."""
 
     @property
     def divisor(self) -> float:

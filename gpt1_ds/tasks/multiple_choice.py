@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.tasks.base import Sequences, Task
+from gpt1_ds.tasks.base import Sequences, Task, pair
 from gpt1_ds.tasks.examples import Example, Parse, Rows
 from gpt1_ds.tasks.tables import Table, read_lines, refuse_broken_characters
 
@@ -28,10 +28,16 @@ class MultipleChoice(Task):
     def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Sequences:
         """The context is cut first, to the same length for every answer.
 
-        An answer is cut only if it fills more than half of the room.
+        An answer is cut only if it fills more than half of the room. With the truncation `fields`,
+        context and question are one field and each answer is one.
         """
         context, question, *answers = ids
         longest_answer = max(map(len, answers))
+        full_length = len(context) + len(question) + longest_answer + 3
+        if self.truncation == "fields":
+            pairs = [pair(context + question, a, special, n_ctx, "fields") for a in answers]
+            sequences = [joined.ids for joined in pairs]
+            return Sequences(sequences, full_length - max(map(len, sequences)))
         room = n_ctx - 3
         answer_room = min(longest_answer, room // 2)
         question_room = min(len(question), (room - answer_room) // 2)
@@ -43,7 +49,6 @@ class MultipleChoice(Task):
             special["delim"],
         ]
         sequences = [[*shared, *answer[:answer_room], special["e"]] for answer in answers]
-        full_length = len(context) + len(question) + longest_answer + 3
         return Sequences(sequences, full_length - max(map(len, sequences)))
 
 

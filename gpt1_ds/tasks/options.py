@@ -66,6 +66,16 @@ def refuse_misfits(config: TaskConfig, task: Task) -> None:
             of_classes,
             "classification, entailment and similarity",
         ),
+        "truncation=fields": (
+            config.truncation == "fields",
+            task.kind not in ("classification", "token_classification"),
+            "kinds with two texts or more",
+        ),
+        "split=released": (
+            config.split == "released",
+            config.name == "storycloze" and config.kind is None,
+            "storycloze",
+        ),
         "label_all_subtokens=true": (config.label_all_subtokens, of_tokens, "token_classification"),
         "squared_error=true": (
             config.squared_error,

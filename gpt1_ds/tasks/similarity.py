@@ -20,8 +20,8 @@ class Similarity(Task):
 
     def sequences(self, ids: list[list[int]], special: dict[str, int], n_ctx: int) -> Sequences:
         first, second = ids
-        forth = pair(first, second, special, n_ctx)
-        back = pair(second, first, special, n_ctx)
+        forth = pair(first, second, special, n_ctx, self.truncation)
+        back = pair(second, first, special, n_ctx, self.truncation)
         return Sequences([forth.ids, back.ids], forth.cut)
 
 

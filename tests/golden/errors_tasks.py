@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt1_ds.runs.fine_tuning import read_task_data
+from gpt1_ds.runs.task_data import read_task_data
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, TaskConfig
 from gpt1_ds.tasks import TASKS, build_task

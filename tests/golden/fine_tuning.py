@@ -6,7 +6,8 @@ from typing import Any
 
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
-from gpt1_ds.runs.fine_tuning import FineTuning, TaskData, read_task_data, total_steps
+from gpt1_ds.runs.fine_tuning import FineTuning, total_steps
+from gpt1_ds.runs.task_data import TaskData, read_task_data
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.tasks import TASKS, Encoded, build_task

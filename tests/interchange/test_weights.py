@@ -30,6 +30,7 @@ from gpt1_ds.interchange.tokenizer_json import tokenizer_config_json, tokenizer_
 from gpt1_ds.interchange.weights import to_theirs
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.trained import load_gpt
+from tests.support.released import openai_arrays, small_bpe
 
 NASTY = [
     "<e>",
@@ -65,19 +66,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
 @pytest.fixture(scope="module")
 def openai_bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small vocabulary in OpenAI's two files."""
-    folder = tmp_path_factory.mktemp("bpe")
-    merges = ["t h", "th e</w>", "a n", "an d</w>", "i t</w>", "o l", "ol d</w>"]
-    characters = [chr(code) for code in range(33, 127)]
-    pieces = [
-        "<unk>",
-        *characters,
-        *(f"{c}</w>" for c in characters),
-        *(m.replace(" ", "") for m in merges),
-        "\n</w>",
-    ]
-    (folder / OPENAI_FILES[0]).write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
-    (folder / OPENAI_FILES[1]).write_text("\n".join(["#version: 0.2", *merges, ""]))
-    return folder
+    return small_bpe(tmp_path_factory.mktemp("bpe"))
 
 
 @pytest.fixture(scope="module")
@@ -169,25 +158,6 @@ def test_hugging_face_to_ours_to_hugging_face_is_bitwise(reference, tmp_path):
     )
     text = "the old and <unk> it is 5 $ qu"
     assert old.encode(text) == now.encode(text) and len(now) == len(old) + 5
-
-
-def openai_arrays(folder: Path, weights: dict[str, torch.Tensor], n_layer: int) -> list[np.ndarray]:
-    """The arrays of a transformers model in the order and shapes in which OpenAI's code makes its
-    variables."""
-    arrays = [weights["positions_embed.weight"], weights["tokens_embed.weight"]]
-    for layer in range(n_layer):
-        for name in ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2"):
-            weight = weights[f"h.{layer}.{name}.weight"]
-            arrays += [
-                weight[None] if weight.ndim == 2 else weight,
-                weights[f"h.{layer}.{name}.bias"],
-            ]
-    (folder / "params_shapes.json").write_text(json.dumps([list(array.shape) for array in arrays]))
-    for n, part in enumerate(
-        np.array_split(torch.cat([array.flatten() for array in arrays]).numpy(), 10)
-    ):
-        np.save(folder / f"params_{n}.npy", part)
-    return arrays
 
 
 @pytest.fixture

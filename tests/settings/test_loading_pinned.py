@@ -20,6 +20,8 @@ SECTIONS = {
         "embd_pdrop": 0.1,
         "attn_pdrop": 0.1,
         "resid_pdrop": 0.1,
+        "embd_dropout": "vectors",
+        "position_logits": False,
     },
     "data": {
         "shards": "shards",
@@ -57,6 +59,7 @@ SECTIONS = {
         "decay_fraction": 0.1,
         "warmup_steps": 2000,
         "warmup_fraction": 0.002,
+        "progress": "after_warmup",
         "total_steps": None,
     },
     "eval": {"every": 1000, "batches": 50},
@@ -69,6 +72,7 @@ SECTIONS = {
         "profile": None,
     },
     "distributed": {"timeout_seconds": 600.0},
+    "fidelity": {"kind": "paper"},
     "init": {"checkpoint": None},
 }
 TASK = {
@@ -76,6 +80,7 @@ TASK = {
     "data": "",
     "lm_coef": 0.5,
     "task_coef": 1.0,
+    "lm_mean": "token",
     "pool": "last",
     "clf_pdrop": 0.1,
     "label_all_subtokens": False,
@@ -84,6 +89,9 @@ TASK = {
     "patience": None,
     "class_weights": None,
     "sampling": "shuffled",
+    "drop_last": False,
+    "split": "hash",
+    "truncation": "longest",
     "predictions_with_text": False,
     "squared_error": False,
     "kind": None,

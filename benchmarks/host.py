@@ -6,8 +6,9 @@ The model has the paper's 12 layers at a width of 16, so that its arithmetic tak
 of. On a GPU this work is done by the host while the device computes, and it is the shortest time
 that a step can take. Our model takes the branches of a GPU (`like_a_gpu`) except in the last way.
 Each way has a process of its own with one thread; the ways take turns. Times are process times in
-milliseconds, medians of the rounds. `operators` launch a kernel on a GPU, and `waits` are those of
-the host for the device; on a CPU, the update has one that a GPU has not, and the head another.
+milliseconds, each the least of the rounds: other load only adds to them. `operators` launch a
+kernel on a GPU, and `waits` are those of the host for the device; on a CPU, the update has one that
+a GPU has not, and the head another.
 
 The second table is of one rank of many, over torch's fake process group. Its figures are the
 constants of `gpt1_ds/engine/host_time.py`. About 3 minutes.
@@ -17,7 +18,6 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -203,7 +203,7 @@ Figures = dict[str, tuple[dict[str, float], dict[str, int], dict[str, int]]]
 
 
 def in_turns(ways: dict, rounds: int, steps: int, width: int) -> Figures:
-    """For each way: medians of the seconds of each part, its operators and its waits."""
+    """For each way: the least seconds of each part, its operators and its waits."""
     context, workers = multiprocessing.get_context("fork"), {}
     for name, build in ways.items():
         here, there = context.Pipe()
@@ -222,8 +222,8 @@ def in_turns(ways: dict, rounds: int, steps: int, width: int) -> Figures:
     for name, (process, pipe) in workers.items():
         pipe.send(0)
         _, operators, waits = pipe.recv()
-        median = {part: statistics.median(times[part] for times in seconds[name]) for part in PARTS}
-        figures[name] = median, operators, waits
+        least = {part: min(times[part] for times in seconds[name]) for part in PARTS}
+        figures[name] = least, operators, waits
         pipe.send(-1)
         process.join()
     return figures

@@ -230,28 +230,29 @@ class WholeUpdate(Update):
     def __call__(self, closure: Callable[[], float] | None = None) -> object:
         parameters = self.engine.module.parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
-        finite = torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all()
-        self._clip(gradients)
-        self.inner.overflow = self.skips(finite)
+        norm = self.inner._global_grad_norm = self._norm(gradients)
+        self._clip(gradients, norm)
+        self.inner.overflow = self.skips(norm.isfinite())
         return None if self.inner.overflow else self.step(closure)
 
-    def _clip(self, gradients: list[Tensor]) -> None:
-        """Clip as DeepSpeed's `clip_grad_norm_` does: it takes the mean of the ranks' norms.
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        """The mean of the ranks' norms before clipping, as DeepSpeed's `clip_grad_norm_` takes it.
 
-        The engine reads the norm, before clipping, as `_global_grad_norm`.
+        The ranks have the same gradients. An element that is not finite makes the norm so. The
+        engine reads it as `_global_grad_norm`.
         """
         from deepspeed import comm
         from deepspeed.utils import groups
 
-        largest = self.engine.gradient_clipping()
-        squares = torch.stack(torch._foreach_norm(gradients, 2)).pow(2)
-        if largest <= 0.0:
-            self.inner._global_grad_norm = squares.sum().pow(0.5)
-            return
+        norm = torch.stack(torch._foreach_norm(gradients, 2)).pow(2).sum().pow(0.5)
         ranks = groups._get_data_parallel_group()
-        norm = squares.sum().pow(0.5) / comm.get_world_size(group=ranks)
-        if comm.get_world_size(group=ranks) > 1:
+        if self.engine.gradient_clipping() > 0.0 and comm.get_world_size(group=ranks) > 1:
+            norm = norm / comm.get_world_size(group=ranks)
             comm.all_reduce(norm, group=ranks)
-        self.inner._global_grad_norm = norm
-        share = torch.full_like(norm, largest) / (norm + 1e-6)
-        torch._foreach_mul_(gradients, share.clamp(max=1.0))
+        return norm
+
+    def _clip(self, gradients: list[Tensor], norm: Tensor) -> None:
+        largest = self.engine.gradient_clipping()
+        if largest > 0.0:
+            share = torch.full_like(norm, largest) / (norm + 1e-6)
+            torch._foreach_mul_(gradients, share.clamp(max=1.0))

@@ -69,3 +69,16 @@ def test_a_step_is_skipped_without_the_host(ranks, tiny_shards, tmp_path, layout
         assert at_once[1][-1][1] == at_once[2] == late[2] == 3
         assert [counted for _, counted in late[1]] == [0] * 6, "the host knows nothing yet"
         assert at_once[0] == late[0] and late[3] == 0
+
+
+def test_three_ranks_have_the_bits_of_deepspeeds(ranks, tiny_shards, tmp_path):
+    """Their sums depend on the order. Some parameters are larger than the small buckets, which
+    DeepSpeed reduces whole if it is told to."""
+    small = {"reduce_bucket_size": 3000, "overlap_comm": True, "reduce_scatter": False}
+    overrides = ["train.global_batch=12", "train.micro_batch=2"]
+    for stage, more in ((1, {}), (2, {}), (1, small), (2, small)):
+        zero = {"stage": stage, **more}
+        scaled = {"prescale_gradients": True} if more else {}
+        ds = ds_json(tmp_path, f"{stage}-bf16", zero_optimization=zero, **scaled)
+        for ours, theirs in ranks(3).run(f"{CASES}:trained", ds, str(tiny_shards), overrides):
+            assert ours == theirs, (stage, more)

@@ -39,6 +39,9 @@ ROWS = {
     "generation": (4, "generation.py"),
     "growth-model": (1, "growth.py model"),
     "growth-corpus": (1, "growth.py corpus SHARDS/tokenizer --max-size MAX_SIZE"),
+    "gather": (1, "scale.py gather"),
+    "resize": (2, "scale.py resize"),
+    "start": (2, "scale.py start"),
     "ngram": (1, "ngram.py SHARDS --valid-corpus CORPUS"),
 }
 

@@ -46,6 +46,7 @@ from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives, rendezvous
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
+from gpt1_ds.engine.building import without_memory
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import grad_norm
 from gpt1_ds.engine.timing import StepTimer, profiled
@@ -56,7 +57,6 @@ from gpt1_ds.runs.directory import claim_folder
 from gpt1_ds.runs.ending import after_fine_tuning, fine_tuning_is_done, say_done
 from gpt1_ds.runs.fine_tuning import (
     FineTuning,
-    load_transferred_weights,
     settle_best,
     starting_point,
     write_result,
@@ -68,6 +68,7 @@ from gpt1_ds.runs.provenance import facts_of_run
 from gpt1_ds.runs.setup import read_settings, shape_of, start_engine
 from gpt1_ds.runs.task_data import TaskData, read_task_data, texts_of
 from gpt1_ds.runs.trained import build_task_model
+from gpt1_ds.runs.transfer import open_transferred_weights
 from gpt1_ds.settings.deepspeed_json import zero_stage
 from gpt1_ds.settings.loading import run_folder
 from gpt1_ds.settings.sections import FinetuneConfig
@@ -103,14 +104,13 @@ def main(argv: list[str]) -> None:
         if fine_tuning_is_done(settings, folder, data, facts):
             return
         memory.tell(shape, *data.largest)
-        gpt = GPT(shape)
+        with without_memory():
+            gpt, chosen = GPT(shape), config.task
+            module = TaskModel(gpt, task.kind, task.n_outputs, chosen.pool, chosen.clf_pdrop)
         if shape.position_logits:
             gpt.position_rows = data.longest_sequence(shape.n_ctx)
-        initial = None
-        if source and not resumes:
-            initial = load_transferred_weights(gpt, source, config.task.n_transfer)
-        module = TaskModel(gpt, task.kind, task.n_outputs, config.task.pool, config.task.clf_pdrop)
-        module.class_weights, module.lm_mean = data.class_weights, config.task.lm_mean
+        module.class_weights, module.lm_mean = data.class_weights, chosen.lm_mean
+        initial = None if resumes else open_transferred_weights(gpt, source, chosen.n_transfer)
         started = start_engine(settings, folder, module, initial, facts)
         run = FineTuning(settings, started, stop, data)
         earlier = before if run.is_done(run.state) else None

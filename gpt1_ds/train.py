@@ -37,6 +37,7 @@ from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives, rendezvous
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
+from gpt1_ds.engine.building import without_memory
 from gpt1_ds.engine.internals import set_batch
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.readings import grad_norm, layer_norms, loss_scale
@@ -63,7 +64,7 @@ from gpt1_ds.runs.pre_training import (
 )
 from gpt1_ds.runs.setup import (
     check_tokenizer,
-    load_initial_weights,
+    open_initial_weights,
     read_settings,
     shape_of,
     start_engine,
@@ -93,11 +94,13 @@ def main(argv: list[str]) -> None:
         if pretraining_is_done(settings, folder, data, facts):
             return
         memory.tell(shape)
-        module = GPT(shape)
+        with without_memory():
+            module = GPT(shape)
         initial = None
         if config.init.checkpoint and not settings.resumes():
-            initial = load_initial_weights(module, config.init.checkpoint, facts)
+            initial = open_initial_weights(config.init.checkpoint, facts)
         started = start_engine(settings, folder, module, initial, facts)
+        del initial  # with its mapped files
         run = Pretraining(settings, started, stop, data)
         announce(run, started.state.step)
         with run.watched():

@@ -40,6 +40,8 @@ class Source(Protocol):
 
     def names(self) -> list[str]: ...
 
+    def shape(self, name: str) -> torch.Size: ...
+
     def elements(self, name: str, start: int, length: int) -> Tensor:
         """The elements `[start, start + length)` of a parameter: flat, float32, on the CPU."""
         ...
@@ -50,13 +52,16 @@ class Source(Protocol):
 
 
 class WholeWeights:
-    """A `Source` of tensors that are in memory."""
+    """A `Source` of tensors that are in memory, or mapped."""
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]):
         self.tensors = dict(tensors)
 
     def names(self) -> list[str]:
         return list(self.tensors)
+
+    def shape(self, name: str) -> torch.Size:
+        return self.tensors[name].shape
 
     def elements(self, name: str, start: int, length: int) -> Tensor:
         return self.tensors[name].flatten()[start : start + length].float()

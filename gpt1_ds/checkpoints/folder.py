@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from gpt1_ds.base.errors import DataError
@@ -45,10 +46,11 @@ def has_checkpoint(run_dir: Path) -> bool:
     return bool(checkpoint_folders(run_dir / "checkpoints"))
 
 
-def find_checkpoint(path: Path | str) -> Path:
+def find_checkpoint(path: Path | str, faults_of: Callable[[Path], list[str]] | None = None) -> Path:
     """The checkpoint `path` itself, or the newest one that verifies if `path` is a run folder.
 
-    A run's folder checkpoints/ stands for the run. DataError if there is none.
+    A run's folder checkpoints/ stands for the run. DataError if there is none. `faults_of`, by
+    default `find_faults`, says what is wrong with a folder.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
@@ -56,7 +58,7 @@ def find_checkpoint(path: Path | str) -> Path:
     else:
         candidates = checkpoint_folders(path / "checkpoints") or checkpoint_folders(path)
     for folder in candidates:
-        faults = find_faults(folder)
+        faults = (faults_of or find_faults)(folder)
         if not faults:
             # The run's tokenizer is looked for in the folder above the one above.
             above = folder.parts[-3:-1]

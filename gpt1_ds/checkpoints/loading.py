@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.base.records import METRICS_FILE, read_metrics
-from gpt1_ds.checkpoints.by_parameter import place_state, place_weights
+from gpt1_ds.checkpoints.by_parameter import Source, WholeWeights, place_state, place_weights
 from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes, refuse_untrusted
 from gpt1_ds.checkpoints.flat_tensors import layout
 from gpt1_ds.checkpoints.folder import (
@@ -98,6 +98,21 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], CheckpointState]:
     if manifest.layout.zero_stage is None:
         return safetensors.torch.load_file(folder / WEIGHTS), read_state(folder)
     return read_weights(folder, manifest), read_state(folder)
+
+
+def open_weights(path: Path | str) -> tuple[Source, CheckpointState]:
+    """The weights of a run or checkpoint, of which each rank reads what it holds; and the state.
+
+    All ranks call, and share the verification.
+    """
+    folder = find_checkpoint(path, faults_on_all_ranks)
+    manifest = read_checkpoint_manifest(folder)
+    allow_known_classes()
+    refuse_untrusted(folder, manifest)
+    if manifest.layout.zero_stage is None:
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)  # mapped
+        return WholeWeights(tensors.items()), read_state(folder)
+    return SavedParameters(folder, manifest), read_state(folder)
 
 
 def load_checkpoint(engine: Engine, folder: Path) -> CheckpointState:

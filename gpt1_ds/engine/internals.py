@@ -195,7 +195,8 @@ def order_streams(engine: Engine) -> None:
     from deepspeed.accelerator import get_accelerator
 
     zero = engine.optimizer
-    if engine.zero_optimization_stage() not in (1, 2) or not zero.overlap_comm or zero.cpu_offload:
+    overlaps = getattr(zero, "overlap_comm", False)  # BF16_Optimizer has no such attribute
+    if engine.zero_optimization_stage() not in (1, 2) or not overlaps or zero.cpu_offload:
         return
     accelerator, epilogue = get_accelerator(), zero.independent_gradient_partition_epilogue
 

@@ -2,7 +2,9 @@
 
 They follow from the model's shape and from DeepSpeed's ZeRO stages. Sources: Rajbhandari et al.
 2020 (ZeRO), section 5; Korthikanti et al. 2022, section 4. `tests/test_plan.py` compares them with
-real runs. All numbers are bytes; a value takes 2 bytes in bf16 and fp16 and 4 in fp32.
+real runs. All numbers are bytes; a value takes 2 bytes in bf16 and fp16 and 4 in fp32. They hold
+for the start, too: no rank builds the whole model in float32 (`building`). Only ZeRO-1 and -2 hold
+two copies of the weights there for a moment, in which DeepSpeed joins them to one tensor.
 """
 
 from typing import NamedTuple

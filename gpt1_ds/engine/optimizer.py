@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gpt1_ds.base.protocols import Engine, Json
+from gpt1_ds.engine.building import whole_shape
 from gpt1_ds.engine.internals import AdamW
 from gpt1_ds.settings.sections import OptimConfig, PretrainConfig, ScheduleConfig
 
@@ -17,8 +18,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[Json]:
     Source: section 4.1 of the paper.
     """
     parameters = list(module.parameters())
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    matrices = [parameter for parameter in parameters if len(whole_shape(parameter)) > 1]
+    others = [parameter for parameter in parameters if len(whole_shape(parameter)) <= 1]
     return [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -13,6 +13,7 @@ from gpt1_ds.base.errors import ConfigError, UserError
 from gpt1_ds.base.memory import is_shortage
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.distributed import collectives
+from gpt1_ds.engine.building import build
 from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import (
     guard_monitor,
@@ -37,8 +38,9 @@ from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
 def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     """A DeepSpeed engine around `module`; `ds` comes from `settings.deepspeed_json.resolve`.
 
-    Every rank calls this, after the process group exists. Without an `optimizer` section in `ds`
-    the engine gets the run's own optimizer, so that nothing is compiled at the start.
+    Every rank calls this, after the process group exists. A module without memory gets its initial
+    values here (`building`). Without an `optimizer` section in `ds` the engine gets the
+    run's own optimizer, so that nothing is compiled at the start.
     """
     _set_up_blocks(module, config.train)
     deepspeed = import_deepspeed()
@@ -47,16 +49,18 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     spare_the_compiler(ds)
     optimizer, groups, device = None, None, collectives.device()
-    if "optimizer" in ds:
-        groups = parameter_groups(module, config.optim.weight_decay)
-    else:
-        optimizer = build_optimizer(module, config.optim)
+    filled = with_defaults(ds, _size(module), device.type != "cpu")
     with muon_for_blocks_alone(deepspeed), _refused_configuration():
+        build(module, filled)
+        if "optimizer" in ds:
+            groups = parameter_groups(module, config.optim.weight_decay)
+        else:
+            optimizer = build_optimizer(module, config.optim)
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             model_parameters=groups,
-            config=with_defaults(ds, _size(module), device.type != "cpu"),
+            config=filled,
             dist_init_required=False,
             # Else DeepSpeed takes GPU number LOCAL_RANK, which is none of the visible ones where
             # each rank sees only its own.

@@ -18,6 +18,7 @@ Names of tensors end with their shape:
 | P      | places with dropout (only in names of dropout keys: PB2, two int32) |
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -230,6 +231,21 @@ class GPT(nn.Module):
         """Keep only the input of each block, and compute its activations again in backward."""
         init_weights(self)
 
+    def initial_values(self) -> Iterator[tuple[str, Tensor]]:
+        """What the constructor sets each parameter to, name and float32, one after the other.
+
+        The values are those of a module on the CPU, also for one on the meta device. All lie in the
+        same memory, one after the other: a copy of a value is the caller's to make.
+        """
+        pass_over_defaults(self)
+        room = torch.empty(max(parameter.numel() for parameter in self.parameters()))
+        for name, parameter in self.named_parameters():
+            value = room[: parameter.numel()].view(parameter.shape)
+            set_initial(name, value)
+            if name == "wte":
+                value[self.config.vocab_size :] = 0.0
+            yield name, value
+
     def forward(
         self,
         ids_BT: Tensor,
@@ -316,10 +332,26 @@ def init_weights(module: nn.Module) -> None:
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=INITIAL_STD)
-            else:
-                is_gain = ".ln_" in f".{name}" and name.endswith("weight")
-                parameter.fill_(1.0 if is_gain else 0.0)
+            set_initial(name, parameter)
         if isinstance(module, GPT):
             module.wte[module.config.vocab_size :] = 0.0
+
+
+def set_initial(name: str, parameter: Tensor) -> None:
+    """Draw one parameter; see `init_weights`."""
+    if parameter.ndim > 1:
+        parameter.normal_(std=INITIAL_STD)
+    else:
+        is_gain = ".ln_" in f".{name}" and name.endswith("weight")
+        parameter.fill_(1.0 if is_gain else 0.0)
+
+
+def pass_over_defaults(module: nn.Module) -> None:
+    """Draw as many values from the global generator as the constructors of torch's layers do.
+
+    They draw values of their own first, which `init_weights` replaces.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.LSTM):
+            for parameter in layer.parameters(recurse=False):
+                torch.empty(parameter.shape).uniform_()

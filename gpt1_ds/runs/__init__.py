@@ -15,6 +15,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
 - `provenance`: what a result was made from, and what differs from another start.
 - `task_data`: the examples of a fine-tuning run, as the model sees them.
+- `transfer`: the weights that fine-tuning begins with.
 - `fine_tuning`: what a fine-tuning run has besides: examples, their order, result.
 - `ending`: what a run says at its end, and when it is started again after that.
 - `planned`: what the result of a run that is not there yet would be made from.

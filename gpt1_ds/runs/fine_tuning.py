@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from gpt1_ds.base.errors import ConfigError, DataError, StopRequested
+from gpt1_ds.base.errors import ConfigError, StopRequested
 from gpt1_ds.base.files import file_sha256, write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.deepspeed_files import saved_batch
@@ -18,7 +18,6 @@ from gpt1_ds.checkpoints.folder import (
     read_state,
     step_folder,
 )
-from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.opening import local_shards
 from gpt1_ds.data.order import Cursor
@@ -26,11 +25,11 @@ from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import StopFlag
-from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
 from gpt1_ds.runs.predictions import report_of_predictions
 from gpt1_ds.runs.provenance import differences, made_from
-from gpt1_ds.runs.setup import InitialWeights, Run, Settings, Started, shape_of
+from gpt1_ds.runs.setup import Run, Settings, Started, shape_of
 from gpt1_ds.runs.task_data import TaskData
 from gpt1_ds.runs.trained import run_tokenizer
 from gpt1_ds.settings.loading import run_folder
@@ -189,38 +188,6 @@ def starting_point(
     chosen = {name: value for name, value in shape.items() if "drop" in name}
     chosen["position_logits"] = shape["position_logits"] or state.model.get("position_logits")
     return GPTConfig(**state.model | chosen), tokenizer, folder
-
-
-def load_transferred_weights(gpt: GPT, source: Path, n_transfer: int | None) -> InitialWeights:
-    """Fill the decoder from a checkpoint; return its weights, named as in a `TaskModel`.
-
-    Every name and shape must be the same on both sides. With `n_transfer`, the blocks from that
-    one on keep their random weights; with 0 all but the embeddings do, with -1 these too.
-    """
-    weights, _ = load_weights(source)
-    wanted = gpt.state_dict()
-    for name in sorted(weights.keys() | wanted.keys()):
-        there = tuple(weights[name].shape) if name in weights else "nothing"
-        here = tuple(wanted[name].shape) if name in wanted else "nothing"
-        if there != here:
-            raise DataError(
-                f"{source}: checkpoint of another model: {name} is {there} there, {here} here; "
-                "give a pre-training run"
-            )
-    if not -1 <= (n_transfer or 0) <= len(gpt.blocks):
-        raise ConfigError(f"task.n_transfer is {n_transfer}; {source} has {len(gpt.blocks)} blocks")
-    for name in weights:
-        if n_transfer is not None and _layer(name) >= n_transfer:
-            weights[name] = wanted[name].clone()
-    gpt.load_state_dict(weights)
-    return InitialWeights({f"gpt.{name}": weight for name, weight in weights.items()}, source)
-
-
-def _layer(name: str) -> int:
-    """Number of the block of a parameter; -1: an embedding; 0: none of these."""
-    if name.startswith("blocks."):
-        return int(name.split(".")[1])
-    return -1 if name in ("wte", "wpe") else 0
 
 
 def settle_best(folder: Path, best: Json | None) -> Json | None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.protocols import Engine, Json
-from gpt1_ds.checkpoints.by_parameter import WholeWeights, place_weights
+from gpt1_ds.checkpoints.by_parameter import Source, place_weights
 from gpt1_ds.checkpoints.folder import has_checkpoint
-from gpt1_ds.checkpoints.loading import load_weights, resume
+from gpt1_ds.checkpoints.loading import open_weights, resume
 from gpt1_ds.checkpoints.saving import Saves
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.manifest import Manifest
@@ -33,7 +33,7 @@ from gpt1_ds.distributed.rendezvous import Meeting
 from gpt1_ds.engine.mechanics import default_mechanics
 from gpt1_ds.engine.start import initialize, require_async_io
 from gpt1_ds.engine.timing import StepTimer, Throughput
-from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.directory import record_settings, tell_of_holder
 from gpt1_ds.runs.log import RunLog
 from gpt1_ds.runs.start_facts import checkpoint_facts, start_facts
@@ -71,9 +71,8 @@ class Settings(Generic[ConfigT]):
 class InitialWeights(NamedTuple):
     """Weights of another run that training starts from."""
 
-    tensors: dict[str, Tensor]
-    """By parameter name, whole, float32, on the CPU; emptied once the engine has them."""
-    source: Path | str
+    weights: Source
+    origin: Path | str
     """Where they come from, for messages."""
 
 
@@ -137,13 +136,14 @@ def start_engine(
 ) -> Started:
     """Build the engine, fill in the weights, resume in the claimed `folder`; all ranks call.
 
+    `module` was made `without_memory`: the engine gives it some, and the `initial` weights in place
+    of those that are drawn, where it has them.
     DataError if a checkpoint of the run does not belong to `facts`.
     """
     config = settings.config
     engine = initialize(module, config, settings.ds)
     if initial is not None:
-        place_weights(engine, WholeWeights(initial.tensors.items()), initial.source)
-        initial.tensors.clear()
+        place_weights(engine, initial.weights, initial.origin)
     # Dropout on a GPU differs by rank; on a CPU it does not depend on this generator.
     torch.manual_seed(int(mix(config.run.seed, 4, collectives.rank()) >> 1))
     state = resume(engine, folder)
@@ -223,12 +223,11 @@ def check_tokenizer(config: PretrainConfig, folder: Path, manifest: Manifest) ->
     return tokenizer
 
 
-def load_initial_weights(module: GPT, source: Path | str, facts: CheckpointState) -> InitialWeights:
-    """The weights of the run or checkpoint at `source`, also loaded into `module`."""
-    weights, state = load_weights(source)
-    check_state(state, facts, source)
-    module.load_state_dict(weights)
-    return InitialWeights(weights, source)
+def open_initial_weights(origin: Path | str, facts: CheckpointState) -> InitialWeights:
+    """The weights of the run or checkpoint at `origin`; all ranks call."""
+    weights, state = open_weights(origin)
+    check_state(state, facts, origin)
+    return InitialWeights(weights, origin)
 
 
 def check_state(state: CheckpointState, facts: CheckpointState, source: Path | str) -> None:

@@ -14,7 +14,7 @@ and do not depend on the number of ranks or micro-steps. The paper's lambda is `
 Shapes: B examples, S sequences an example, T tokens, C = n_embd, K classes, N = B * S.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1_ds.data.order import mix
-from gpt1_ds.model.gpt import GPT, SITES
+from gpt1_ds.model.gpt import GPT, SITES, pass_over_defaults
 from gpt1_ds.model.kernels import dropout, site_keys
 from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks.examples import IGNORE
@@ -66,6 +66,14 @@ class TaskModel(nn.Module):
         self.head = nn.Linear(gpt.config.n_embd, n_outputs)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    def initial_values(self) -> Iterator[tuple[str, Tensor]]:
+        """What the constructors set each parameter to: the decoder's, then the head's."""
+        for name, value in self.gpt.initial_values():
+            yield f"gpt.{name}", value
+        pass_over_defaults(self.head)
+        yield "head.weight", torch.empty(self.head.weight.shape).normal_(std=0.02)
+        yield "head.bias", torch.zeros(self.head.bias.shape)
 
     def forward(
         self,

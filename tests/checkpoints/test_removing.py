@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_deleted_is_told(tmp_path, monkeypatch, capsys):
 
 def test_all_ranks_train_on_while_rank_0_deletes(ranks, tiny_shards, tmp_path):
     for committed, left in ranks(2).run(
-        "tests.support.cases_removing:slow_deletion", CPU, str(tiny_shards), str(tmp_path)
+        "tests.support.cases_saves:slow_deletion", CPU, str(tiny_shards), str(tmp_path)
     ):
         assert committed == [1, 2, 3], "no save waits for the deletion of those before"
         assert left == ["step-00000003"]
@@ -110,6 +110,6 @@ def test_all_ranks_train_on_while_rank_0_deletes(ranks, tiny_shards, tmp_path):
 def test_a_save_that_needs_the_room_waits_for_the_deletion(ranks, tiny_shards, small_disk):
     """The disk takes two checkpoints: there is room for the third once the first is gone."""
     for committed, left in ranks(2).run(
-        "tests.support.cases_removing:room_by_deletion", CPU, str(tiny_shards), str(small_disk)
+        "tests.support.cases_saves:room_by_deletion", CPU, str(tiny_shards), str(small_disk)
     ):
         assert committed == [1, 2, 3] and left == ["step-00000003"]

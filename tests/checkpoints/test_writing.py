@@ -12,6 +12,7 @@ from gpt1_ds.base.files import BLOCK_BYTES, file_sha256
 from gpt1_ds.base.memory import CGROUP_2, memory_left
 from gpt1_ds.checkpoints.state import FileSeal
 from gpt1_ds.checkpoints.writing import FileWriter, HashedFile
+from tests.settings.test_deepspeed_json import FOLDER
 
 LARGE = os.urandom(BLOCK_BYTES + 900_000)
 
@@ -105,3 +106,13 @@ def test_memory_left_is_within_the_machine_and_its_control_group(tmp_path):
     assert memory._group_left(tmp_path, CGROUP_2) == 500
     (tmp_path / "memory.max").write_text("max")
     assert memory._group_left(tmp_path, CGROUP_2) == float("inf")
+
+
+def test_copies_from_a_gpu_go_through_pinned_memory_and_without_crc(ranks, tiny_shards, tmp_path):
+    """What a CPU can show of it: torch's options, on a GPU alone, and that such files resume."""
+    arguments = str(FOLDER / "zero2_bf16.json"), str(tiny_shards), str(tmp_path)
+    for options, same_tensors, resumed in ranks(2).run(
+        "tests.support.cases_saves:saved_as_on_a_gpu", *arguments
+    ):
+        assert options == [(False, True), (True, False)]
+        assert same_tensors and resumed

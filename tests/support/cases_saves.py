@@ -1,4 +1,4 @@
-"""Functions that ranks of the pool run for tests of the deletion of old checkpoints."""
+"""Functions that ranks of the pool run for tests of saves: copies, the deletion of old ones."""
 
 import shutil
 import threading
@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from pytest import MonkeyPatch
+from torch.utils import serialization
 
-from gpt1_ds.checkpoints import removing, saving
+from gpt1_ds.checkpoints import deepspeed_files, removing, saving
 from gpt1_ds.checkpoints.flat_tensors import n_parameters
-from gpt1_ds.checkpoints.saving import Saves
+from gpt1_ds.checkpoints.loading import resume
+from gpt1_ds.checkpoints.saving import Saves, save_checkpoint
 from gpt1_ds.distributed import collectives
+from tests.support.cases_checkpoint import read, same
 from tests.support.cases_engine import Trainer
 
 
@@ -66,3 +70,34 @@ def room_by_deletion(ds_path: str, shards: str, disk: str) -> tuple[list[int], l
     trainer.close()
     collectives.barrier()
     return commits, sorted(path.name for path in (Path(disk) / "checkpoints").glob("step-*"))
+
+
+def saved_as_on_a_gpu(ds_path: str, shards: str, folder: str) -> tuple[list, bool, bool]:
+    """Save an engine as it is, and as if it was on a GPU.
+
+    Returns torch's options (pinned memory, CRC) during both saves, whether the files hold the same
+    tensors, and whether the second one resumes.
+    """
+    trainer, seen = Trainer(ds_path, shards, []), []
+    trainer.run(0, 1)
+    write, options = trainer.engine.checkpoint_engine.save, serialization.config.save
+
+    def noting(state_dict, path) -> None:
+        seen.append((options.use_pinned_memory_for_d2h, options.compute_crc32))
+        write(state_dict, path)
+
+    trainer.engine.checkpoint_engine.save = noting
+    quick_copies, on_a_gpu = deepspeed_files.quick_copies, torch.device("cuda")
+    for name in ("cpu", "gpu"):
+        with MonkeyPatch.context() as patched:
+            if name == "gpu":
+                patched.setattr(deepspeed_files, "quick_copies", lambda _: quick_copies(on_a_gpu))
+            save_checkpoint(trainer.engine, Path(folder) / name, 1, trainer.state(1), 1)
+    trainer.close()
+    steps = [Path(folder) / name / "checkpoints" / "step-00000001" for name in ("cpu", "gpu")]
+    again = Trainer(ds_path, shards, [], seed=9)
+    resume(again.engine, Path(folder) / "gpu")
+    save_checkpoint(again.engine, Path(folder) / "again", 1, again.state(1), 1)
+    again.close()
+    last = Path(folder) / "again" / "checkpoints" / "step-00000001"
+    return sorted(set(seen)), same(read(steps[0]), read(steps[1])), same(read(last), read(steps[0]))

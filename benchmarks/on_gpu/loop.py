@@ -73,7 +73,11 @@ def _figures(lines: list[dict]) -> dict:
     training = [line for line in lines if line["split"] == "train"]
     steady = [line for line in training if line["step"] > STEADY_SHARE * training[-1]["step"]]
     rates = [line["tokens_per_second"] for line in steady]
-    parts = {part: statistics.median(line[f"{part}_seconds"] for line in steady) for part in PARTS}
+    # One rank communicates with nobody, and a line has only the parts that there were.
+    parts = {
+        part: statistics.median(line.get(f"{part}_seconds", 0.0) for line in steady)
+        for part in PARTS
+    }
     saves = [line for line in lines if line["split"] == "checkpoint"]
     return {
         "tokens_per_second": round(statistics.median(rates)),

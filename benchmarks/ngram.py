@@ -1,6 +1,7 @@
 """An n-gram baseline: interpolated modified Kneser-Ney on the same tokens that the model sees.
 
     python benchmarks/ngram.py SHARDS --valid-corpus books
+    python benchmarks/ngram.py SHARDS --valid-corpus books --blimp BLiMP.zip
 
 It takes under a minute for 6 million tokens of 8,000 pieces.
 
@@ -12,6 +13,10 @@ first tokens.
 Modified Kneser-Ney follows Chen & Goodman (1998), section 3. Below the highest order, the count of
 an n-gram is the number of different tokens that precede it. Each order has three discounts,
 computed from the counts of counts. The lowest order is interpolated with 1 / V.
+
+With --blimp, each model also decides BLiMP's minimal pairs, as gpt1_ds.eval does: by the sum over
+all tokens of a sentence, the first one after an end of document. The published n-gram beside it is
+a 5-gram model of 3.1 billion words (Warstadt et al. 2020, section 5.1).
 """
 
 import argparse
@@ -19,6 +24,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -26,7 +32,13 @@ from tqdm import tqdm
 from gpt1_ds.base.errors import guard
 from gpt1_ds.data.manifest import Manifest, read_manifest
 from gpt1_ds.data.token_stream import TokenStream
+from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
+from gpt1_ds.model.likelihood import Likelihoods
+from gpt1_ds.tasks.benchmarks import open_benchmark
+from gpt1_ds.tasks.minimal_pairs import MinimalPairs
 
+LONGEST_SENTENCE = 1000
+"""Tokens; no sentence of BLiMP has so many."""
 NAMES = ("unigram", "bigram", "trigram")
 
 
@@ -117,6 +129,40 @@ def read_all(root: str, manifest: Manifest, split: str, corpus: str) -> np.ndarr
     return stream.read(np.zeros(1, np.int64), stream.tokens)[0]
 
 
+def told(blimp: "Blimp", levels: list[Level], vocab_size: int) -> list[str]:
+    """BLiMP by phenomenon and field beside the published scores, and what is left out."""
+    lines = blimp.pairs.report(blimp.score(levels, vocab_size))
+    by_paradigm = next(place for place, line in enumerate(lines) if "by paradigm" in line)
+    return ["BLiMP", *lines[:by_paradigm], *blimp.pairs.notes]
+
+
+@dataclass(frozen=True)
+class Blimp:
+    """BLiMP as one stream, in which each sentence follows two ends of documents."""
+
+    pairs: MinimalPairs
+    stream_T: np.ndarray
+    starts_N: np.ndarray
+    """Place of each sentence's first token."""
+    tokens_N: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path, tokenizer: Tokenizer) -> "Blimp":
+        pairs = open_benchmark("blimp", path, tokenizer, LONGEST_SENTENCE)
+        assert isinstance(pairs, MinimalPairs)
+        eot = np.array([tokenizer.special_ids["eot"]])
+        tokens_N = np.array([query.scored for query in pairs.queries])
+        parts = [part for query in pairs.queries for part in (eot, query.ids_T)]
+        starts_N = np.cumsum(tokens_N + 2) - tokens_N
+        return cls(pairs, np.concatenate(parts), starts_N, tokens_N)
+
+    def score(self, levels: list[Level], vocab_size: int) -> Likelihoods:
+        nats_T = np.log(probabilities(levels, self.stream_T, vocab_size))
+        bounds = np.stack([self.starts_N, self.starts_N + self.tokens_N], axis=1).ravel()
+        nats_N = np.add.reduceat(np.append(nats_T, 0.0), bounds)[::2]
+        return Likelihoods(nats_N, np.zeros(len(nats_N), bool))
+
+
 def main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(
         prog="python benchmarks/ngram.py", description=__doc__.split("\n")[0]
@@ -124,6 +170,9 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("shards", help="shard directory (of data_prep.build_shards)")
     parser.add_argument(
         "--valid-corpus", required=True, metavar="NAME", help="corpus whose split `valid` is scored"
+    )
+    parser.add_argument(
+        "--blimp", type=Path, metavar="PATH", help="also score these minimal pairs (BLiMP.zip)"
     )
     args = parser.parse_args(argv)
 
@@ -140,13 +189,18 @@ def main(argv: list[str]) -> int | None:
         f"interpolated modified Kneser-Ney, {vocab_size:,} pieces; train tokens: {trained}; "
         f"valid tokens: {args.valid_corpus} {len(valid_T):,}"
     )
+    tokenizer = load_tokenizer(Path(args.shards) / "tokenizer") if args.blimp else None
+    blimp = Blimp.read(args.blimp, tokenizer) if tokenizer else None
     for order, name in enumerate(tqdm(NAMES, "n-grams", disable=None), start=1):
         started = time.perf_counter()
-        loss = -np.log(probabilities(fit(streams, order, vocab_size), valid_T, vocab_size)).mean()
+        levels = fit(streams, order, vocab_size)
+        loss = -np.log(probabilities(levels, valid_T, vocab_size)).mean()
         seconds = time.perf_counter() - started
         tqdm.write(
             f"{name:8} {loss:7.4f} nats/token  perplexity {math.exp(loss):10.2f}  ({seconds:.1f} s)"
         )
+        if blimp:
+            tqdm.write("\n".join(f"  {line}" for line in told(blimp, levels, vocab_size)))
 
 
 if __name__ == "__main__":

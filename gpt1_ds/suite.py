@@ -37,7 +37,7 @@ if __name__ == "__main__" and not __package__:
 import torch
 
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, command, near
-from gpt1_ds.base.files import folder_sha256, write_atomically
+from gpt1_ds.base.files import sha256_of, write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.folder import checkpoint_sha256, find_checkpoint, read_state
 from gpt1_ds.distributed import collectives, environment
@@ -49,17 +49,23 @@ from gpt1_ds.reports.suite_table import sections, write
 from gpt1_ds.runs.planned import refuse_other_facts
 from gpt1_ds.runs.suite_options import suite_parser
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
+from gpt1_ds.runs.zero_shot_scoring import zero_shot_score
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.settings.shipped import CONFIGS, ds_config_path
-from gpt1_ds.tasks.scores import majority_score, task_metrics
-from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "task.data")
 """Keys that the suite sets for each run."""
-FOLDERS = {"cola": "CoLA", "sst2": "SST-2", "race": "RACE", "dpr": "DPR"}
-"""The folder of each zero-shot task in --data."""
+PLACES = {
+    "cola": ("CoLA",),
+    "sst2": ("SST-2",),
+    "race": ("RACE",),
+    "dpr": ("DPR",),
+    "blimp": ("BLiMP.zip", "BLiMP"),
+    "lambada": ("lambada_openai.jsonl", "LAMBADA"),
+}
+"""The folder or file of each zero-shot task in --data; the first one that is there counts."""
 POLL_SECONDS = 0.2
 LINGER_SECONDS = 2 * GRACE_SECONDS
 """Time limit of the wait for ranks after their launcher ended. A zombie counts as a rank."""
@@ -289,16 +295,16 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
     The file holds {init, scores: {STEP: {TASK: {score, majority, checkpoint, data}}}}, the last two
     as hashes. Scores of the same checkpoint and data are not computed again.
     """
-    folders = {task: args.data / folder for task, folder in FOLDERS.items()}
-    unknown = [task for task in args.zero_shot if task not in folders]
+    sources = {task: first_there(args.data, names) for task, names in PLACES.items()}
+    unknown = [task for task in args.zero_shot if task not in sources]
     if unknown:
-        raise ConfigError(f"--zero-shot {unknown[0]}: {near(unknown[0], folders)}")
-    tasks = args.zero_shot or [task for task, folder in folders.items() if folder.is_dir()]
+        raise ConfigError(f"--zero-shot {unknown[0]}: {near(unknown[0], sources)}")
+    tasks = args.zero_shot or [task for task, source in sources.items() if source.exists()]
     record = out / "zero_shot.json"
     known = read_json(record)
     if known.get("init") != args.init:
         known = {"init": args.init, "scores": {}}
-    data = {task: folder_sha256(folders[task]) for task in tasks}
+    data = {task: sha256_of(sources[task]) for task in tasks}
     for folder in sorted(find_checkpoint(args.init).parent.glob("step-*")):
         step = int(folder.name.removeprefix("step-"))
         scores = known["scores"].setdefault(str(step), {})
@@ -310,13 +316,17 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
         model, state, _ = load_gpt(folder)
         model.to(collectives.device())
         for task in wanted:
-            answers = zero_shot(model, run_tokenizer(folder, state), task, folders[task])
-            metric = ZERO_SHOT_METRICS[task][0]
-            score = task_metrics([metric], answers.gold, answers.predicted)[metric]
-            majority = majority_score(metric, answers.gold, answers.gold)
-            scores[task] = {"score": score, "majority": majority, **made_from[task]}
+            found = zero_shot_score(model, run_tokenizer(folder, state), task, sources[task])
+            of_task = {"score": found.score, "majority": found.majority}
+            scores[task] = {**of_task, **made_from[task]}
             write_atomically(record, json.dumps(known, indent=1) + "\n")
-            say(f"{folder.name}: zero-shot {task}, {metric} {score:.4f}")
+            say(f"{folder.name}: zero-shot {task}, {found.metric} {found.score:.4f}")
+
+
+def first_there(data: Path, names: Sequence[str]) -> Path:
+    """The first of these below `data` that is there, else the first one."""
+    paths = [data / name for name in names]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def is_of(score: Json | None, facts: Json) -> bool:

@@ -69,6 +69,8 @@ from gpt1_ds.runs.setup import (
     shape_of,
     start_engine,
 )
+from gpt1_ds.runs.zero_shot import SPLIT as ZERO_SHOT
+from gpt1_ds.runs.zero_shot import open_benchmarks, score_benchmarks, zero_shot_due
 from gpt1_ds.settings.sections import PretrainConfig
 
 
@@ -93,6 +95,7 @@ def main(argv: list[str]) -> None:
         folder = claim_folder(config, tokenizer, settings.from_scratch)
         if pretraining_is_done(settings, folder, data, facts):
             return
+        benchmarks = open_benchmarks(config.eval, tokenizer, shape.n_ctx)
         memory.tell(shape)
         with without_memory():
             module = GPT(shape)
@@ -101,7 +104,7 @@ def main(argv: list[str]) -> None:
             initial = open_initial_weights(config.init.checkpoint, facts)
         started = start_engine(settings, folder, module, initial, facts)
         del initial  # with its mapped files
-        run = Pretraining(settings, started, stop, data)
+        run = Pretraining(settings, started, stop, data, benchmarks)
         announce(run, started.state.step)
         with run.watched():
             train_past_spikes(run, started.state)
@@ -127,7 +130,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
     config, engine = run.config, run.engine
     step, cursor = batches.step, batches.cursor
     run.stop.is_sure = batches.has_next
-    if validation_due(run, step) and not run.log.has(step, "valid") and not validate(run, step):
+    if not evaluate(run, step, at_start=True):
         raise stopped(run, losses, step, cursor)
     if step >= run.total_steps:
         return
@@ -150,7 +153,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
             log_step(run, losses, step, cursor, lr, norms or {})
         if last:
             say(f"step {step}: the last step is done; validating, then saving the checkpoint")
-        if validation_due(run, step) and not validate(run, step):
+        if not evaluate(run, step):
             break
         if step % config.checkpoint.every == 0 or last:
             commit(run, losses, step, cursor, must=last)
@@ -239,6 +242,22 @@ def log_step(
     if stuck := run.plateau.check(step, loss):
         say(f"warning: {stuck}")
     losses.start_line(loss)
+
+
+def evaluate(run: Pretraining, step: int, at_start: bool = False) -> bool:
+    """Validate and score the benchmarks, whatever is due; False if a stop request cut it short.
+
+    `at_start`: an earlier start may have done it already.
+    """
+
+    def is_open(due: bool, split: str) -> bool:
+        return due and not (at_start and run.log.has(step, split))
+
+    if is_open(validation_due(run, step), "valid") and not validate(run, step):
+        return False
+    if not is_open(zero_shot_due(run.config, step, run.total_steps), ZERO_SHOT):
+        return True
+    return score_benchmarks(run, run.benchmarks, step)
 
 
 def validate(run: Pretraining, step: int) -> bool:

@@ -75,6 +75,9 @@ OPTIONS = {
         "--task",
         "--predict",
         "--zero-shot",
+        "--columns",
+        "--sample",
+        "--surprisal",
     },
     "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--openai-pipeline", "--shard-gb", "--out"},
     "gpt1_ds/plan.py": {

@@ -15,6 +15,7 @@ from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.model.perplexity import token_nll
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from tests.conftest import run
+from tests.support.benchmark_files import make_benchmarks
 
 TEXTS = {
     "a.txt": "The old miller went to the river.\nHe was\tglad.\n",
@@ -160,3 +161,63 @@ def test_the_command_exits_with_the_errors_code(tiny_run, texts):
         and done.stderr.startswith("error: --data")
         and done.stderr.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["files", "lines"])
+def test_the_surprisals_of_all_words_add_up_to_the_perplexity(tiny_run, texts, capsys, lines):
+    out = texts / "out.tsv"
+    words = [tiny_run, "--data", texts, "--stride", 8, "--surprisal", out, *["--lines"] * lines]
+    rows = figures(capsys, *words)
+    header, *table = [line.split("\t") for line in out.read_text("utf-8").splitlines()]
+    assert header == ["document", "word", "place", "surprisal"]
+    nats, tokens = (
+        math.log(rows["token perplexity"][0]),
+        int(rows["token perplexity"][2].split()[0]),
+    )
+    assert sum(float(row[3]) for row in table) == pytest.approx(nats * tokens, rel=1e-5)
+    named = [row for row in table if row[2]]
+    assert [row[1] for row in named] == "".join(TEXTS.values()).replace("\ufeff", "").split()
+    assert len(table) - len(named) == (4 if lines else 0), "the ends of documents"
+    first = {name: [row[2] for row in named if row[0] == name] for name in ("a.txt", "b.txt")}
+    if lines:
+        assert {row[0] for row in table} == {"a.txt:1", "a.txt:2", "b.txt:1", "b.txt:3"}
+    else:
+        assert first == {"a.txt": [*"12345678910"[:9], "10"], "b.txt": ["1", "2", "3", "4"]}
+
+
+def test_zero_shot_benchmarks_are_scored_and_sampled(tiny_run, tmp_path, capsys):
+    data = make_benchmarks(tmp_path / "zero_shot", pairs=8)
+    out = tmp_path / "pairs.tsv"
+    words = [str(tiny_run), "--zero-shot", "blimp", "--data", str(data)]
+    evaluate.main([*words, "--sample", "5", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "zero-shot blimp: 20 pairs" in shown and "GPT-2" in shown and "by paradigm:" in shown
+    assert len(out.read_text().splitlines()) == 21
+    evaluate.main([str(tiny_run), "--zero-shot", "lambada", "--data", str(data)])
+    assert re.search(r"last word, greedy +[\d.]+ ± [\d.]+ x 100, 6 ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "says"),
+    [
+        ("--zero-shot blimp --data {}/absent", 3, "absent: not there"),
+        ("--zero-shot blimp --data {}", 3, "no BLiMP here"),
+        ("--zero-shot blmp --data {}", 2, "did you mean 'blimp'"),
+        ("--zero-shot blimp", 2, "--data is not set"),
+        ("--zero-shot pairs --data {}/a.txt", 2, "needs --columns"),
+        ("--zero-shot pairs --data {}/a.txt --columns a b", 3, "a.txt row 1: no column 'a'"),
+        ("--zero-shot blimp --data {} --columns a b", 2, "--columns does not go with"),
+        ("--zero-shot race --data {} --sample 5", 2, "--sample does not go with"),
+        ("--zero-shot blimp --data {} --sample 0", 2, "--sample is 0; it must be above 0"),
+        ("--data {}/a.txt --sample 5", 2, "--sample does not go with --text"),
+        ("--data {shards} --surprisal {}/s.tsv", 2, "--surprisal does not go with"),
+        ("--data {}/control.txt --surprisal {}/s.tsv", 3, "alone it has other tokens"),
+    ],
+)
+def test_bad_input_of_benchmarks_is_refused_in_one_line(
+    tiny_run, tiny_shards, texts, words, exit_code, says
+):
+    (texts / "control.txt").write_text("He sa\x0bt down.")
+    with pytest.raises(UserError) as caught:
+        evaluate.main([str(tiny_run), *words.format(texts, texts, shards=tiny_shards).split()])
+    assert caught.value.exit_code == exit_code and says in str(caught.value)

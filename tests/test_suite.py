@@ -23,6 +23,7 @@ from gpt1_ds.settings.loading import load, to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
 from tests.conftest import ROOT, run
 from tests.reports.test_suite_table import made, tables
+from tests.support.benchmark_files import make_benchmarks
 
 
 def arguments(init: Path, out: Path, **changes) -> Namespace:
@@ -211,7 +212,7 @@ def test_checkpoints_are_scored_zero_shot_once(
         and list(found["scores"]) == ["60"]
         and 0 < found["scores"]["60"]["sst2"]["score"] < 1
     )
-    monkeypatch.setattr(suite, "zero_shot", None)  # the second time nothing is left to do
+    monkeypatch.setattr(suite, "zero_shot_score", None)  # the second time nothing is left to do
     suite.score_checkpoints(args, tmp_path)
     assert read_json(tmp_path / "zero_shot.json") == found
     # Those of another checkpoint of this name are made anew.
@@ -220,6 +221,16 @@ def test_checkpoints_are_scored_zero_shot_once(
     (tmp_path / "zero_shot.json").write_text(json.dumps(found))
     suite.score_checkpoints(args, tmp_path)
     assert read_json(tmp_path / "zero_shot.json")["scores"]["60"]["sst2"]["score"] < 1
+    args = arguments(
+        tiny_run, tmp_path, data=make_benchmarks(tmp_path / "data"), zero_shot=["blimp", "lambada"]
+    )
+    suite.score_checkpoints(args, tmp_path)
+    scores = read_json(tmp_path / "zero_shot.json")["scores"]["60"]
+    assert set(scores) == {"sst2", "blimp", "lambada"}, "those of two folders stand together"
+    assert scores["blimp"]["majority"] == 0.5 and 0 < scores["blimp"]["score"] < 1
+    curves = tables(tmp_path, zero_shot=read_json(tmp_path / "zero_shot.json"))
+    rows = curves[f"Zero-shot score by pre-training step of {tiny_run.name}"]
+    assert [row[0] for row in rows[2:]] == ["blimp", "lambada", "sst2"]
     with pytest.raises(ConfigError, match="--zero-shot rte"):
         suite.score_checkpoints(arguments(tiny_run, tmp_path, zero_shot=["rte"]), tmp_path)
 

@@ -100,3 +100,8 @@ def folder_sha256(folder: Path) -> str:
         if path.is_file():
             digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, or of a folder."""
+    return folder_sha256(path) if path.is_dir() else file_sha256(path)

@@ -66,7 +66,8 @@ def _tell_once(path: Path, text: str) -> None:
 def read_metrics(run: Path, split: str | None = None) -> list[Json]:
     """The records in metrics.jsonl of the run folder `run`: of one `split`, or all (None).
 
-    Each has `step` and `split` ("train", "valid", "task", "checkpoint" or "start").
+    Each has `step` and `split` ("train", "valid", "task", "zero_shot", "checkpoint" or
+    "start").
     """
     records = read_records(run / METRICS_FILE, _is_metric)
     if split is None:

@@ -9,6 +9,7 @@ Files in reading order:
 - `loss`: the loss of rows of logits, in place
 - `triton_loss`: the same as one kernel, for CUDA
 - `perplexity`: validation loss in training, and the likelihood of whole documents
+- `likelihood`: log-likelihoods of many short sequences, which ranks share out
 - `sampling`: continues prompts token by token
 - `inspection`: states between the blocks, weights of attention
 """

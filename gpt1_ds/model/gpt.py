@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.model.kernels import (
+    IGNORE,
     append,
     causal_attention,
     dropout,
@@ -253,12 +254,15 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         logits: bool = False,
         dropout_keys_B2: Tensor | None = None,
+        greedy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states (B, T, C), and one of these:
 
         - with `logits`: the logits of the last token, (B, V) float32
         - with `targets_BT`: the negative log-likelihood of each target, (B, T) float32, in nats;
           0 where the target is `IGNORE`
+        - with `targets_BT` and `greedy`: the same, and 1 where a target is the likeliest token,
+          (2, B, T) float32
         - else None
 
         The call adds the new keys and values to the list `cache`. In later calls with this list,
@@ -291,7 +295,10 @@ class GPT(nn.Module):
         if self.config.position_logits:
             wte_VC = torch.cat([wte_VC[:rows], wpe_TC[: self.position_rows]])
             rows = len(wte_VC)
-        return x_BTC, head_cross_entropy(x_BTC, wte_VC, targets_BT, rows)
+        nll_BT = head_cross_entropy(x_BTC, wte_VC, targets_BT, rows)
+        if not greedy:
+            return x_BTC, nll_BT
+        return x_BTC, torch.stack([nll_BT, likeliest(x_BTC, wte_VC[:rows], targets_BT)])
 
     def _embeddings(self, keys_B2: Tensor | None) -> tuple[Tensor, Tensor]:
         """The matrices of tokens and of positions, in training perhaps with dropout.
@@ -314,6 +321,15 @@ class GPT(nn.Module):
             keys_B2 = torch.empty(len(ids_BT), 2, dtype=torch.int32, device=ids_BT.device)
             keys_B2.random_(-(2**31), None)
         return site_keys(keys_B2, places)
+
+
+def likeliest(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:
+    """1 where the target is the likeliest token, else 0, (B, T) float32."""
+    found_BT = torch.zeros(targets_BT.shape, device=targets_BT.device)
+    is_target_BT = targets_BT != IGNORE
+    logits_nV = linear(x_BTC[is_target_BT], weight_VC).float()
+    found_BT[is_target_BT] = (logits_nV.argmax(-1) == targets_BT[is_target_BT]).float()
+    return found_BT
 
 
 def init_weights(module: nn.Module) -> None:

@@ -75,14 +75,15 @@ def validation_windows(
     return ids_BT[:, :-1], targets_BT
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
     """Tokens of a document; only the last ones are scored."""
 
     ids_T: np.ndarray
     scored: int
     """Number of tokens that are scored."""
     place: int
-    """Index of the first scored token in the result of `token_nll`."""
+    """Index of its result: in `token_nll` of the first scored token, in `log_likelihoods` of the
+    sequence."""
 
 
 @torch.inference_mode()
@@ -108,7 +109,7 @@ def token_nll(
         while first < len(windows):
             T = len(windows[first].ids_T) - 1
             batch = windows[first : first + max(1, batch_tokens // T)]
-            ids_BT, targets_BT = _padded(batch, T)
+            ids_BT, targets_BT = padded(batch, T)
             nll_BT = model(ids_BT.to(device), targets_BT.to(device))[1].cpu().numpy()
             for row_T, (ids_T, scored, place) in zip(nll_BT, batch, strict=True):
                 length = len(ids_T) - 1
@@ -118,20 +119,20 @@ def token_nll(
     return nll_T
 
 
-def _sliding_windows(documents: Sequence[np.ndarray], n_ctx: int, stride: int) -> list[_Window]:
-    windows: list[_Window] = []
+def _sliding_windows(documents: Sequence[np.ndarray], n_ctx: int, stride: int) -> list[Window]:
+    windows: list[Window] = []
     place = 0
     for ids_T in documents:
         done, targets = 0, len(ids_T) - 1
         while done < targets:
             end = min(done + (stride if done else n_ctx), targets)
-            windows.append(_Window(ids_T[max(0, end - n_ctx) : end + 1], end - done, place))
+            windows.append(Window(ids_T[max(0, end - n_ctx) : end + 1], end - done, place))
             place += end - done
             done = end
     return windows
 
 
-def _padded(batch: list[_Window], T: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(batch: list[Window], T: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets (B, T); targets that are not scored are `IGNORE`."""
     ids_BT = torch.zeros(len(batch), T, dtype=torch.int64)
     targets_BT = torch.full_like(ids_BT, IGNORE)

@@ -53,6 +53,7 @@ def facts_of(run: RunFiles) -> Facts:
         **_state(run),
         **_training(run),
         **_validation(run),
+        **_zero_shot(run),
         **_summaries(run),
         **_course(run),
         **_task(run),
@@ -95,6 +96,25 @@ def _validation(run: RunFiles) -> Facts:
             better_before = f"; lowest {lowest:.4f}" if lowest < last else ""
             shown = f"{last:.4f} (perplexity {perplexity:,.1f}{better_before})"
             facts[f"validation loss, {corpus}"] = shown
+    return facts
+
+
+def _zero_shot(run: RunFiles) -> Facts:
+    """The last score on each benchmark."""
+    facts = {}
+    for name, records in run.benchmarks().items():
+        known = with_number(records, "accuracy")
+        if not known:
+            continue
+        last = known[-1]
+        shown = f"{100 * last['accuracy']:.1f}"
+        if with_number([last], "standard_error"):
+            shown += f" ± {100 * last['standard_error']:.1f}"
+        if with_number([last], "perplexity"):
+            shown += f" x 100, perplexity {last['perplexity']:,.1f}"
+        else:
+            shown += " x 100"
+        facts[f"zero-shot {name}"] = f"{shown} at step {last['step']:,}"
     return facts
 
 

@@ -92,6 +92,7 @@ class RunFiles:
         self.train = of_split(records, "train")
         self.valid = of_split(records, "valid")
         self.scores = of_split(records, "task")
+        self.zero_shot = of_split(records, "zero_shot")
         self.starts = of_split(records, "start")
         self.saves = of_split(records, "checkpoint")
         if not self.train + self.valid + self.scores:
@@ -179,16 +180,41 @@ class RunFiles:
         charts["Seconds a step"] = parts
         metrics = [key for key in keys_of(self.scores) if key not in NOT_SCORES]
         charts["Task scores"] = [Curve(key, self.scores, key) for key in metrics]
+        charts |= self._zero_shot_charts()
         for kind in ("grad", "weight"):
             norms = [key for key in keys_of(self.train) if key.startswith(f"{kind}_norm/")]
             curves = [Curve(key.partition("/")[2], self.train, key) for key in norms]
             charts[f"{kind}_norm of each group"] = curves
         return charts
 
+    def _zero_shot_charts(self) -> dict[str, list[Curve]]:
+        accuracies, perplexities, phenomena = [], [], []
+        for name, records in self.benchmarks().items():
+            accuracies.append(Curve(name, records, "accuracy"))
+            perplexities.append(Curve(name, records, "perplexity"))
+            for key in keys_of(records):
+                if key.startswith(PHENOMENON):
+                    phenomena.append(Curve(key.removeprefix(PHENOMENON), records, key))
+        return {
+            "Zero-shot accuracy": accuracies,
+            "Zero-shot perplexity of the last word": perplexities,
+            "BLiMP by phenomenon": phenomena,
+        }
+
+    def benchmarks(self) -> dict[str, Records]:
+        """The zero-shot records of each benchmark, by its name."""
+        found: dict[str, Records] = {}
+        for record in self.zero_shot:
+            if "corpus" in record:
+                found.setdefault(record["corpus"], []).append(record)
+        return found
+
     def valid_of(self, corpus: str) -> Records:
         return [record for record in self.valid if record.get("corpus") == corpus]
 
 
+PHENOMENON = "phenomenon/"
+"""Begins the keys of BLiMP's phenomena."""
 NOT_SCORES = ("step", "split", "elapsed_seconds")
 
 

@@ -13,6 +13,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `plateau`: a run that predicts no more than how often each token occurs.
 - `budget`: what a resumed run says if its schedule ends at another step than before.
 - `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
+- `zero_shot`: benchmarks that a pre-training run scores as it goes on.
 - `provenance`: what a result was made from, and what differs from another start.
 - `task_data`: the examples of a fine-tuning run, as the model sees them.
 - `transfer`: the weights that fine-tuning begins with.
@@ -32,5 +33,9 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `rehearsal`: the real engine as one rank of many
 - `rehearsal_host`: the operators and the time of its host
 - `rehearsal_table`: what was rehearsed, beside the estimate
+- `texts`: shards and files as documents of tokens, for `eval`.
+- `surprisal`: the nats of each word of a text.
+- `text_scoring`: perplexities and bits a byte of a text.
+- `zero_shot_scoring`: a pre-trained run on benchmarks and on tasks, for `eval` and `suite`.
 - `task_scoring`: scores, predictions, ensembles and calibration, for `eval`.
 """

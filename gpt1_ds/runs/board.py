@@ -49,6 +49,8 @@ LOSSES = "loss"
 """The group that TensorBoard shows first: `loss/train` and `loss/valid/CORPUS`, once more."""
 TRAIN_TAGS = ("loss", "task_loss", "lm_loss", "lr", "grad_norm", "tokens_per_second", "mfu")
 """Values of a training record that are in the group `train`."""
+ZERO_SHOT_TAGS = ("accuracy", "perplexity")
+"""Values of a zero-shot record that are in the group `zero_shot`; the others are details."""
 DETAILS = {
     "x_memory": re.compile(r"\w+_bytes"),
     "x_norms": re.compile(r"(grad|weight)_norm/.*"),
@@ -63,6 +65,7 @@ LAYOUT = {
     "Overview": {
         "Loss: training and validation": ["Multiline", ["^train/loss$", "^valid/loss/"]],
         "Scores on dev": ["Multiline", ["^task/"]],
+        "Zero-shot accuracy": ["Multiline", ["^zero_shot/accuracy/"]],
         "Learning rate": ["Multiline", ["^train/lr$"]],
         "Tokens a second": ["Multiline", ["^train/tokens_per_second$"]],
         "Seconds of a step, by part": ["Multiline", ["^x_time/"]],
@@ -159,6 +162,8 @@ def tag_of(split: str, name: str, corpus: str | None = None) -> str:
     if split == "train" and name not in TRAIN_TAGS:
         fitting = [group for group, names in DETAILS.items() if names.fullmatch(name)]
         return f"{fitting[0] if fitting else 'x_progress'}/{name}"
+    if split == "zero_shot" and name not in ZERO_SHOT_TAGS:
+        return f"x_zero_shot/{corpus}/{name}"
     return f"{split}/{name}/{corpus}" if corpus else f"{split}/{name}"
 
 

@@ -1,5 +1,6 @@
 """What a pre-training run has besides: its corpora, the sizes of its batches, and where it ends."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpt1_ds.checkpoints.state import CheckpointState
@@ -18,6 +19,7 @@ from gpt1_ds.runs.budget import tell_schedule
 from gpt1_ds.runs.plateau import Plateau
 from gpt1_ds.runs.setup import Run, Settings, Started
 from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
+from gpt1_ds.tasks.benchmarks import Benchmark
 
 
 @dataclass
@@ -35,9 +37,15 @@ class Pretraining(Run[PretrainConfig]):
     """A pre-training run in progress."""
 
     def __init__(
-        self, settings: Settings[PretrainConfig], started: Started, stop: StopFlag, data: Corpora
+        self,
+        settings: Settings[PretrainConfig],
+        started: Started,
+        stop: StopFlag,
+        data: Corpora,
+        benchmarks: Sequence[Benchmark] = (),
     ):
         config, state = settings.config, started.state
+        self.benchmarks = benchmarks
         self.data = continued(data, config.train, state)
 
         def earlier_total(earlier: PretrainConfig) -> int:

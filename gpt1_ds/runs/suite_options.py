@@ -10,6 +10,7 @@ from gpt1_ds.settings.command_line import add_deepspeed_config
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.settings.shipped import FINETUNE, configs
 from gpt1_ds.settings.spelling import spelling_for
+from gpt1_ds.tasks.benchmarks import PUBLISHED
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS
 
 RANKS = Bounds(high=1024, open_low=True)
@@ -66,7 +67,7 @@ def suite_parser(about: str | None) -> Parser:
         nargs="*",
         metavar="TASK",
         help="also score each checkpoint of --init: Figure 2, right; "
-        f"{', '.join(ZERO_SHOT_METRICS)} (default: those below --data)",
+        f"{', '.join((*ZERO_SHOT_METRICS, *PUBLISHED))} (default: those below --data)",
     )
     start = parser.add_argument_group("how they run").add_argument
     add_deepspeed_config(start, "by device, as for gpt1_ds.finetune")

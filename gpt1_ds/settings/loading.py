@@ -245,6 +245,11 @@ def _check_together(config: PretrainConfig) -> None:
         raise ConfigError(
             "train.tokens and train.batch_warmup_steps are for pre-training; take train.epochs"
         )
+    if tuning and config.eval.zero_shot:
+        raise ConfigError(
+            "eval.zero_shot is for pre-training; score a fine-tuned run on its task, and its "
+            "pre-training run with gpt1_ds.eval --zero-shot"
+        )
     if train.batch_warmup_steps and not 0 < (train.batch_start or 0) <= train.global_batch:
         raise ConfigError(
             f"train.batch_warmup_steps is {train.batch_warmup_steps}, but train.batch_start is "

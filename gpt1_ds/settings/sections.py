@@ -214,6 +214,16 @@ class EvalConfig:
     epoch)."""
     batches: int | None = setting(50, COUNT)
     """Global batches of each validation corpus; null: all of it."""
+    zero_shot: list[str] | None = setting(None, choices=("blimp", "lambada"))
+    """Pre-training: benchmarks that are scored while training goes on, [blimp, lambada]; null:
+    none."""
+    zero_shot_every: int | None = setting(None, COUNT)
+    """Steps between these scores, and one at the end; null: those of eval.every."""
+    zero_shot_data: str = setting("zero_shot", path=True)
+    """Folder of BLiMP.zip (or its data/) and of lambada_openai.jsonl."""
+    zero_shot_sample: int | None = setting(100, COUNT)
+    """Pairs of each of BLiMP's paradigms, and ten times as many passages of LAMBADA, the same ones
+    in all runs; null: all."""
 
 
 @dataclass

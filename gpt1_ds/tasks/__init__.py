@@ -31,6 +31,10 @@ To add a task, write a `Task` (files, columns, labels, metrics) in the file of i
 - `class_report`: precision, recall and F1 of each class.
 - `pronouns`: the sentences of the pronoun task (DPR).
 - `zero_shot`: the paper's heuristics without fine-tuning.
+- `minimal_pairs`: pairs of sentences, of which the acceptable one should be the likelier one.
+- `blimp`: the 67 paradigms of BLiMP, and the published scores of other models.
+- `cloze`: passages that lack their last word; LAMBADA.
+- `benchmarks`: these by name, and a user's own files of both kinds.
 """
 
 import dataclasses

@@ -120,7 +120,7 @@ class Table:
         if is_json and first.text.lstrip().startswith("["):
             return _json_array(path, lines)
         if is_json or first.text.lstrip().startswith("{"):
-            return _json_rows(path, lines)
+            return json_rows(path, lines)
         if self.delimiter == ",":
             return self._named(path, _split_by_csv(path, lines))
         return self._named(path, _split_by_tabs(lines))
@@ -225,7 +225,8 @@ def _split_by_csv(path: Path, lines: Iterator[Line]) -> Iterator[Fields]:
         raise DataError(f"{path} row {row}: {error}; {fix}") from error
 
 
-def _json_rows(path: Path, lines: Iterable[Line]) -> Iterator[Row]:
+def json_rows(path: Path, lines: Iterable[Line]) -> Iterator[Row]:
+    """The object of each line; DataError with the row if one is none. `path` is for messages."""
     for row, text in lines:
         if not text.strip():
             continue

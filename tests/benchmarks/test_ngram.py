@@ -2,14 +2,17 @@
 
 import importlib.util
 import math
+import re
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
-from gpt1_ds.data.manifest import CorpusEntry, Manifest, write_manifest
+from gpt1_ds.data.manifest import CorpusEntry, Manifest, read_manifest, write_manifest
 from gpt1_ds.data.shard_writer import ShardWriter
+from gpt1_ds.data.tokenizer import load_tokenizer
 from tests.conftest import ROOT, succeed
+from tests.support.benchmark_files import PARADIGMS, make_benchmarks, pair_rows
 
 spec = importlib.util.spec_from_file_location("ngram", ROOT / "benchmarks" / "ngram.py")
 ngram = importlib.util.module_from_spec(spec)
@@ -139,3 +142,24 @@ def test_the_command_scores_the_named_corpus_with_all_training_corpora(tmp_path)
         words = next(line for line in shown.splitlines() if line.startswith(name)).split()
         assert float(words[1]) == pytest.approx(loss, abs=1e-4)
         assert float(words[4]) == pytest.approx(math.exp(loss), abs=0.01)
+
+
+def test_blimp_is_decided_by_the_sums_of_the_reference(tiny_shards, tmp_path):
+    words = [tiny_shards, "--valid-corpus", "books", "--blimp", make_benchmarks(tmp_path)]
+    shown = succeed("python", "benchmarks/ngram.py", *words).stdout
+    tables = re.findall(r"(?m)^ +overall +([\d.]+) ± [\d.]+ +24 +41.5 +51.5", shown)
+    assert len(tables) == 3 and "63 of BLiMP's 67 paradigms are missing" in shown
+    tokenizer = load_tokenizer(tiny_shards / "tokenizer")
+    tokens_T = ngram.read_all(tiny_shards, read_manifest(tiny_shards), "train", "books")
+    levels = ngram.fit([tokens_T], 2, tokenizer.vocab_size)
+
+    def summed(sentence: str) -> float:
+        ids = [tokenizer.special_ids["eot"], *tokenizer.encode(sentence)]
+        each = ngram.probabilities(levels, np.array(ids), tokenizer.vocab_size)
+        return float(np.log(each[1:]).sum())
+
+    credit = 0.0
+    for row in (row for paradigm in PARADIGMS for row in pair_rows(paradigm)):
+        good, bad = summed(row["sentence_good"]), summed(row["sentence_bad"])
+        credit += 0.5 if row["sentence_good"] == row["sentence_bad"] else float(good > bad)
+    assert float(tables[1]) == pytest.approx(100 * credit / 24, abs=0.06)

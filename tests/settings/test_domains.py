@@ -46,6 +46,8 @@ DOMAINS = {
     "schedule.warmup_fraction": SHARE,
     "eval.every": COUNT,
     "eval.batches": COUNT,
+    "eval.zero_shot_every": COUNT,
+    "eval.zero_shot_sample": COUNT,
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,

@@ -101,6 +101,10 @@ def bounded() -> dict[str, Bounds]:
 def test_every_choice_is_taken(name):
     section, key = name.split(".")
     for choice in bounded()[name].choices:
+        if name == "eval.zero_shot":  # a list, and only of pre-training
+            config = load(PretrainConfig, None, [f"{name}=[{choice}]"])
+            assert config.eval.zero_shot == [choice]
+            continue
         config = load(FinetuneConfig, None, [f"{name}={choice}"])
         assert getattr(getattr(config, section), key) == choice
 

@@ -8,6 +8,12 @@ from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.settings.loading import load, run_folder, to_dict
 from gpt1_ds.settings.sections import PRESETS, FinetuneConfig, PretrainConfig
 
+ZERO_SHOT = {
+    "zero_shot": None,
+    "zero_shot_every": None,
+    "zero_shot_data": "zero_shot",
+    "zero_shot_sample": 100,
+}
 SECTIONS = {
     "run": {"name": "gpt1", "dir": "runs", "seed": 42},
     "model": {
@@ -62,7 +68,7 @@ SECTIONS = {
         "progress": "after_warmup",
         "total_steps": None,
     },
-    "eval": {"every": 1000, "batches": 50},
+    "eval": {"every": 1000, "batches": 50, **ZERO_SHOT},
     "checkpoint": {"every": 1000, "keep": 3, "keep_every": None},
     "log": {
         "every": 10,
@@ -114,7 +120,7 @@ def test_defaults_of_a_fine_tuning():
         "train": SECTIONS["train"] | {"epochs": 3.0, "global_batch": 32},
         "optim": SECTIONS["optim"] | {"lr": 6.25e-5},
         "schedule": SECTIONS["schedule"] | {"kind": "linear", "warmup_steps": None},
-        "eval": {"every": None, "batches": None},
+        "eval": {"every": None, "batches": None, **ZERO_SHOT},
     }
 
 
@@ -167,6 +173,8 @@ INTEGERS = [
     "train.max_skipped",
     "eval.every",
     "eval.batches",
+    "eval.zero_shot_every",
+    "eval.zero_shot_sample",
     "checkpoint.every",
     "checkpoint.keep",
     "checkpoint.keep_every",

@@ -21,12 +21,14 @@ from gpt1_ds.checkpoints.state import CheckpointManifest
 from gpt1_ds.checkpoints.swap_files import hide_from_deepspeed, map_swapped
 from gpt1_ds.checkpoints.writing import BlockBuffer, FileWriter
 from gpt1_ds.distributed import collectives
-from gpt1_ds.engine.internals import import_deepspeed
+from gpt1_ds.engine.internals import import_deepspeed, pickle_stages_by_value
 from gpt1_ds.engine.update import skipped_steps
 
 if TYPE_CHECKING:
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
+GETATTR = "builtins.getattr"
+"""The name of `getattr` for torch's unpickler."""
 OPTIMIZER_FILE = re.compile(r"\w*zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 
 
@@ -37,6 +39,7 @@ def write_deepspeed_files(engine: Engine, writer: FileWriter) -> None:
     at the end of DeepSpeed's save. The writer remembers the fault.
     """
     skipped_steps(engine)  # DeepSpeed saves their number
+    pickle_stages_by_value()
     original = engine.checkpoint_engine
     engine.checkpoint_engine = _redirected(original, engine, writer)
     # DeepSpeed puts a script beside the checkpoints that unpickles whatever it is given. Version
@@ -137,9 +140,18 @@ def allow_known_classes() -> None:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    stages = dict(ZeroStageEnum.__members__)
+
+    def stage_of_name(kind: type, name: str) -> object:
+        """All that `getattr` may do here: how Python 3.11.0 to 3.11.3 wrote a stage."""
+        if kind is not ZeroStageEnum or name not in stages:
+            raise pickle.UnpicklingError(f"getattr of {kind}")
+        return stages[name]
+
     torch.serialization.add_safe_globals(
         [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
     )
+    torch.serialization.add_safe_globals([(stage_of_name, GETATTR)])
 
 
 def saved_batch(folder: Path, manifest: CheckpointManifest) -> int | None:

@@ -10,6 +10,7 @@ The docstring of each change says, in this order:
 State (what DeepSpeed keeps in files and flat tensors) is the subject of `checkpoints/`.
 """
 
+import copyreg
 import importlib
 import inspect
 import logging
@@ -350,6 +351,21 @@ def set_batch(engine: Engine, windows: int) -> None:
         if hasattr(engine.optimizer, "gradient_accumulation_steps"):
             engine.optimizer.gradient_accumulation_steps = engine.gradient_accumulation_steps()
     engine.micro_steps = 0
+
+
+def pickle_stages_by_value() -> None:
+    """Let pickles hold DeepSpeed's ZeRO stage as class and value, under every version of Python.
+
+    Why:    Python 3.11.0 to 3.11.3 (Debian 12 has 3.11.2) pickle a member of an enum as a call of
+            `getattr`, which no reader of weights alone may allow. So every checkpoint of ZeRO 1 to
+            3 would be refused as untrusted.
+    Seen:   DeepSpeed 0.19.8, Python 3.11.2.
+    Ends:   never: it is what other versions of Python do by themselves, with the same bytes.
+    Until:  Python 3.11.0 to 3.11.3 are no longer supported, or DeepSpeed saves a number.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Commit, exact resume, hashes, fallback, hostile files, and weights from every ZeRO stage."""
 
+import copyreg
 import json
 import os
 import pickle
@@ -8,16 +9,19 @@ import shutil
 import pytest
 import torch
 from deepspeed.checkpoint import DeepSpeedCheckpoint
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import zero_to_fp32
 
 from gpt1_ds.base.errors import DataError
-from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
+from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes, load_file
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.saving import seal_file
 from gpt1_ds.checkpoints.state import digest
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import open_streams
+from gpt1_ds.engine.internals import pickle_stages_by_value
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.settings.sections import DataConfig
 from tests.settings.test_deepspeed_json import FOLDER
@@ -243,6 +247,41 @@ def test_a_hostile_pickle_with_a_right_hash_executes_nothing(
     assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
     assert canary.exists(), "the canary would have sung"
+
+
+def as_python_3_11_2(stage: ZeroStageEnum, protocol: int) -> tuple:
+    """How Python 3.11.0 to 3.11.3 pickle a member of an enum."""
+    return getattr, (type(stage), stage.name)
+
+
+def test_every_version_of_python_writes_and_reads_the_zero_stage(monkeypatch, tmp_path):
+    monkeypatch.delitem(copyreg.dispatch_table, ZeroStageEnum, raising=False)
+    stages = list(ZeroStageEnum)
+    newer = pickle.dumps(stages, 2)
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", as_python_3_11_2)
+    torch.save(stages, tmp_path / "older.pt")
+    pickle_stages_by_value()
+    assert pickle.dumps(stages, 2) == newer
+    allow_known_classes()
+    assert load_file(tmp_path / "older.pt") == stages
+
+
+class Attribute:
+    """Its pickle is a call of `getattr`."""
+
+    def __init__(self, owner: object, name: str):
+        self.call = getattr, (owner, name)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize("owner, name", [(LossScaler, "backward"), (ZeroStageEnum, "mro")])
+def test_getattr_in_a_pickle_gives_nothing_else(tmp_path, owner, name):
+    allow_known_classes()
+    torch.save(Attribute(owner, name), tmp_path / "call.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load_file(tmp_path / "call.pt")
 
 
 def test_the_readers_of_deepspeed_itself_execute_nothing_either(run, tmp_path):

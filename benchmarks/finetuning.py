@@ -34,7 +34,7 @@ from gpt1_ds.distributed import rendezvous
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.interchange.weights import to_theirs
 from gpt1_ds.model.gpt import GPT, GPTConfig
-from gpt1_ds.runs.fine_tuning import TaskData, read_task_data
+from gpt1_ds.runs.task_data import TaskData, read_task_data
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig

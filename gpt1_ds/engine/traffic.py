@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.engine.building import without_memory
 from gpt1_ds.engine.counting import ALL_GATHER, ALL_REDUCE, OTHER, REDUCE_SCATTER, Sent
 from gpt1_ds.engine.defaults import Buckets
 from gpt1_ds.engine.memory import LIVE_ELEMENTS, value_bytes
@@ -66,7 +65,7 @@ def parts_of(shape: GPTConfig) -> tuple[Part, ...]:
 
     The embeddings are the last: the tied matrix has a share from both ends of the model.
     """
-    with torch.device("meta"):
+    with without_memory():
         model = GPT(replace(shape, n_layer=1))
     block = [Part(p.numel(), p.numel(), p.ndim > 1) for p in model.blocks.parameters()]
     embeddings = [Part(p.numel(), 0, True) for p in (model.wpe, model.wte)]

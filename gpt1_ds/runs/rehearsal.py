@@ -12,6 +12,7 @@ run only where N is 1, and at the first step under ZeRO-0 to 2.
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gpt1_ds.base.errors import ConfigError
-from gpt1_ds.base.memory import GB, memory_left, resident_bytes
+from gpt1_ds.base.memory import GB, memory_left
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.checkpoints.deepspeed_files import write_deepspeed_files
 from gpt1_ds.checkpoints.writing import FileWriter, MemoryFile, WriteContent
@@ -28,10 +29,17 @@ from gpt1_ds.data.manifest import MANIFEST, Manifest, read_manifest
 from gpt1_ds.data.opening import open_streams
 from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
+from gpt1_ds.engine.building import without_memory
 from gpt1_ds.engine.counting import Sent, counted, fake_group
 from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import import_deepspeed
-from gpt1_ds.engine.memory import activation_bytes, bucket_bytes, state_bytes, zero_variant
+from gpt1_ds.engine.memory import (
+    activation_bytes,
+    bucket_bytes,
+    state_bytes,
+    value_bytes,
+    zero_variant,
+)
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.peak import has_bfloat16_instructions
 from gpt1_ds.engine.start import initialize
@@ -53,6 +61,12 @@ EMULATED_SHARE = 0.02
 SHORTEST_WINDOW = 16
 
 
+@lru_cache
+def _flop_budget(precision: str) -> float:
+    fast = precision == "fp32" or has_bfloat16_instructions()
+    return FLOP_BUDGET * (1 if fast else EMULATED_SHARE)
+
+
 class Rehearsed(NamedTuple):
     """What is rehearsed."""
 
@@ -70,14 +84,13 @@ class Rehearsed(NamedTuple):
     def tokens(self) -> int:
         """Of each window, so that a step is not much more than `FLOP_BUDGET`."""
         windows = self.config.train.global_batch / self.ranks
-        fast = deepspeed_json.precision(self.ds) == "fp32" or has_bfloat16_instructions()
-        budget = FLOP_BUDGET * (1 if fast else EMULATED_SHARE)
+        budget = _flop_budget(deepspeed_json.precision(self.ds))
         most = budget / self.shape.flops_per_token / windows
         return max(min(SHORTEST_WINDOW, self.shape.n_ctx), min(self.shape.n_ctx, int(most)))
 
     @property
     def needed(self) -> float:
-        """Bytes that it takes here: the engine's, beside the model that it is built from."""
+        """Bytes that it takes here; ZeRO-1 and 2 begin with two copies of the weights."""
         precision = deepspeed_json.precision(self.ds)
         parameters = self.shape.parameters
         buckets = bucket_bytes(self.ds, parameters, precision)
@@ -86,8 +99,8 @@ class Rehearsed(NamedTuple):
         short = replace(self.shape, n_ctx=self.tokens)
         checkpointing = self.config.train.activation_checkpointing
         activations = activation_bytes(short, windows, precision, checkpointing, flash=False)
-        built = 4.0 * parameters
-        return max(built, activations) + sum(states)
+        copy = parameters * value_bytes(precision) if deepspeed_json.zero_stage(self.ds) < 3 else 0
+        return max(copy, activations) + sum(states)
 
     def with_layers(self, layers: int) -> "Rehearsed":
         return self._replace(shape=replace(self.shape, n_layer=layers))
@@ -158,8 +171,8 @@ def rehearse(plan: Rehearsed) -> Figures:
     with fake_group(plan.ranks):
         watch = Watch()
         torch.manual_seed(plan.config.run.seed)
-        module = GPT(plan.shape)
-        watch.resident["model"] = resident_bytes()
+        with without_memory():
+            module = GPT(plan.shape)
         engine = initialize(module, plan.config, plan.ds)
         watch.begin(engine)
         batches = batches_of(plan)

@@ -14,6 +14,7 @@ import torch
 
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.batches import Batch
+from gpt1_ds.engine.building import without_memory
 from gpt1_ds.engine.counting import counted, fake_group
 from gpt1_ds.engine.internals import Collective, wrapped_collectives
 from gpt1_ds.engine.start import initialize
@@ -88,7 +89,9 @@ def rehearse_host(plan: Rehearsed) -> HostFigures:
     narrow = plan._replace(shape=shape, ds=_narrow_json(plan, shape), manifest=None)
     watch = HostWatch()
     with fake_group(plan.ranks):
-        engine = initialize(GPT(shape), narrow.config, narrow.ds)
+        with without_memory():
+            module = GPT(shape)
+        engine = initialize(module, narrow.config, narrow.ds)
         batches = map(_of_single_windows, batches_of(narrow))
         for step in range(WARM_STEPS):
             make_step(narrow, engine, step, next(batches))

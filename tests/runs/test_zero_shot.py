@@ -13,8 +13,7 @@ from gpt1_ds.reports.facts import facts_of
 from gpt1_ds.reports.page import report_page
 from gpt1_ds.reports.run_files import RunFiles
 from gpt1_ds.settings.loading import load
-from gpt1_ds.settings.sections import FinetuneConfig
-from gpt1_ds.train import main as train
+from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 from tests.conftest import ROOT
 from tests.support.benchmark_files import make_benchmarks
 
@@ -106,12 +105,11 @@ def test_one_rank_scores_as_two_do(ranks, tiny_shards, tmp_path, files):
     assert found[0] == found[1]
 
 
-def test_what_cannot_be_scored_is_refused_before_training(tiny_shards, tmp_path):
-    words = ["--deepspeed_config", "cpu_fp32", f"data.shards={tiny_shards}", f"run.dir={tmp_path}"]
-    words += ["model.preset=gpt1-tiny", "train.max_steps=1", f"eval.zero_shot_data={tmp_path}"]
+def test_what_cannot_be_scored_is_refused_before_training(ranks, tiny_shards, tmp_path):
     with pytest.raises(DataError, match="eval.zero_shot_data: .* no BLiMP here"):
-        train([*words, "eval.zero_shot=[blimp]"])
+        data = f"eval.zero_shot_data={tmp_path}"
+        trained(ranks, "none", tiny_shards, tmp_path, "eval.zero_shot=[blimp]", data)
     with pytest.raises(ConfigError, match=r"eval.zero_shot\[0\] is 'blmp'; did you mean 'blimp'"):
-        train([*words, "eval.zero_shot=[blmp]"])
+        load(PretrainConfig, None, ["eval.zero_shot=[blmp]"])
     with pytest.raises(ConfigError, match="eval.zero_shot is for pre-training"):
         load(FinetuneConfig, None, ["eval.zero_shot=[blimp]"])

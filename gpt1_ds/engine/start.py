@@ -14,6 +14,7 @@ from gpt1_ds.base.memory import is_shortage
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.distributed import collectives
 from gpt1_ds.engine.building import build
+from gpt1_ds.engine.compiling import prepare_blocks
 from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import (
     guard_monitor,
@@ -30,9 +31,9 @@ from gpt1_ds.engine.internals import (
 from gpt1_ds.engine.optimizer import build_optimizer, parameter_groups
 from gpt1_ds.engine.reduction import quicken_reduction
 from gpt1_ds.engine.update import quicken_update
-from gpt1_ds.model.gpt import GPT, Block
+from gpt1_ds.model.gpt import GPT
 from gpt1_ds.settings.deepspeed_json import nvme_sections
-from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
+from gpt1_ds.settings.sections import PretrainConfig
 
 
 def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
@@ -42,7 +43,9 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     values here (`building`). Without an `optimizer` section in `ds` the engine gets the
     run's own optimizer, so that nothing is compiled at the start.
     """
-    _set_up_blocks(module, config.train)
+    for part in module.modules():
+        if isinstance(part, GPT):
+            part.activation_checkpointing = config.train.activation_checkpointing
     deepspeed = import_deepspeed()
     backend = torch.distributed.get_backend()
     timeout = timedelta(seconds=config.distributed.timeout_seconds)
@@ -75,6 +78,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     quicken_reduction(engine)
     quicken_update(engine)
     set_timeouts(config.distributed.timeout_seconds)
+    prepare_blocks(engine, config)
     return engine
 
 
@@ -118,11 +122,3 @@ def require_async_io(path: Path | str, ds: Json) -> None:
             f"{path}: {sections[0]} to nvme needs DeepSpeed's async_io, which cannot be built "
             "here; install libaio-dev (libaio-devel), or take device cpu"
         )
-
-
-def _set_up_blocks(module: nn.Module, train: TrainConfig) -> None:
-    for part in module.modules():
-        if isinstance(part, GPT):
-            part.activation_checkpointing = train.activation_checkpointing
-        elif isinstance(part, Block) and train.compile:
-            part.compile()

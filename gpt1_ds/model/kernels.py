@@ -286,9 +286,11 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     """`F.linear`, (.., O). For float32 on a CPU without gradient it uses oneDNN.
 
     With oneDNN a single row takes half the time, because MKL's product of a matrix and a vector
-    uses only one core. For many rows oneDNN is not slower.
+    uses only one core. For many rows oneDNN is not slower. torch's compiler cannot take its
+    operator.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or not ONEDNN:
+    fits = x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN
+    if not fits or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight_OI, bias_O)
     return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
 

@@ -29,6 +29,7 @@ FREE = (
     "train.max_skipped",
     "train.activation_checkpointing",
     "train.compile",
+    "train.cuda_graphs",
 )
 """Settings of these sections that change no result."""
 PLACES = {"init.checkpoint": "init_sha256", "task.data": "data"}

@@ -7,7 +7,6 @@ does not know (`json_check.py`). Every ConfigError names the file, both values a
 
 import math
 import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.settings.json_check import NEVER, read, without_effect
 from gpt1_ds.settings.json_optimizer import fill_optimizer, replaced
-from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 
 LARGEST_DEFAULT_MICRO_BATCH = 16
 FP16_DEFAULTS = {"loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2}
@@ -180,11 +179,38 @@ def _check_precision(path: Path | str, ds: Json, config: PretrainConfig) -> None
 
 
 def _check_compilation(ds: Json, config: PretrainConfig) -> None:
-    if config.train.compile and zero_stage(ds) == 3:
+    if str(config.train.compile).lower() == "true" and zero_stage(ds) == 3:
         raise ConfigError(
             "train.compile is true but ZeRO-3 gathers parameters inside each block; "
             "take ZeRO 0 to 2 or train.compile=false"
         )
+    if config.train.cuda_graphs and (fault := _fault_of_graphs(ds, config)):
+        raise ConfigError(f"train.cuda_graphs is true but {fault}, or leave it false")
+
+
+def _fault_of_graphs(ds: Json, config: PretrainConfig) -> str:
+    """Why CUDA graphs of the blocks would fail or compute something else; empty: they do not.
+
+    A graph has fixed shapes, reads weights where they lay at its recording, and writes gradients to
+    the same memory each time.
+    """
+    train, accumulation = config.train, ds["gradient_accumulation_steps"]
+    if zero_stage(ds) == 3:
+        return "ZeRO-3 moves the weights; take ZeRO 0 to 2"
+    if isinstance(config, FinetuneConfig):
+        return "the batches of fine-tuning differ in length; use it for pre-training"
+    if config.model.kind != "transformer":
+        return f"model.kind is {config.model.kind}, which has no blocks; take transformer"
+    if train.activation_checkpointing:
+        return "train.activation_checkpointing calls the blocks twice; take one of the two"
+    if train.batch_warmup_steps:
+        return "train.batch_warmup_steps changes the micro-batches of a step; set it to 0"
+    if accumulation > 1:
+        return (
+            f"a step has {accumulation} micro-batches, whose gradients add up; raise "
+            "train.micro_batch or the number of ranks until it has one"
+        )
+    return ""
 
 
 def _check_machine(path: Path | str, ds: Json, config: PretrainConfig) -> None:
@@ -205,11 +231,9 @@ def _check_machine(path: Path | str, ds: Json, config: PretrainConfig) -> None:
             f"{path}: optimizer.type {kind} needs mup, which is not installed; pip install mup, or "
             "take AdamW"
         )
-    compiler = os.environ.get("CC", "gcc") if gpu else os.environ.get("CXX", "g++")
-    if config.train.compile and shutil.which(compiler) is None:
+    if config.train.cuda_graphs and not gpu:
         raise ConfigError(
-            f"train.compile is true but there is no {compiler} on PATH; "
-            "install one, or leave it false"
+            "train.cuda_graphs is true but this machine has no GPU; take one, or leave it false"
         )
 
 

@@ -172,8 +172,7 @@ def _typed(value: object, hint: object, name: str, where: str) -> object:
     options = _options(hint)
     if plain(value) is None and type(None) in typing.get_args(hint):
         return None
-    fitting = (option for option in options if _class_of(option) is type(value))
-    option = next(fitting, options[0])
+    option = next((each for each in options if _fits(value, _class_of(each))), options[0])
     kind, arguments = _class_of(option), typing.get_args(option)
     if kind is list and isinstance(value, list):
         return [_typed(item, arguments[0], name, where) for item in value]
@@ -190,6 +189,12 @@ def _typed(value: object, hint: object, name: str, where: str) -> object:
             "without a leading 0 and without ':'"
         )
     return typed
+
+
+def _fits(value: object, kind: type) -> bool:
+    if isinstance(value, Written):
+        return _scalar(value, kind) is not None
+    return kind is type(value)
 
 
 def _scalar(written: Written, kind: type) -> object:

@@ -51,7 +51,8 @@ SECTIONS = {
         "spike_nats": 2.0,
         "max_rollbacks": 3,
         "activation_checkpointing": False,
-        "compile": False,
+        "compile": "auto",
+        "cuda_graphs": False,
     },
     "optim": {
         "kind": "adamw",

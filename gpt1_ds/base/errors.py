@@ -149,7 +149,7 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not hide the line
         if show_traceback:
             traceback.print_exc()
-        code = _report(error, again, ranks)
+        code = report(error, again, ranks)
     if began_as_command:
         if code == Interrupted.exit_code:
             os._exit(code)  # Python ends by a signal where Ctrl-C came in a string it executed
@@ -157,7 +157,7 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
     sys.exit(code)
 
 
-def _report(error: BaseException, again: str, ranks: Sequence[RankVariables]) -> int:
+def report(error: BaseException, again: str, ranks: Sequence[RankVariables]) -> int:
     """Print the line of an error, if this rank is the one to print it; its exit code."""
     told = as_user_error(error, again)
     code = UNFORESEEN if told is None else told.exit_code

@@ -106,6 +106,10 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is; what is printed next comes below it."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

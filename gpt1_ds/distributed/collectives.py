@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, UserError
-from gpt1_ds.distributed import heartbeat
+from gpt1_ds.distributed import heartbeat, waiting
 
 BACKEND_WORDS = ("gloo", "NCCL", "peer")
 """The text of every backend error about a lost peer contains one of these words."""
@@ -41,6 +41,7 @@ def barrier() -> None:
     all_sum(torch.zeros(1))
 
 
+@waiting.for_peers()
 def all_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over ranks, on the device of `tensor`."""
     if world_size() == 1:
@@ -77,6 +78,7 @@ class PendingSum:
             self.on_host.copy_(self.total, non_blocking=True)
             copied.record()
 
+    @waiting.for_peers()
     def read(self) -> list[float]:
         """The sums. Waits until they are there."""
         if self.copied is None:
@@ -86,6 +88,7 @@ class PendingSum:
         return self.on_host.tolist()
 
 
+@waiting.for_peers()
 def gather_json(value: Any) -> list[Any]:
     """The `value` (plain JSON data) of every rank, in rank order, on all ranks.
 
@@ -117,6 +120,7 @@ def gather_numbers(numbers: list[int]) -> torch.Tensor:
     return own[None] if world_size() == 1 else _all_gather(own)
 
 
+@waiting.for_peers()
 def _all_gather(tensor_N: torch.Tensor) -> torch.Tensor:
     """The tensors of all ranks, (ranks, N) on the CPU.
 
@@ -127,6 +131,7 @@ def _all_gather(tensor_N: torch.Tensor) -> torch.Tensor:
     return gathered.cpu().view(world_size(), len(tensor_N))
 
 
+@waiting.for_peers()
 def from_main(value: Any) -> Any:
     """The `value` (plain JSON data) of rank 0, on all ranks; that of another rank is not used.
 
@@ -170,18 +175,15 @@ def peer_faults() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        heartbeat.begin_to_end()
         heartbeat.choose_speaker(error)
         raise
     except RuntimeError as error:
+        heartbeat.begin_to_end()
         text = str(error)
         of_a_backend = any(word in text for word in BACKEND_WORDS)
         if not isinstance(error, dist.DistError) and not of_a_backend:
             raise
-        suspects = heartbeat.suspects() or "see which rank died"
-        fault = PeerError(
-            f"rank {rank()} lost a peer ({text.splitlines()[0][:200]}); {suspects}; "
-            "start the run again to resume",
-            of_this_rank=suspects.startswith("rank 0 "),
-        )
+        fault = heartbeat.lost_peer(rank(), text.splitlines()[0][:200])
         heartbeat.choose_speaker(fault)
         raise fault from error

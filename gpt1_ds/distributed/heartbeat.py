@@ -7,6 +7,10 @@ read. It names the ranks with a count that does not change. If there is none, it
 that are in another part of the step than most ranks. If the verdict does not come in time, because
 the deciding rank has ended, another rank decides.
 
+With NCCL no error of a lost peer reaches the training (`nccl.py`). There the thread of the
+heartbeat is the one that loses a peer: when this rank has waited too long for others, or these have
+lost it. It then ends the process.
+
 A decision reads as many keys as there are ranks, and the store has one thread. So one rank must do
 it and not each of thousands: each of those makes five short calls.
 """
@@ -15,14 +19,23 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
 import torch.distributed as dist
 
-from gpt1_ds.base.errors import MemoryShortage, PeerError, UserError
+from gpt1_ds.base.errors import (
+    LAUNCHER_RANKS,
+    STARTS_OVER,
+    MemoryShortage,
+    PeerError,
+    UserError,
+    report,
+)
+from gpt1_ds.distributed.waiting import Waits
 
 T = TypeVar("T")
 BEAT_SECONDS = 1.0
@@ -53,6 +66,9 @@ place = "start"
 The timer of the engine sets it.
 """
 _heartbeat: "Heartbeat | None" = None
+_last_actions: list[Callable[[UserError], object]] = []
+_ending = threading.Lock()
+"""Held by the thread that ends this process."""
 
 
 class Heartbeat:
@@ -61,8 +77,13 @@ class Heartbeat:
     It has one connection to the store, because rank 0 holds those of all ranks.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int):
+    def __init__(
+        self, store: dist.Store, rank: int, world_size: int, patience: float | None = None
+    ):
+        """`patience`: the longest wait for a peer, seconds, after which the thread ends the
+        process; None if the training gets an error."""
         self.rank = rank
+        self.patience = patience
         self.keys = [f"{peer}" for peer in range(world_size)]
         self.store = store
         self.stopped = threading.Event()
@@ -71,13 +92,31 @@ class Heartbeat:
         self.thread.start()
 
     def _beat(self) -> None:
-        beats = 0
-        try:
-            while not self.stopped.wait(BEAT_SECONDS):
-                beats += 1
+        waits = Waits() if self.patience is not None else None
+        beats, named = 0, False
+        while not self.stopped.wait(BEAT_SECONDS):
+            beats += 1
+            try:
                 self.store.set(self.keys[self.rank], f"{beats} {place}")
-        except (RuntimeError, ValueError):
-            pass  # the store is gone, and rank 0 with it
+                named = waits is not None and self.store.check([VERDICT])
+            except (RuntimeError, ValueError):  # the store is gone, and rank 0 with it
+                if waits is None:
+                    return
+            waited = waits.seconds() if waits is not None else 0.0
+            if named:
+                self._end("the others have waited for it, or for the same one")
+            elif self.patience is not None and waited > self.patience:
+                self._end(f"a collective takes more than {self.patience:g} s")
+
+    def _end(self, why: str) -> None:
+        """End this process, unless the training does it already: it may hang for good."""
+        if not _ending.acquire(blocking=False):
+            return
+        fault = lost_peer(self.rank, why)
+        for action in list(_last_actions):
+            call_within(LEAVE_SECONDS, partial(action, fault))
+        choose_speaker(fault)
+        os._exit(report(fault, STARTS_OVER, LAUNCHER_RANKS))
 
     def suspects(self) -> str:
         """A phrase that names the silent ranks, or those in another part; empty if none.
@@ -188,13 +227,45 @@ def call_within(seconds: float, action: Callable[[], T]) -> T | None:
     return answer[0] if answer else None
 
 
-def start_heartbeat(store: dist.TCPStore, rank: int, world_size: int) -> None:
+def start_heartbeat(
+    store: dist.TCPStore, rank: int, world_size: int, patience: float | None
+) -> None:
     """Start the heartbeat of this process; `store` is the store of the process group."""
     global _heartbeat
     # torchrun keeps its store over restarts, so the prefix has the number of the restart.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     own: dist.Store = store.clone()  # type: ignore[attr-defined]
-    _heartbeat = Heartbeat(dist.PrefixStore(f"gpt1_ds/heartbeat/{start}", own), rank, world_size)
+    own = dist.PrefixStore(f"gpt1_ds/heartbeat/{start}", own)
+    _heartbeat = Heartbeat(own, rank, world_size, patience)
+
+
+@contextmanager
+def last_action(action: Callable[[UserError], object]) -> Iterator[None]:
+    """If the heartbeat ends the process inside this block, it first calls `action`.
+
+    The action gets the error. It runs in another thread, and has `LEAVE_SECONDS`.
+    """
+    _last_actions.insert(0, action)
+    try:
+        yield
+    finally:
+        _last_actions.remove(action)
+
+
+def begin_to_end() -> None:
+    """The training ends this process. If the heartbeat does so already, this does not return."""
+    if _heartbeat is not None and _heartbeat.patience is not None:
+        _ending.acquire()
+
+
+def lost_peer(rank: int, why: str) -> PeerError:
+    """The error of this rank, which has lost a peer; after this call its heartbeat stops."""
+    found = suspects()
+    return PeerError(
+        f"rank {rank} lost a peer ({why}); {found or 'see which rank died'}; "
+        "start the run again to resume",
+        of_this_rank=found == NO_STORE,  # then no rank can know what the others print
+    )
 
 
 def suspects() -> str:

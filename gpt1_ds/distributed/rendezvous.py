@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from gpt1_ds.base.errors import ConfigError, PeerError, UserError, as_user_error
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.distributed import heartbeat
+from gpt1_ds.distributed import heartbeat, nccl
 from gpt1_ds.distributed.agreement import PATIENCE_SECONDS, Exchange
 from gpt1_ds.distributed.descriptors import make_room
 from gpt1_ds.distributed.environment import RankEnv, rank_environment, ranks_here
@@ -118,14 +118,18 @@ class Meeting:
             return env
         if env.world_size > 1:
             self._agree(env, self.facts)
-        timeout = timedelta(seconds=self.timeout_seconds)
+        patience = None
+        if nccl.aborts(backend):
+            nccl.prepare(self.timeout_seconds)
+            patience = self.timeout_seconds
+        timeout = timedelta(seconds=nccl.group_timeout(backend, self.timeout_seconds))
         with _reached(env):
             store = self._open(env)
             dist.init_process_group(
                 backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout
             )
             if env.world_size > 1:
-                heartbeat.start_heartbeat(store, env.rank, env.world_size)
+                heartbeat.start_heartbeat(store, env.rank, env.world_size, patience)
         return env
 
 

@@ -145,8 +145,8 @@ def muon_for_blocks_alone(deepspeed: ModuleType) -> Iterator[None]:
 # --- On the built engine. These changes are on its own objects, so they end with the engine. ---
 
 
-def set_timeouts(timeout_seconds: float) -> None:
-    """Give every process group the timeout of the run.
+def set_timeouts(timeout: timedelta) -> None:
+    """Give every process group this timeout.
 
     Why:    the groups that DeepSpeed makes itself would wait 30 minutes for a dead peer.
     Seen:   DeepSpeed 0.19.8; torch 2.13 changes the timeout of a group by a private function only.
@@ -155,7 +155,7 @@ def set_timeouts(timeout_seconds: float) -> None:
     """
     groups = dist.distributed_c10d._world.pg_map
     for group in list(groups):
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def keep_json(engine: Engine, ds: Json) -> None:

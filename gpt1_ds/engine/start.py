@@ -12,7 +12,7 @@ from torch import nn
 from gpt1_ds.base.errors import ConfigError, UserError
 from gpt1_ds.base.memory import is_shortage
 from gpt1_ds.base.protocols import Engine, Json
-from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed import collectives, nccl
 from gpt1_ds.engine.building import build
 from gpt1_ds.engine.compiling import prepare_blocks
 from gpt1_ds.engine.defaults import with_defaults
@@ -48,7 +48,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
             part.activation_checkpointing = config.train.activation_checkpointing
     deepspeed = import_deepspeed()
     backend = torch.distributed.get_backend()
-    timeout = timedelta(seconds=config.distributed.timeout_seconds)
+    timeout = timedelta(seconds=nccl.group_timeout(backend, config.distributed.timeout_seconds))
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     spare_the_compiler(ds)
     optimizer, groups, device = None, None, collectives.device()
@@ -77,7 +77,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     order_streams(engine)
     quicken_reduction(engine)
     quicken_update(engine)
-    set_timeouts(config.distributed.timeout_seconds)
+    set_timeouts(timeout)
     prepare_blocks(engine, config)
     return engine
 

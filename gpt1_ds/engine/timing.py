@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch.profiler import profile, record_function
 
-from gpt1_ds.distributed import collectives, heartbeat
+from gpt1_ds.distributed import collectives, heartbeat, waiting
 from gpt1_ds.distributed.console import say, warn
 from gpt1_ds.engine.internals import Collective, wrapped_collectives
 from gpt1_ds.engine.peak import peak_flops
@@ -104,6 +104,7 @@ class StepTimer:
 
     def _timed(self, collective: Collective) -> Collective:
         def call(*args: object, **kwargs: object) -> object:
+            waiting.in_stream()
             with self.part("communication"):
                 work = collective(*args, **kwargs)
             return PendingCollective(work, self) if hasattr(work, "wait") else work

@@ -25,7 +25,7 @@ from gpt1_ds.base.records import (
     read_object,
     write_records,
 )
-from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed import collectives, heartbeat
 from gpt1_ds.distributed.console import warn
 from gpt1_ds.runs.board import SESSION, Board
 
@@ -212,13 +212,18 @@ class RunLog:
     @contextmanager
     def outcome(self, steps: Callable[[], int]) -> Iterator[None]:
         """Keep status.json true while the loop runs; `steps` returns the optimizer steps done."""
-        self.status("running", steps())
-        try:
-            yield
-        except BaseException as error:
+
+        def ended(error: BaseException) -> None:
             told = as_user_error(error)
             code = told.exit_code if told else UNFORESEEN
             self.status("stopped" if isinstance(error, StopRequested) else "failed", steps(), code)
+
+        self.status("running", steps())
+        try:
+            with heartbeat.last_action(ended):
+                yield
+        except BaseException as error:
+            ended(error)
             raise
         else:
             self.status("done", steps(), 0)

@@ -25,7 +25,7 @@ from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.manifest import Manifest
 from gpt1_ds.data.order import mix
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
-from gpt1_ds.distributed import collectives
+from gpt1_ds.distributed import collectives, heartbeat
 from gpt1_ds.distributed.console import progress, say
 from gpt1_ds.distributed.environment import rank_environment
 from gpt1_ds.distributed.preemption import StopFlag
@@ -202,7 +202,8 @@ class Run(Generic[ConfigT]):
         """
         outcome = self.log.outcome(lambda: self.engine.global_steps)
         timed = self.timer.communication()
-        with outcome, self.bar, timed, collectives.peer_faults(), self.saves:
+        ended = heartbeat.last_action(lambda _: self.bar.close())
+        with outcome, self.bar, ended, timed, collectives.peer_faults(), self.saves:
             yield
 
     def commit(self, state: CheckpointState, must: bool) -> None:

@@ -245,8 +245,10 @@ class WholeUpdate(Update):
         from deepspeed.utils import groups
 
         norm = torch.stack(torch._foreach_norm(gradients, 2)).pow(2).sum().pow(0.5)
+        if self.engine.gradient_clipping() <= 0.0:
+            return norm
         ranks = groups._get_data_parallel_group()
-        if self.engine.gradient_clipping() > 0.0 and comm.get_world_size(group=ranks) > 1:
+        if comm.get_world_size(group=ranks) > 1:
             norm = norm / comm.get_world_size(group=ranks)
             comm.all_reduce(norm, group=ranks)
         return norm

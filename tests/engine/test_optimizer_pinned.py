@@ -7,7 +7,7 @@ import deepspeed
 import pytest
 import torch
 
-from gpt1_ds.engine.internals import muon_for_blocks_alone, skip_non_finite
+from gpt1_ds.engine.internals import muon_for_blocks_alone
 from gpt1_ds.engine.optimizer import (
     OpenAIAdam,
     build_optimizer,
@@ -16,6 +16,7 @@ from gpt1_ds.engine.optimizer import (
     set_lr,
     warmup_steps,
 )
+from gpt1_ds.engine.update import WholeUpdate
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.settings.sections import OptimConfig, PretrainConfig, ScheduleConfig
 
@@ -154,7 +155,13 @@ def test_defaults_of_openais_adam():
 def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(bad: float):
     layer = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    skip_non_finite(SimpleNamespace(optimizer=optimizer))
+    engine = SimpleNamespace(
+        optimizer=optimizer,
+        module=layer,
+        device=torch.device("cpu"),
+        gradient_clipping=lambda: 0.0,
+    )
+    optimizer.step = WholeUpdate(engine)
     assert optimizer.overflow is False
     before = layer.weight.clone()
     layer.weight.grad = torch.tensor([[1.0, bad]])

@@ -33,6 +33,8 @@ ACTS = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
     "checkpoint": {"tag_validation": "Fail"},
+    "timers": {"throughput": {"enabled": True}},
+    "disable_python_gc": True,
 }
 IDLE = {
     "activation_checkpointing": ({"cpu_checkpointing": True}, "train.activation_checkpointing"),
@@ -44,6 +46,7 @@ IDLE = {
     "seq_parallel_communication_data_type": ("bf16", "sequence-parallel"),
     "steps_per_print": (5, "metrics.jsonl"),
     "wall_clock_breakdown": (True, "metrics.jsonl"),
+    "log_level": ("info", "metrics.jsonl"),
     "load_universal": (True, "checkpoints itself"),
 }
 

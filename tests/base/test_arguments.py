@@ -21,7 +21,7 @@ BAD = {
         "--top-p": ("0", "-0.5", "1.5", "nan", "inf", "x"),
         "--seed": NOT_WHOLE,
     },
-    "eval": {"--stride": NOT_WHOLE},
+    "eval": {"--stride": NOT_WHOLE, "--sample": NOT_WHOLE},
     "export": {"--shard-gb": ("0", "-1", "nan", "inf", "1e300", "x")},
     "watch": {"--every": ("-1", "0", "0.1", "3601", "nan", "inf", "x", "")},
     "suite": {"--seeds": NOT_WHOLE, "--layers": NOT_WHOLE, "--ranks": (*NOT_WHOLE, "0", "1025")},

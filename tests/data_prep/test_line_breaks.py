@@ -16,12 +16,12 @@ from data_prep import build_shards, train_tokenizer
 from data_prep.building import encoding
 from data_prep.reading import corpus
 from data_prep.verify_shards import iter_samples, verify
-from gpt1_ds import eval as gpt1_eval
 from gpt1_ds.data.manifest import MANIFEST, read_manifest
 from gpt1_ds.data.openai_bpe import OPENAI_FILES
 from gpt1_ds.data.tokenizer import Tokenizer, load_tokenizer
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.sampling import sample_text
+from gpt1_ds.runs import texts
 from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks import TASKS, build_task
 
@@ -84,7 +84,7 @@ def test_a_text_has_the_same_ids_by_every_way_in(tokenizer: Tokenizer, tmp_path:
 
     (tmp_path / "story.txt").write_bytes(TEXT.encode())
     eot = tokenizer.special_ids["eot"]
-    text = gpt1_eval.read_text(tmp_path / "story.txt", lines=False, tokenizer=tokenizer)
+    text = texts.read_text(tmp_path / "story.txt", lines=False, tokenizer=tokenizer)
     assert [document.tolist() for document in text.documents] == [[eot, *ids]]
 
     torch.manual_seed(0)
@@ -124,9 +124,9 @@ def test_documents_in_many_pieces_have_the_same_ids(
     monkeypatch.setattr(corpus, "READ_BYTES", 64)
     monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 100)
     tokenizer = load_tokenizer(original(shared_data, tmp_path / "openai"))
-    texts = {name: TEXT * count for name, count in (("a", 1), ("b", 7), ("c", 2))}
-    shards = shards_of(texts, tokenizer, tmp_path)
-    assert documents(shards, tokenizer) == [tokenizer.encode(text) for text in texts.values()]
+    stories = {name: TEXT * count for name, count in (("a", 1), ("b", 7), ("c", 2))}
+    shards = shards_of(stories, tokenizer, tmp_path)
+    assert documents(shards, tokenizer) == [tokenizer.encode(text) for text in stories.values()]
 
 
 def test_shards_without_line_breaks_are_read_and_told(
@@ -140,10 +140,10 @@ def test_shards_without_line_breaks_are_read_and_told(
     manifest["splits"]["valid"] = manifest["splits"]["train"]
     (shards / MANIFEST).write_text(json.dumps(manifest))
     capsys.readouterr()
-    (text,) = gpt1_eval.read_shards(shards, None, tokenizer)
+    (text,) = texts.read_shards(shards, None, tokenizer)
     assert len(text.documents[0]) > 20 and "early version" not in capsys.readouterr().out
     del manifest["preparation"]["settings"]["newline_token"]
     (shards / MANIFEST).write_text(json.dumps(manifest))
-    (text,) = gpt1_eval.read_shards(shards, None, tokenizer)
+    (text,) = texts.read_shards(shards, None, tokenizer)
     assert len(text.documents[0]) > 20
     assert "made by an early version, without the token of line breaks" in capsys.readouterr().out

@@ -87,7 +87,8 @@ def test_a_folder_that_cannot_be_read_is_refused(mode: int) -> None:
         (corpus / "b.txt").write_text("two")
         (closed / "a.txt").write_text("one")
         closed.chmod(mode)
-        corpus.chmod(0o755)
+        for folder in (corpus, closed.parent):
+            folder.chmod(0o755)
         with as_another_user(), pytest.raises(DataError, match=f"{closed}.*: corpus 'c' cannot"):
             find_sources([f"c={corpus}"], [])
     finally:

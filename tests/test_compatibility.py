@@ -247,7 +247,11 @@ def records(run: Path, *splits: str) -> list[dict[str, Any]]:
 def same_runs(ours: Path, theirs: Path, tuned: bool = False) -> None:
     """Both runs have the same losses, and the same weights, moments and state at their end."""
     losses = records(theirs, "train", "valid", "task")
-    assert losses and records(ours, "train", "valid", "task") == losses
+    found = records(ours, "train", "valid", "task")
+    for line, there in zip(found, losses, strict=True):
+        if there.get("grad_norm", 0.0) is None:
+            line["grad_norm"] = None  # of plain float32, which later versions know
+    assert losses and found == losses
     # The stopped run has one more checkpoint.
     saved = [line for line in records(ours, "checkpoint") if line["step"] != STOPPED]
     before = records(theirs, "checkpoint")
@@ -346,7 +350,11 @@ def test_commands_read_old_artefacts_as_they_did(old_runs, old_readings, tmp_pat
             assert not importlib.import_module(job.module).main(list(map(str, job.words)))
         text = said.getvalue()
         # What later versions say besides.
-        text = re.sub(r", and within .* in its pipeline|(?s:  class +precision.*)", "", text)
+        text = re.sub(
+            r", and within .* in its pipeline|\n  the tokenizer folds .*|(?s:  class +precision.*)",
+            "",
+            text,
+        )
         assert text == printed[title] != "", title
     exported = files(theirs)
     assert len(exported) > 10 and files(ours) == exported

@@ -186,7 +186,8 @@ def starting_point(
                 f"{state.model[key]}; leave it out, or set init.checkpoint=none"
             )
     chosen = {name: value for name, value in shape.items() if "drop" in name}
-    chosen["position_logits"] = shape["position_logits"] or state.model.get("position_logits")
+    released = state.model.get("position_logits", False)
+    chosen["position_logits"] = shape["position_logits"] or released
     return GPTConfig(**state.model | chosen), tokenizer, folder
 
 

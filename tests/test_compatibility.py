@@ -46,6 +46,8 @@ MEASURED = ("host_bytes", "mfu", "time", "tokens_per_second")
 # What fine-tuning notes since then of itself, in state.json and result.json.
 NOTED = ("data", "init_sha256", "made_from", "files", "by_class", "predicted", "task/config")
 STATE_SEAL = ("/config_hash", "/files/state.json/bytes")
+# What later versions say besides.
+LATER = r", and within .* in its pipeline|\n  the tokenizer folds .*|(?s:  class +precision.*)"
 # An exported tokenizer frames texts as its task does, and gives no token types.
 OTHER_EXPORTS = ("tokenizer_config.json", "tokenizer.json", "README.md")
 
@@ -349,12 +351,7 @@ def test_commands_read_old_artefacts_as_they_did(old_runs, old_readings, tmp_pat
         with contextlib.redirect_stdout(io.StringIO()) as said:
             assert not importlib.import_module(job.module).main(list(map(str, job.words)))
         text = said.getvalue()
-        # What later versions say besides.
-        text = re.sub(
-            r", and within .* in its pipeline|\n  the tokenizer folds .*|(?s:  class +precision.*)",
-            "",
-            text,
-        )
+        text = re.sub(LATER, "", text)
         assert text == printed[title] != "", title
     exported = files(theirs)
     assert len(exported) > 10 and files(ours) == exported

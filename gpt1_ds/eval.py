@@ -10,7 +10,8 @@
     python -m gpt1_ds.eval --ensemble runs/suite --task sst2 --data SST-2
     python -m gpt1_ds.eval runs/gpt1 --zero-shot race --data RACE
     python -m gpt1_ds.eval runs/gpt1 --zero-shot blimp --data BLiMP.zip
-    python -m gpt1_ds.eval runs/gpt1 --zero-shot pairs --data own.jsonl --columns good bad
+    python -m gpt1_ds.eval runs/gpt1 --zero-shot pairs --data own.jsonl \\
+        --columns good bad
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --surprisal novel.tsv
 
 Three figures come from the same sum of nats: perplexity a token; perplexity a word, where the

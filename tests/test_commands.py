@@ -237,7 +237,7 @@ SLIPS = {
     "lr=1e-3": "write optim.lr=1e-3",
     "--max_steps=10": "write train.max_steps=10",
     "--model.n_layer 4": "write model.n_layer=4",
-    "--compile data.shards=x": "write train.compile=true",
+    "--compile data.shards=x": "write train.compile=VALUE",
     "--seed": "write run.seed=VALUE",
     "--data shards": "write data.shards=shards",
     "data.weight.books=2": "write data.weights.books=2",

@@ -104,7 +104,7 @@ def test_weights_are_set_in_three_ways(text, value):
         ({"name": "race", "class_weights": "balanced"}, "no effect on race"),
         ({"name": "race", "sampling": "balanced"}, "no effect on race"),
         ({"name": "wnut17", "sampling": "balanced"}, "no effect on wnut17"),
-        ({"sampling": "even"}, "choose from: balanced, shuffled"),
+        ({"sampling": "even"}, "choose from: balanced, plain, shuffled"),
     ],
 )
 def test_weights_that_mean_nothing_are_refused_in_one_line(options, says):

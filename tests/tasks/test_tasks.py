@@ -200,7 +200,7 @@ BROKEN = {
         "sst2",
         "sentence\tlabel",
         "sentence,label",
-        ("row 1", "no column 'sentence'"),
+        ("row 1", "column 'label': no label"),
     ),
     "too few columns": ("rte", "0\ta b\tc", "a b\tc", ("row 2", "3 columns, expected 4")),
     "no label": ("rte", "entailment", "", ("row 2", "no label", "train needs labelled rows")),

@@ -59,11 +59,12 @@ def test_the_harness_decides_as_we_do(tiny_run, tmp_path, capsys):
     theirs = {}
     for row in samples(tmp_path / "out", "blimp_local"):
         nats = [float(answer[0][0]) for answer in row["resps"]]
-        theirs[row["doc"]["sentence_good"], row["doc"]["UID"]] = nats, row["acc"]
+        pair = row["doc"]
+        theirs[pair["UID"], pair["sentence_good"], pair["sentence_bad"]] = nats, row["acc"]
     ours = table(out)
     ties = 0
-    for paradigm, good, _, *numbers in ours:
-        nats, decision = theirs[good, paradigm]
+    for paradigm, good, bad, *numbers in ours:
+        nats, decision = theirs[paradigm, good, bad]
         own, credit = [float(number) for number in numbers[:2]], float(numbers[2])
         np.testing.assert_allclose(own, nats, rtol=1e-4)
         assert credit == (0.5 if own[0] == own[1] else decision)

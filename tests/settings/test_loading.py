@@ -106,7 +106,9 @@ def test_every_choice_is_taken(name):
             assert config.eval.zero_shot == [choice]
             continue
         config = load(FinetuneConfig, None, [f"{name}={choice}"])
-        assert getattr(getattr(config, section), key) == choice
+        value = getattr(getattr(config, section), key)
+        # YAML's true and false are truth values, also beside other words (`train.compile`).
+        assert (str(value).lower() if isinstance(value, bool) else value) == choice
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import torch
 
 from gpt1_ds.distributed import collectives, environment, rendezvous
+from gpt1_ds.engine.determinism import choose_algorithms
 from gpt1_ds.engine.internals import import_deepspeed
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.model.gpt import GPT, GPTConfig
@@ -64,6 +65,7 @@ def ours(size: Size, *overrides: str, ds: str = "zero1_bf16.json") -> Step:
         *overrides,
     ]
     config = load(PretrainConfig, None, options)
+    choose_algorithms(config)
     rendezvous.join_process_group(600.0)
     trainer = initialize(
         GPT(size.shape()),

@@ -24,7 +24,7 @@ STATE_ROOMS = tuple(
 )
 ENGINE_NAMES = {"engine", "optimizer", "basic_optimizer", "trainer"}
 FOREIGN_PACKAGES = {"deepspeed", "torch"}
-# The standard library documents that programs set these names.
+# The standard library and torch document that programs set these names.
 HOOKS = {
     "sys.stdin",
     "sys.stdout",
@@ -32,6 +32,7 @@ HOOKS = {
     "sys.unraisablehook",
     "threading.excepthook",
     "warnings.showwarning",
+    "torch.utils.deterministic.fill_uninitialized_memory",
 }
 OWN_PACKAGES = {"gpt1_ds", "data_prep", "tests", "benchmarks"}
 OPERATORS_FILE = "gpt1_ds/model/kernels.py"

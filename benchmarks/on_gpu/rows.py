@@ -50,6 +50,7 @@ def in_order(options: Options) -> list[Row]:
         _loop(options, options.windows[0], "", None),
         _loop(options, large, "train.compile=true", None),
         *_speed("gpt1_ds, CUDA graphs", options, graphs or list(options.windows[:1])),
+        *_speed("gpt1_ds, deterministic", options, [large]),
         *_speed("our model, plain loop", options, few),
         *_speed("torch modules, plain loop", options, few),
         *_speed("transformers, DeepSpeed ZeRO-1", options, few),

@@ -19,6 +19,7 @@ WARM_STEPS, TIMINGS, EPOCHS = 3, 3, 100
 WAYS = {
     "gpt1_ds": train_step.ours,
     "gpt1_ds, compiled": train_step.compiled,
+    "gpt1_ds, deterministic": lambda size: train_step.ours(size, "train.deterministic=true"),
     "gpt1_ds, CUDA graphs": lambda size: train_step.ours(size, "train.cuda_graphs=true"),
     "gpt1_ds, compiled, CUDA graphs": lambda size: train_step.ours(
         size, "train.compile=true", "train.cuda_graphs=true"

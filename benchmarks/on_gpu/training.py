@@ -12,6 +12,7 @@ from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.saving import save_checkpoint
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.distributed import rendezvous
+from gpt1_ds.engine.determinism import choose_algorithms
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.settings.deepspeed_json import resolve
@@ -38,6 +39,7 @@ def engine_with(ds: str, *options: str, windows: int = WINDOWS) -> Engine:
     """An engine of one rank around a small GPT; weights and dropout come from seed 0."""
     batch = [f"train.global_batch={windows}", f"train.micro_batch={windows}"]
     config = load(PretrainConfig, None, [*batch, *SHAPE, *options])
+    choose_algorithms(config)
     rendezvous.join_process_group(60.0)
     torch.manual_seed(0)
     model = config.model

@@ -17,6 +17,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -99,6 +100,8 @@ Main = Callable[[list[str]], int | None]
 STARTS_OVER = "the same command starts over"
 _LONGEST = 1000
 """Most characters of an unforeseen error: a C++ library may add a whole stack."""
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+"""What torch raises of an operator, where `train.deterministic` is on."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -186,6 +189,11 @@ def as_user_error(error: BaseException, again: str = STARTS_OVER) -> UserError |
         return MemoryShortage(
             f"not enough memory: {shortage(error)}; end other programs, give less at once, or take "
             "a machine with more"
+        )
+    if isinstance(error, RuntimeError) and (lacking := _NOT_DETERMINISTIC.search(str(error))):
+        return ConfigError(
+            f"train.deterministic is true but torch has no deterministic {lacking[1]} for this "
+            "device; set train.deterministic=false"
         )
     if isinstance(error, OSError):
         return DataError(_of_the_system(error))

@@ -5,6 +5,7 @@ May import `model`, `settings`, `distributed` and `base`. Files in reading order
 - `start`: the only `deepspeed.initialize`, and what a run's DeepSpeed JSON needs of the machine
 - `building`: parameters that get their memory one at a time
 - `compiling`: compiled blocks, and blocks as CUDA graphs
+- `determinism`: `train.deterministic`, the same bits from each start
 - `mechanics`: the shipped DeepSpeed JSON that a run takes by itself
 - `optimizer`: parameter groups, the two Adams, the learning rate of each step
 - `defaults`: what DeepSpeed gets where the JSON leaves it open

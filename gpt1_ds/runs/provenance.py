@@ -30,6 +30,7 @@ FREE = (
     "train.activation_checkpointing",
     "train.compile",
     "train.cuda_graphs",
+    "train.deterministic",
 )
 """Settings of these sections that change no result."""
 PLACES = {"init.checkpoint": "init_sha256", "task.data": "data"}

@@ -30,6 +30,7 @@ from gpt1_ds.distributed.console import progress, say
 from gpt1_ds.distributed.environment import rank_environment
 from gpt1_ds.distributed.preemption import StopFlag
 from gpt1_ds.distributed.rendezvous import Meeting
+from gpt1_ds.engine.determinism import choose_algorithms
 from gpt1_ds.engine.mechanics import default_mechanics
 from gpt1_ds.engine.start import initialize, require_async_io
 from gpt1_ds.engine.timing import StepTimer, Throughput
@@ -98,6 +99,7 @@ def read_settings(
     ConfigError on all ranks if the other ranks of the `meeting` have other settings, or other code.
     """
     args, config = arguments(config_class, argv, about)
+    choose_algorithms(config)
     place = rank_environment(os.environ)
     if args.deepspeed_config is None:
         name, why = default_mechanics()

@@ -176,6 +176,9 @@ class TrainConfig:
     cuda_graphs: bool = False
     """Pre-training on GPUs: launch a block's kernels as one CUDA graph, for small micro-batches
     (ZeRO 0 to 2, one micro-batch a step)."""
+    deterministic: bool = False
+    """Take only algorithms that give the same bits each time, so that a resume is exact on a GPU
+    too, as it is on a CPU: slower, more memory (docs/resume.md)."""
 
 
 @dataclass

@@ -25,7 +25,8 @@ def cases(tmp_path) -> dict:
     a, b = [*DS, "--config", f"{tmp_path}/a.yaml"], [*DS, "--config", f"{tmp_path}/b.yaml"]
     stages = [["--deepspeed_config", f"{tmp_path}/{name}.json"] for name in "ab"]
     six = [*DS, "train.global_batch=6"]
-    tf32 = "NVIDIA_TF32_OVERRIDE"
+    tf32, cublas = "NVIDIA_TF32_OVERRIDE", {"CUBLAS_WORKSPACE_CONFIG": ":4096:2"}
+    exact = [*DS, "train.deterministic=true"]
     return {
         "override": ([*DS, "run.seed=1"], [*DS, "run.seed=2"], "2 run.seed is 1 on {0}, 2 on {1}"),
         "option of one": ([*DS], [*DS, "model.n_layer=3"], "2 model.n_layer is 12 on {0}, 3 on"),
@@ -37,6 +38,8 @@ def cases(tmp_path) -> dict:
         "error of both": ([*DS, "optim.lr=x"], [*DS, "optim.lr=x"], "2 option 'optim.lr=x'"),
         "files of rank 1": (a, [*DS, "--config", "/absent"], "2 rank 1 ({host}): --config /absent"),
         "variable": (DS, DS, {}, {tf32: "0"}, f"2 environment variable {tf32} is null on {{0}}"),
+        "deterministic of one": (exact, DS, "2 train.deterministic is true on {0}, false on {1}"),
+        "cuBLAS of rank 1": (exact, exact, {}, cublas, "2 rank 1 ({host}): train.deterministic is"),
         "more ranks": (six, six, {}, {"WORLD_SIZE": "3"}, "2 WORLD_SIZE is 2 on {0}, 3 on {1}"),
         "fewer ranks": (six, six, {"WORLD_SIZE": "3"}, {}, "2 WORLD_SIZE is 3 on {0}, 2 on {1}"),
         "places": ([*DS, "data.shards=/a", "data.cache=/a"], [*DS, "data.cache_bytes=9"], ""),

@@ -53,6 +53,7 @@ SECTIONS = {
         "activation_checkpointing": False,
         "compile": "auto",
         "cuda_graphs": False,
+        "deterministic": False,
     },
     "optim": {
         "kind": "adamw",

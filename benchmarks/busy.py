@@ -1,6 +1,7 @@
 """Times training on an idle machine, and beside programs that begin after its start.
 
     python benchmarks/busy.py SHARDS [--rounds 2] [--seconds 15] [--models quickstart gpt1]
+        [--others 0 1 2]
 
 Each run of `gpt1_ds/train.py` trains alone, then beside one and beside two programs that compute in
 a loop, for the given seconds each. Two ways take turns: `spinning`, as OpenMP does by itself, and
@@ -25,7 +26,6 @@ MODELS = {
 }
 WAYS = {"spinning": {"GOMP_SPINCOUNT": "300000"}, "watched": {}}
 """What libgomp does by itself, said aloud, so that the commands leave it so; and nothing said."""
-OTHERS = (0, 1, 2)
 NEVER = 1_000_000
 START_SECONDS = 300
 LOOP = [sys.executable, "-c", "while True: pass"]
@@ -53,19 +53,25 @@ def start(model: str, way: str, shards: Path, folder: Path) -> subprocess.Popen:
 
 
 def steps_a_second(metrics: Path, others: int, seconds: float) -> float:
-    """Beside programs, steps may take longer than the measurement; then it is 0 or one step."""
+    """From the first to the last step that ends in this time; of less than two steps, their number.
+
+    Beside programs, steps may take longer than the measurement.
+    """
     programs = [subprocess.Popen(LOOP) for _ in range(others)]
     try:
         before, began = len(records(metrics)), time.monotonic()
         time.sleep(seconds)
-        return (len(records(metrics)) - before) / (time.monotonic() - began)
+        times = [record["elapsed_seconds"] for record in records(metrics)[before:]]
+        if len(times) < 2:
+            return len(times) / (time.monotonic() - began)
+        return (len(times) - 1) / (times[-1] - times[0])
     finally:
         for program in programs:
             program.kill()
             program.wait()
 
 
-def run(model: str, way: str, shards: Path, seconds: float) -> list[float]:
+def run(model: str, way: str, shards: Path, seconds: float, others: list[int]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         training = start(model, way, shards, Path(folder))
         try:
@@ -74,7 +80,7 @@ def run(model: str, way: str, shards: Path, seconds: float) -> list[float]:
                 if training.poll() is not None or time.monotonic() > deadline + START_SECONDS:
                     raise SystemExit(f"error: no training:\n{(Path(folder) / 'log').read_text()}")
                 time.sleep(0.1)
-            return [steps_a_second(metrics, others, seconds) for others in OTHERS]
+            return [steps_a_second(metrics, count, seconds) for count in others]
         finally:
             training.kill()
             training.wait()
@@ -88,23 +94,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--others",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="programs beside the training; 0 comes first",
+    )
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     for model in args.models:
         found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
         for _ in range(args.rounds):
             for way in WAYS:
-                found[way].append(run(model, way, args.shards.resolve(), args.seconds))
+                found[way].append(run(model, way, args.shards.resolve(), args.seconds, args.others))
         medians = {
             way: [statistics.median(rates) for rates in zip(*runs, strict=True)]
             for way, runs in found.items()
         }
         alone = medians["spinning"][0]
-        for position, others in enumerate(OTHERS):
+        for position, others in enumerate(args.others):
             before, now = (medians[way][position] for way in WAYS)
             print(
-                f"{model:11} beside {others} programs: spinning {before:7.2f} steps/s, watched "
-                f"{now:7.2f}; of {alone:.2f} alone {now / alone:.0%}, fair share "
+                f"{model:11} beside {others} programs: spinning {before:7.3f} steps/s, watched "
+                f"{now:7.3f}; of {alone:.3f} alone {now / alone:.0%}, fair share "
                 f"{cores / (cores + others):.0%}",
                 flush=True,
             )

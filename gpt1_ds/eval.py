@@ -172,7 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="with --zero-shot pairs: the columns of the acceptable and of the other sentence, and "
-        "if there is one that of the group; with cloze: those of the context and of the last word",
+        "if there is one that of the group; with cloze: those of the context and of the last word "
+        "(not used by others)",
     )
     task(
         "--sample",

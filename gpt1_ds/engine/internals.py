@@ -12,7 +12,6 @@ State (what DeepSpeed keeps in files and flat tensors) is the subject of `checkp
 
 import copyreg
 import importlib
-import inspect
 import logging
 import os
 import warnings
@@ -75,19 +74,6 @@ def import_deepspeed() -> ModuleType:
     return deepspeed
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's AdamW without the decorators of its `step`.
-
-    Why:    the decorator that switches gradients off imports torch's compiler, which takes a
-            second, only to tell it that no graph may contain the step.
-    Seen:   torch 2.13.
-    Ends:   nothing of torch's is changed: this is a subclass.
-    Until:  torch asks whether the compiler is in use before it imports it.
-    """
-
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-
-
 def spare_the_compiler(ds: Json) -> None:
     """Keep the start of an engine from importing torch's compiler.
 
@@ -114,6 +100,22 @@ def spare_the_compiler(ds: Json) -> None:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = compiled
+
+
+def restore_linear() -> None:
+    """Give torch its own linear layer back, if a ZeRO-3 engine of this process has replaced it.
+
+    Why:    the one of ZeRO-3 rounds bf16 in another way. So a run without ZeRO-3 would have other
+            bits where its process has had a ZeRO-3 engine before.
+    Seen:   DeepSpeed 0.19.8, which replaces it for the life of the process.
+    Ends:   with the next ZeRO-3 engine.
+    Until:  DeepSpeed replaces it in the model of its engine alone.
+    """
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    own = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if own is not None:
+        torch.nn.functional.linear = own
 
 
 @contextmanager

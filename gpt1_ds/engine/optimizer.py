@@ -1,5 +1,6 @@
 """Parameter groups, the two Adams, and the learning rate as a pure function of the step."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 
@@ -8,7 +9,6 @@ from torch import nn
 
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.engine.building import whole_shape
-from gpt1_ds.engine.internals import AdamW
 from gpt1_ds.settings.sections import OptimConfig, PretrainConfig, ScheduleConfig
 
 
@@ -33,6 +33,19 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     if config.kind == "openai_adam":
         return OpenAIAdam(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps)
     return AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the decorators of its `step`.
+
+    Why:    the decorator that switches gradients off imports torch's compiler, which takes a
+            second, only to tell it that no graph may contain the step.
+    Seen:   torch 2.13.
+    Ends:   nothing of torch's is changed: this is a subclass.
+    Until:  torch asks whether the compiler is in use before it imports it.
+    """
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 class OpenAIAdam(torch.optim.Optimizer):

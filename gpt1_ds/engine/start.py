@@ -24,6 +24,7 @@ from gpt1_ds.engine.internals import (
     keep_skipping_at_the_smallest_scale,
     muon_for_blocks_alone,
     order_streams,
+    restore_linear,
     set_timeouts,
     spare_the_compiler,
     undo_first_step,
@@ -51,6 +52,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     timeout = timedelta(seconds=nccl.group_timeout(backend, config.distributed.timeout_seconds))
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
     spare_the_compiler(ds)
+    restore_linear()
     optimizer, groups, device = None, None, collectives.device()
     filled = with_defaults(ds, _size(module), device.type != "cpu")
     with muon_for_blocks_alone(deepspeed), _refused_configuration():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt1_ds.base.protocols import Engine
-from gpt1_ds.engine.internals import AdamW
+from gpt1_ds.engine.optimizer import AdamW
 
 NO_MICRO_STEP = -1
 """What DeepSpeed's optimizers count from (`INITIAL_MICRO_STEP_ID`)."""

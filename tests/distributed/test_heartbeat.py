@@ -44,9 +44,8 @@ def connections() -> Iterator[list[dist.Store]]:
 @pytest.fixture
 def beats(connections, monkeypatch, request) -> Iterator[list[Heartbeat]]:
     """The heartbeats of all ranks, of which one has stopped."""
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.3)
-    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 1.2)
-    monkeypatch.setattr(heartbeat, "DECIDE_SECONDS", 3.0)
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 2.5)  # in which all others beat
+    monkeypatch.setattr(heartbeat, "DECIDE_SECONDS", 6.0)
     monkeypatch.setattr(CountingStore, "calls", Counter())
     stores = [dist.PrefixStore(request.node.name, connection) for connection in connections]
     beating = [Heartbeat(CountingStore(store), rank, RANKS) for rank, store in enumerate(stores)]
@@ -70,7 +69,9 @@ def verdicts(beats: list[Heartbeat]) -> tuple[list[str], float]:
     return said, time.monotonic() - began
 
 
-def test_one_rank_decides_for_all_with_few_calls(beats):
+def test_one_rank_decides_for_all_with_few_calls(beats, monkeypatch):
+    # All are threads of this process: in this time each of them has to ask.
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 5.0)
     asking = [rank for rank in beats if rank.rank != SILENT]
     CountingStore.calls.clear()
     said, seconds = verdicts(asking)

@@ -28,6 +28,15 @@ def test_a_bucket_is_as_large_as_the_model(ranks, tiny_shards, name):
     assert size == parameters and same
 
 
+def test_zero3_leaves_no_other_rounding_to_the_next_run_of_its_process(ranks, tiny_shards):
+    ranks(1).close()
+    before, _, after = (
+        ranks(1).run(TRAINED, str(FOLDER / f"{name}.json"), str(tiny_shards), [], 4)
+        for name in ("zero2_bf16", "zero3_bf16", "zero2_bf16")
+    )
+    assert after == before
+
+
 def test_a_rank_that_sees_one_device_takes_it(ranks, tiny_shards):
     """As under `srun --gpus-per-task=1`, where the local rank is no number of a device."""
     arguments = str(FOLDER / "cpu_fp32.json"), str(tiny_shards)

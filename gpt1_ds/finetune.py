@@ -55,12 +55,7 @@ from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.reports.figures import confusion_figure
 from gpt1_ds.runs.directory import claim_folder
 from gpt1_ds.runs.ending import after_fine_tuning, fine_tuning_is_done, say_done
-from gpt1_ds.runs.fine_tuning import (
-    FineTuning,
-    settle_best,
-    starting_point,
-    write_result,
-)
+from gpt1_ds.runs.fine_tuning import FineTuning, settle_best, starting_point, write_result
 from gpt1_ds.runs.losses import TaskLosses
 from gpt1_ds.runs.memory_need import MemoryNeed
 from gpt1_ds.runs.predictions import write_predictions
@@ -312,7 +307,8 @@ def save_best(run: FineTuning, state: CheckpointState, predictions: Sequence[Lab
     """Predictions on dev in the run's folder; weights and tokenizer in best/."""
     data, folder = run.data, run.folder / "best"
     collectives.on_main(lambda: data.tokenizer.copy_to(folder / "tokenizer"))
-    save_checkpoint(run.engine, folder, state.step, state, keep=1)
+    kept = replace(run.config.checkpoint, keep=1, keep_every=None)
+    save_checkpoint(run.engine, folder, state.step, state, kept)
     collectives.on_main(
         lambda: write_predictions(
             run.folder, data.task, "dev", data.gold, predictions, data.dev_texts

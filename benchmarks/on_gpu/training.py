@@ -17,7 +17,7 @@ from gpt1_ds.engine.start import initialize
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
-from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
+from gpt1_ds.settings.sections import CheckpointConfig, PretrainConfig, TrainConfig
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 ON_GPU = torch.cuda.is_available()
@@ -118,7 +118,7 @@ def resume_exactly(deterministic: bool) -> dict:
             if turn == 0:
                 losses_of(engine, ids[:3])
                 state = CheckpointState(step=3, model={}, tokenizer_sha256="")
-                save_checkpoint(engine, Path(folder), 3, state, keep=1)
+                save_checkpoint(engine, Path(folder), 3, state, CheckpointConfig(keep=1))
             else:
                 torch.manual_seed(7)  # a resume must restore the generator
                 resume(engine, Path(folder))

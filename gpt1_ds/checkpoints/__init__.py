@@ -15,6 +15,7 @@ Files, in reading order:
 - `folder`: names of files, the search for the newest checkpoint that verifies
 - `saving`: the commit protocol, and checkpoints that are written while training goes on
 - `writing`: files that a thread writes, hashes and flushes
+- `replicas`: what all ranks must have alike, compared before a save
 - `removing`: folders that a thread deletes
 - `loading`: resume a run; read weights
 - `by_parameter`: weights and optimizer state into an engine of any layout

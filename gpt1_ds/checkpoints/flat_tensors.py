@@ -195,6 +195,36 @@ def _own_elements(parameter: Any) -> Tensor:
     return parameter.ds_tensor.view(-1)[: max(0, real)]
 
 
+def replicated(engine: Engine) -> dict[str, Tensor]:
+    """Views of what every rank keeps a whole copy of, by name, in the same order on all ranks.
+
+    ZeRO-0: weights and the optimizer's state. ZeRO-1 and 2: the module's weights, which each step
+    gathers. ZeRO-3: the small parameters that stay gathered (`ds_persist`). Always: buffers.
+    """
+    found = {f"the buffer {name}": buffer for name, buffer in engine.module.named_buffers()}
+    stage = engine.zero_optimization_stage()
+    if not stage:
+        optimizer, seen = engine.basic_optimizer, set()
+        for flat_slice in flat_slices(engine):
+            found[flat_slice.name] = flat_slice.weights()
+            seen.add(flat_slice.weights().data_ptr())
+            for key, value in optimizer.state.get(flat_slice.flat, {}).items():
+                if torch.is_tensor(value):
+                    own = flat_slice.of_flat(value) if value.dim() else value
+                    found[f"{key} of {flat_slice.name}"] = own
+    for name, parameter in engine.module.named_parameters():
+        whole = parameter.detach()
+        if stage == 3 and not _stays_gathered(parameter):
+            continue
+        if stage or whole.data_ptr() not in seen:
+            found[f"the module's {name}"] = whole
+    return found
+
+
+def _stays_gathered(parameter: Any) -> bool:
+    return bool(parameter.ds_persist and parameter.numel() == parameter.ds_numel)
+
+
 def whole_weights(engine: Engine) -> dict[str, Tensor]:
     """Every parameter whole and in float32, on each rank's device: what a checkpoint would hold.
 

@@ -49,10 +49,12 @@ from gpt1_ds.checkpoints.folder import (
     step_of,
 )
 from gpt1_ds.checkpoints.removing import Removal
+from gpt1_ds.checkpoints.replicas import Replicas
 from gpt1_ds.checkpoints.state import CheckpointManifest, CheckpointState, FileSeal, Layout, digest
 from gpt1_ds.checkpoints.writing import FileWriter
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
+from gpt1_ds.settings.sections import CheckpointConfig
 
 REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
 BYTES_PER_PARAMETER = 16
@@ -78,13 +80,14 @@ class Saves:
     Every rank calls every method, at the same step. A step that is committed is never written
     again. A fault on one rank (a full disk, a file size limit) ends the save on all of them: with
     a SaveError if the save `must` succeed, and else with a warning. Weights or moments that are not
-    finite on some rank are never saved: all ranks raise DivergedError.
+    finite on some rank, and copies that differ between ranks, are never saved: all ranks raise
+    DivergedError.
     """
 
-    def __init__(self, run_dir: Path, keep: int, keep_every: int | None, on_commit: OnCommit):
+    def __init__(self, run_dir: Path, config: CheckpointConfig, on_commit: OnCommit):
         self.root = run_dir / "checkpoints"
-        self.keep = keep
-        self.keep_every = keep_every
+        self.config = config
+        self.replicas = Replicas(config)
         self.on_commit = on_commit
         self.pending: PendingSave | None = None
         self.removal = Removal(self.root)
@@ -102,7 +105,7 @@ class Saves:
         self.settle()
         started = time.perf_counter()
         final = step_folder(self.root, step)
-        views = _views_of_ranks(final, engine)
+        views = _views_of_ranks(final, engine, self.replicas)
         if views.exist[0]:
             return
         needed = BYTES_PER_PARAMETER * n_parameters(engine)
@@ -165,8 +168,8 @@ class Saves:
         os.rename(temporary, pending.final)
         flush(self.root)
         write_atomically(self.root / LATEST, pending.final.name + "\n")
-        for old in checkpoint_folders(self.root)[self.keep :]:
-            if not self.keep_every or step_of(old) % self.keep_every:
+        for old in checkpoint_folders(self.root)[self.config.keep :]:
+            if not self.config.keep_every or step_of(old) % self.config.keep_every:
                 self.removal.add(old)
 
     def _give_up(self, final: Path, must: bool, error: SaveError) -> None:
@@ -215,8 +218,7 @@ def save_checkpoint(
     run_dir: Path,
     step: int,
     state: CheckpointState,
-    keep: int,
-    keep_every: int | None = None,
+    config: CheckpointConfig,
     must: bool = True,
 ) -> dict[str, float] | None:
     """Commit a checkpoint at once; what `OnCommit` gets of it.
@@ -224,7 +226,7 @@ def save_checkpoint(
     None if that step was committed before, or if the save failed and need not (`must`) succeed.
     """
     commits: list[dict[str, float]] = []
-    with Saves(run_dir, keep, keep_every, lambda step, **facts: commits.append(facts)) as saves:
+    with Saves(run_dir, config, lambda step, **facts: commits.append(facts)) as saves:
         saves.save(engine, step, state, must)
         saves.settle()
     return commits[0] if commits else None
@@ -269,15 +271,20 @@ class Views(NamedTuple):
     non_finite: Tensor
     """Whether the rank has a tensor that is not finite."""
     place_crcs: Tensor
+    before_update: Tensor
+    """A hash of what all ranks must have alike, before the last update.."""
+    now: Tensor
+    """.. and now: see `Replicas.numbers`."""
 
 
-def _views_of_ranks(final: Path, engine: Engine) -> Views:
+def _views_of_ranks(final: Path, engine: Engine, replicas: Replicas) -> Views:
     """SaveError unless all ranks are about to save the same step; DivergedError unless all tensors
-    of all ranks are finite."""
-    exists = final.exists()
+    of all ranks are finite, and their copies alike."""
+    step, exists = step_of(final), final.exists()
     fault = None if exists else non_finite(engine)
     host = zlib.crc32(socket.gethostname().encode())
-    own = [step_of(final), exists, host, int(memory_left()), fault is not None, place_crc(engine)]
+    own = [step, exists, host, int(memory_left()), fault is not None, place_crc(engine)]
+    own += [0, 0] if exists else replicas.numbers(engine, step)
     views = Views(*collectives.gather_numbers(own).unbind(1))
     if (views.steps != views.steps[0]).any():
         steps = views.steps.unique().tolist()
@@ -291,6 +298,8 @@ def _views_of_ranks(final: Path, engine: Engine) -> Views:
         raise DivergedError(
             f"{final}: not saved: {faults[rank]} is not finite on rank {rank}; {REMEDY}"
         )
+    if different := replicas.difference(views.before_update, views.now):
+        raise DivergedError(f"{final}: not saved: {different}")
     return views
 
 

@@ -40,6 +40,24 @@ def quicken_update(engine: Engine) -> None:
         engine.clip_fp32_gradients = lambda: None  # type: ignore[method-assign]
 
 
+def before_update(engine: Engine, action: Callable[[], None]) -> None:
+    """Call `action` at the end of each step's last backward pass, before anything is updated.
+
+    Why:    `checkpoints/replicas.py` looks at the weights there. torch's own hook of the inner
+            optimizer comes too late under ZeRO-3, which has let go of whole parameters by then.
+    Seen:   DeepSpeed 0.19.8.
+    Ends:   with the engine.
+    Until:  DeepSpeed has a hook before the step of its optimizers.
+    """
+    step = engine.optimizer.step
+
+    def with_action(*args: object, **options: object) -> object:
+        action()
+        return step(*args, **options)
+
+    engine.optimizer.step = with_action
+
+
 def was_skipped(engine: Engine, skipped_before: int) -> bool | Tensor:
     """Whether the last step was left out because its gradients were not finite.
 

@@ -183,8 +183,8 @@ class Run(Generic[ConfigT]):
         self.throughput = Throughput(self.shape.flops_per_token, self.precision)
         start = {**(facts or {}), **({"changed": changed} if changed else {})}
         self.log = RunLog(self.folder, step, self.engine, start)
-        keep = config.checkpoint
-        self.saves = Saves(self.folder, keep.keep, keep.keep_every, self._log_checkpoint)
+        self.saves = Saves(self.folder, config.checkpoint, self._log_checkpoint)
+        self.saves.replicas.watch(self.engine)
 
     def _log_checkpoint(self, step: int, **saved: float) -> None:
         self.log.log(step, "checkpoint", **saved)

@@ -241,6 +241,9 @@ class CheckpointConfig:
     """Checkpoints kept, newest first."""
     keep_every: int | None = setting(None, COUNT)
     """Beside them, every checkpoint of a multiple of so many steps is kept for good; null: none."""
+    compare_replicas: bool = True
+    """Compare the ranks' copies of weights and moments before a checkpoint is written; copies that
+    differ end the run with exit code 4 (docs/resume.md)."""
 
 
 @dataclass

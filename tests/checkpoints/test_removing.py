@@ -12,6 +12,7 @@ from gpt1_ds.checkpoints import removing, saving
 from gpt1_ds.checkpoints.folder import checkpoint_folders
 from gpt1_ds.checkpoints.removing import Removal
 from gpt1_ds.checkpoints.saving import Saves
+from gpt1_ds.settings.sections import CheckpointConfig
 from tests.settings.test_deepspeed_json import FOLDER
 
 CPU = str(FOLDER / "cpu.json")
@@ -80,7 +81,7 @@ def test_a_start_clears_what_is_left_and_an_end_waits_only_so_long(tmp_path, hel
     (root / "step-00000003").rename(root / "step-00000003.tmp")
     monkeypatch.setattr(saving, "DELETE_SECONDS", 0.2)
     began = time.monotonic()
-    with Saves(tmp_path, 1, None, lambda step, **facts: None) as saves:
+    with Saves(tmp_path, CheckpointConfig(keep=1), lambda step, **facts: None) as saves:
         pass
     assert 0.2 <= time.monotonic() - began < 30 and list(root.iterdir())
     held.set()

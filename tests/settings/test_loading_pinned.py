@@ -71,7 +71,7 @@ SECTIONS = {
         "total_steps": None,
     },
     "eval": {"every": 1000, "batches": 50, **ZERO_SHOT},
-    "checkpoint": {"every": 1000, "keep": 3, "keep_every": None},
+    "checkpoint": {"every": 1000, "keep": 3, "keep_every": None, "compare_replicas": True},
     "log": {
         "every": 10,
         "layer_norms": False,

@@ -28,6 +28,7 @@ from gpt1_ds.checkpoints.writing import HashedFile
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives
 from gpt1_ds.runs import directory
+from gpt1_ds.settings.sections import CheckpointConfig
 from tests.support.cases_engine import Trainer
 
 NO_DROPOUT = ["model.embd_pdrop=0", "model.attn_pdrop=0", "model.resid_pdrop=0"]
@@ -60,7 +61,7 @@ def save_layout(
     trainer = Trainer(ds_path, shards, [*NO_DROPOUT, *overrides])
     trainer.run(0, steps)
     state = replace(trainer.state(steps), cursor=Cursor(0, 8 * steps))
-    save_checkpoint(trainer.engine, Path(folder), steps, state, 2)
+    save_checkpoint(trainer.engine, Path(folder), steps, state, CheckpointConfig(keep=2))
     losses = trainer.run(steps, steps + more)
     trainer.close()
     return losses
@@ -78,7 +79,7 @@ def resume_layout(
     with redirect_stdout(io.StringIO()) as said:
         state = resume(trainer.engine, Path(folder))
     step = state.step
-    save_checkpoint(trainer.engine, Path(out), step, state, 2)
+    save_checkpoint(trainer.engine, Path(out), step, state, CheckpointConfig(keep=2))
     exact = True
     if collectives.is_main():
         exact = same(
@@ -105,7 +106,8 @@ def committed(folder: str) -> list[str]:
 
 
 def save(trainer: Trainer, folder: str, step: int, **options) -> dict | None:
-    return save_checkpoint(trainer.engine, Path(folder), step, trainer.state(step), 2, **options)
+    kept, state = CheckpointConfig(keep=2), trainer.state(step)
+    return save_checkpoint(trainer.engine, Path(folder), step, state, kept, **options)
 
 
 def slow_peer(ds_path: str, shards: str, folder: str) -> tuple[float, dict[str, float]]:
@@ -156,11 +158,15 @@ def behind(ds_path: str, shards: str, folder: str) -> tuple:
     """
     plain = Trainer(ds_path, shards, NO_DROPOUT)
     undisturbed = plain.run(0, 1)
-    save_checkpoint(plain.engine, Path(folder) / "plain", 1, plain.state(1), 1)
+    save_checkpoint(
+        plain.engine, Path(folder) / "plain", 1, plain.state(1), CheckpointConfig(keep=1)
+    )
     undisturbed += plain.run(1, 3)
     plain.close()
     trainer, commits, may_end = Trainer(ds_path, shards, NO_DROPOUT), [], threading.Event()
-    saves = Saves(Path(folder), 2, None, lambda step, **facts: commits.append((step, facts)))
+    saves = Saves(
+        Path(folder), CheckpointConfig(keep=2), lambda step, **facts: commits.append((step, facts))
+    )
     seal, slow = HashedFile.seal, collectives.rank() == 1
 
     def late(file) -> FileSeal:
@@ -197,7 +203,7 @@ def behind(ds_path: str, shards: str, folder: str) -> tuple:
 def no_room(ds_path: str, shards: str, folder: str) -> tuple[list[bool], list[str]]:
     """Two saves, the second without free memory: whether each is pending, and the commits."""
     trainer, room, pending = Trainer(ds_path, shards, []), saving.memory_left, []
-    saves = Saves(Path(folder), 2, None, lambda step, **facts: None)
+    saves = Saves(Path(folder), CheckpointConfig(keep=2), lambda step, **facts: None)
     for step, left in ((1, room), (2, lambda: 1000.0)):
         trainer.run(step - 1, step)
         saving.memory_left = left
@@ -289,8 +295,9 @@ def save_many(
     ds_path: str, shards: str, folder: str, steps: int, keep: int, keep_every: int
 ) -> None:
     trainer = Trainer(ds_path, shards, [])
+    kept = CheckpointConfig(keep=keep, keep_every=keep_every)
     for step in range(1, steps + 1):
-        save_checkpoint(trainer.engine, Path(folder), step, trainer.state(step), keep, keep_every)
+        save_checkpoint(trainer.engine, Path(folder), step, trainer.state(step), kept)
     trainer.close()
 
 

@@ -28,7 +28,7 @@ from gpt1_ds.model.sampling import sample_text
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
-from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.settings.sections import CheckpointConfig, PretrainConfig
 from gpt1_ds.train import train_step
 
 TINY = [
@@ -181,7 +181,7 @@ def exact_resume(ds_path: str, shards: str, folder: str, overrides: list[str]) -
     """
     whole = Trainer(ds_path, shards, overrides)
     losses = whole.run(0, 3)
-    save_checkpoint(whole.engine, Path(folder), 3, whole.state(3), 2)
+    save_checkpoint(whole.engine, Path(folder), 3, whole.state(3), CheckpointConfig(keep=2))
     losses += whole.run(3, 6)
     prints, loss = fingerprint(whole), whole.loss()
     whole.close()
@@ -200,7 +200,9 @@ def save_steps(ds_path: str, shards: str, folder: str, steps: list[int], keep: i
     for step in steps:
         trainer.run(done, step)
         done = step
-        save_checkpoint(trainer.engine, Path(folder), step, trainer.state(step), keep)
+        save_checkpoint(
+            trainer.engine, Path(folder), step, trainer.state(step), CheckpointConfig(keep=keep)
+        )
     loss = trainer.loss()
     trainer.close()
     return loss

@@ -22,7 +22,7 @@ from gpt1_ds.engine.start import initialize
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
-from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.settings.sections import CheckpointConfig, PretrainConfig
 
 SHAPE = GPTConfig(300, 2, 2, 32, 32)
 
@@ -41,11 +41,11 @@ def count_save(ds_path: str, folder: Path, ranks: int) -> dict[str, int]:
         calls += event == "call"
 
     # The first save allocates the moments of some stages.
-    save_checkpoint(engine, folder / "first", 1, state, keep=1)
+    save_checkpoint(engine, folder / "first", 1, state, CheckpointConfig(keep=1))
     with counted() as counts:
-        save_checkpoint(engine, folder / "second", 1, state, keep=1)
+        save_checkpoint(engine, folder / "second", 1, state, CheckpointConfig(keep=1))
     sys.setprofile(count)
-    save_checkpoint(engine, folder / "third", 1, state, keep=1)
+    save_checkpoint(engine, folder / "third", 1, state, CheckpointConfig(keep=1))
     sys.setprofile(None)
     operators = sum(counts.operators.values())
     return {

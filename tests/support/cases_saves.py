@@ -15,6 +15,7 @@ from gpt1_ds.checkpoints.flat_tensors import n_parameters
 from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.saving import Saves, save_checkpoint
 from gpt1_ds.distributed import collectives
+from gpt1_ds.settings.sections import CheckpointConfig
 from tests.support.cases_checkpoint import read, same
 from tests.support.cases_engine import Trainer
 
@@ -40,7 +41,9 @@ def slow_deletion(ds_path: str, shards: str, folder: str) -> tuple[list[int], li
     """
     trainer, commits = Trainer(ds_path, shards, []), []
     with held_deletion() as may_delete:
-        with Saves(Path(folder), 1, None, lambda step, **facts: commits.append(step)) as saves:
+        with Saves(
+            Path(folder), CheckpointConfig(keep=1), lambda step, **facts: commits.append(step)
+        ) as saves:
             for step in (1, 2, 3):
                 saves.save(trainer.engine, step, trainer.state(step), must=True)
             early = list(commits)
@@ -57,7 +60,9 @@ def room_by_deletion(ds_path: str, shards: str, disk: str) -> tuple[list[int], l
     """
     trainer, commits = Trainer(ds_path, shards, []), []
     with held_deletion() as may_delete:
-        with Saves(Path(disk), 1, None, lambda step, **facts: commits.append(step)) as saves:
+        with Saves(
+            Path(disk), CheckpointConfig(keep=1), lambda step, **facts: commits.append(step)
+        ) as saves:
             for step in (1, 2):
                 saves.save(trainer.engine, step, trainer.state(step), must=True)
             needed = saving.BYTES_PER_PARAMETER * n_parameters(trainer.engine)
@@ -92,12 +97,16 @@ def saved_as_on_a_gpu(ds_path: str, shards: str, folder: str) -> tuple[list, boo
         with MonkeyPatch.context() as patched:
             if name == "gpu":
                 patched.setattr(deepspeed_files, "quick_copies", lambda _: quick_copies(on_a_gpu))
-            save_checkpoint(trainer.engine, Path(folder) / name, 1, trainer.state(1), 1)
+            save_checkpoint(
+                trainer.engine, Path(folder) / name, 1, trainer.state(1), CheckpointConfig(keep=1)
+            )
     trainer.close()
     steps = [Path(folder) / name / "checkpoints" / "step-00000001" for name in ("cpu", "gpu")]
     again = Trainer(ds_path, shards, [], seed=9)
     resume(again.engine, Path(folder) / "gpu")
-    save_checkpoint(again.engine, Path(folder) / "again", 1, again.state(1), 1)
+    save_checkpoint(
+        again.engine, Path(folder) / "again", 1, again.state(1), CheckpointConfig(keep=1)
+    )
     again.close()
     last = Path(folder) / "again" / "checkpoints" / "step-00000001"
     return sorted(set(seen)), same(read(steps[0]), read(steps[1])), same(read(last), read(steps[0]))

@@ -28,6 +28,7 @@ from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.saving import Saves
 from gpt1_ds.distributed import collectives, environment, rendezvous
 from gpt1_ds.engine.internals import import_deepspeed
+from gpt1_ds.settings.sections import CheckpointConfig
 from tests.support.cases_checkpoint import read
 from tests.support.cases_engine import Trainer
 
@@ -79,7 +80,7 @@ def one_rank(start: Start, report: TextIO) -> None:
     trainer = Trainer(start.ds_path, start.shards, ONE_BLOCK)
     state = resume(trainer.engine, start.run_dir)
     first = state.step if state else 0
-    saves = Saves(start.run_dir, 1, None, lambda step, **facts: None)
+    saves = Saves(start.run_dir, CheckpointConfig(keep=1), lambda step, **facts: None)
     for step in range(first, first + start.steps):
         bits = fingerprint(step_folder(start.run_dir / "checkpoints", step)) if step else 0
         print(json.dumps([step, bits, trainer.run(step, step + 1)[0]]), file=report, flush=True)

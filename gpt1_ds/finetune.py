@@ -263,7 +263,7 @@ def log_step(run: FineTuning, losses: TaskLosses, step: int, cursor: Cursor, lr:
         grad_norm=grad_norm(engine),
         tokens_per_second=speed,
         skipped_steps=skipped_steps(engine),
-        **run.timer.read(steps),
+        **run.read_timer(step, steps),
     )
     run.log.progress(step, run.total_steps, loss)
     rendezvous.give_back_memory()

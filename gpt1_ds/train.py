@@ -227,7 +227,7 @@ def log_step(
         skipped_steps=skipped_steps(engine),
         **loss_scale(engine),
         **norms,
-        **run.timer.read(max(1, step - since)),
+        **run.read_timer(step, step - since),
         epoch=round(cursor.epoch + cursor.index / run.data.order.epoch_windows, 6),
     )
     run.log.progress(step, run.total_steps, loss)

@@ -42,7 +42,7 @@ TUNING = [
 ]
 # These values, and all with a name that ends in `seconds`, differ from one start to the next; a
 # later version may log more of them.
-MEASURED = ("host_bytes", "mfu", "time", "tokens_per_second")
+MEASURED = "host_bytes mfu time tokens_per_second slowest_rank slowest_host slowest_ratio".split()
 # What fine-tuning notes since then of itself, in state.json and result.json.
 NOTED = ("data", "init_sha256", "made_from", "files", "by_class", "predicted", "task/config")
 STATE_SEAL = ("/config_hash", "/files/state.json/bytes")

@@ -76,12 +76,12 @@ def read_metrics(run: Path, split: str | None = None) -> list[Json]:
 
 
 def _is_metric(record: Json) -> bool:
-    """Whether `split` and `corpus` are names, and everything else is a number or null.
+    """Whether `split`, `corpus` and hosts are names, and everything else is a number or null.
 
     `changed`, of a start, has for the name of a setting its value before and now.
     """
-    names = [record.get("split"), record.get("corpus", "")]
-    words = ("split", "corpus", "changed")
+    names = [record.get("split"), record.get("corpus", ""), record.get("slowest_host", "")]
+    words = ("split", "corpus", "slowest_host", "changed")
     numbers = [value for key, value in record.items() if key not in words]
     changed = record.get("changed", {})
     return (

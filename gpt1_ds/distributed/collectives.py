@@ -58,34 +58,52 @@ def upload(tensor: torch.Tensor, to: torch.device) -> torch.Tensor:
     return tensor.to(to, non_blocking=True)
 
 
-class PendingSum:
-    """The sum of some numbers over ranks, which goes on while the host does something else."""
+class Pending:
+    """Numbers that a collective fills, which goes on while the host does something else."""
 
-    def __init__(self, values: list[float]):
-        self.total = upload(torch.tensor(values), device())
-        self.on_host = self.total
+    def __init__(self, numbers: torch.Tensor, work: dist.Work | None):
+        assert work is not None
+        self.numbers = numbers
+        self.work = work
+        self.on_host = numbers
         self.copied: torch.cuda.Event | None = None
-        self.work = dist.all_reduce(self.total, async_op=True)
-        if self.total.device.type == "cuda":
+        if numbers.device.type == "cuda":
             self._copy_later()
 
     def _copy_later(self) -> None:
-        """Copy the sum to the host in a stream of its own, behind which nothing else waits."""
-        self.on_host = torch.empty(self.total.shape, pin_memory=True)
+        """Copy them to the host in a stream of their own, behind which nothing else waits."""
+        self.on_host = torch.empty(self.numbers.shape, pin_memory=True)
         self.copied = copied = torch.cuda.Event()
         with torch.cuda.stream(torch.cuda.Stream()):
             self.work.wait()
-            self.on_host.copy_(self.total, non_blocking=True)
+            self.on_host.copy_(self.numbers, non_blocking=True)
             copied.record()
 
     @waiting.for_peers()
     def read(self) -> list[float]:
-        """The sums. Waits until they are there."""
+        """The numbers. Waits until they are there."""
         if self.copied is None:
             self.work.wait()
         else:
             self.copied.synchronize()
         return self.on_host.tolist()
+
+
+class PendingSum(Pending):
+    """The sum of each of some numbers over ranks."""
+
+    def __init__(self, values: list[float]):
+        total = upload(torch.tensor(values), device())
+        super().__init__(total, dist.all_reduce(total, async_op=True))
+
+
+class PendingGather(Pending):
+    """One number of each rank, in rank order."""
+
+    def __init__(self, value: float):
+        own = upload(torch.tensor([value]), device())
+        numbers_R = own.new_empty(world_size())
+        super().__init__(numbers_R, dist.all_gather_into_tensor(numbers_R, own, async_op=True))
 
 
 @waiting.for_peers()

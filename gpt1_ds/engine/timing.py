@@ -63,6 +63,8 @@ class Mark(NamedTuple):
     part: str
     start: Moment
     end: Moment
+    within: str | None = None
+    """The part that this one happened in."""
 
     def seconds(self) -> float:
         """Its duration. On a GPU this waits until the device has come to the end."""
@@ -72,6 +74,9 @@ class Mark(NamedTuple):
         assert isinstance(self.end, torch.cuda.Event)
         self.end.synchronize()
         return self.start.elapsed_time(self.end) / 1000
+
+
+OWN_PARTS = ("data", "forward")
 
 
 class StepTimer:
@@ -84,17 +89,23 @@ class StepTimer:
 
     def __init__(self) -> None:
         self.marks: list[Mark] = []
+        self.current: str | None = None
+        self.own_seconds = 0.0
+        """Of `data` and `forward` by the last reading, without the communication in them: what no
+        other rank can have delayed."""
         self.on_gpu = torch.cuda.is_available()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count this block as part `name`; the heartbeat and the profiler see the name too."""
         heartbeat.place = name
+        within, self.current = self.current, name
         start = self._now(name)
         with record_function(name):
             yield
         heartbeat.place = f"after {name}"
-        self.marks.append(Mark(name, start, self._now(name)))
+        self.current = within
+        self.marks.append(Mark(name, start, self._now(name), within))
 
     @contextmanager
     def communication(self) -> Iterator[None]:
@@ -128,9 +139,15 @@ class StepTimer:
         On a GPU this waits for the device.
         """
         totals: dict[str, float] = {}
+        own = 0.0
         for mark in self.marks:
-            key = f"{mark.part}_seconds"
-            totals[key] = totals.get(key, 0.0) + mark.seconds()
+            key, seconds = f"{mark.part}_seconds", mark.seconds()
+            totals[key] = totals.get(key, 0.0) + seconds
+            if mark.part in OWN_PARTS:
+                own += seconds
+            elif mark.part == "communication" and mark.within in OWN_PARTS:
+                own -= seconds
+        self.own_seconds = own / steps
         self.marks.clear()
         return {name: round(total / steps, 6) for name, total in totals.items()}
 

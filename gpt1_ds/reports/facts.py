@@ -1,6 +1,7 @@
 """The final numbers of a run, with their names, formatted for a report."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from statistics import median
 from typing import NamedTuple
@@ -55,6 +56,7 @@ def facts_of(run: RunFiles) -> Facts:
         **_validation(run),
         **_zero_shot(run),
         **_summaries(run),
+        **_slowest(run),
         **_course(run),
         **_task(run),
         "seed": str(run.config.get("run", {}).get("seed", "unknown")),
@@ -125,6 +127,21 @@ def _summaries(run: RunFiles) -> Facts:
         if logged:
             facts[name] = text.format(combine(record[key] for record in logged) / unit)
     return facts
+
+
+def _slowest(run: RunFiles) -> Facts:
+    """The rank that is the slowest one in most lines, and by how much it is slower."""
+    lines = with_number(with_number(run.train, "slowest_rank"), "slowest_ratio")
+    if not lines:
+        return {}
+    places = [(int(line["slowest_rank"]), line.get("slowest_host")) for line in lines]
+    rank, host = place = Counter(places).most_common(1)[0][0]
+    ratios = [
+        line["slowest_ratio"] for line, own in zip(lines, places, strict=True) if own == place
+    ]
+    share = len(ratios) / len(lines)
+    text = f"{rank} ({host}), in {share:.0%} of all lines; {median(ratios):.2f} times the others"
+    return {"slowest rank": text}
 
 
 def _course(run: RunFiles) -> Facts:

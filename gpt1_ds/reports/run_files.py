@@ -36,6 +36,7 @@ CHARTS = {
     "loss_scale": "Loss scale",
     "host_bytes": "Host memory, bytes",
     "device_bytes": "GPU memory, bytes",
+    "slowest_ratio": "Slowest rank: its data and forward, as a multiple of the others' median",
 }
 """Keys of training records with their own chart, and its title."""
 PART_LOSSES = {"task_loss": "task", "lm_loss": "language model"}

@@ -124,9 +124,9 @@ class RunLog:
         jsonl.write(json_line({**record, "elapsed_seconds": seconds}))
 
     def log(
-        self, step: int, split: str, corpus: str | None = None, /, **values: float | None
+        self, step: int, split: str, corpus: str | None = None, /, **values: float | str | None
     ) -> None:
-        """One object in metrics.jsonl, and each value in TensorBoard (`board.tag_of`).
+        """One object in metrics.jsonl, and each number in TensorBoard (`board.tag_of`).
 
         A record of `train` gets the peaks of memory too.
         """
@@ -136,7 +136,7 @@ class RunLog:
         if split == "train":
             values |= peak_memory()
         suffix = f"/{corpus}" if corpus else ""
-        shown = {name: value for name, value in values.items() if value is not None}
+        shown = {name: value for name, value in values.items() if isinstance(value, float | int)}
         points = {f"{split}/{name}{suffix}": value for name, value in shown.items()}
         with self._may_fail(METRICS_FILE):
             if self.start_is_due:

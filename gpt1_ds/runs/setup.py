@@ -37,6 +37,7 @@ from gpt1_ds.engine.timing import StepTimer, Throughput
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.directory import record_settings, tell_of_holder
 from gpt1_ds.runs.log import RunLog
+from gpt1_ds.runs.slow_ranks import SlowRanks
 from gpt1_ds.runs.start_facts import checkpoint_facts, start_facts
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.command_line import arguments
@@ -185,6 +186,7 @@ class Run(Generic[ConfigT]):
         self.log = RunLog(self.folder, step, self.engine, start)
         self.saves = Saves(self.folder, config.checkpoint, self._log_checkpoint)
         self.saves.replicas.watch(self.engine)
+        self.slow_ranks = SlowRanks(config.log.slow_ratio)
 
     def _log_checkpoint(self, step: int, **saved: float) -> None:
         self.log.log(step, "checkpoint", **saved)
@@ -207,6 +209,12 @@ class Run(Generic[ConfigT]):
         ended = heartbeat.last_action(lambda _: self.bar.close())
         with outcome, self.bar, ended, timed, collectives.peer_faults(), self.saves:
             yield
+
+    def read_timer(self, step: int, steps: int) -> dict[str, float | str]:
+        """For the line of `step`: seconds of the parts of a step, mean of the last `steps`; and the
+        slowest rank at the line before. All ranks call."""
+        parts = self.timer.read(max(1, steps))
+        return {**parts, **self.slow_ranks.exchange(step, self.timer.own_seconds)}
 
     def commit(self, state: CheckpointState, must: bool) -> None:
         """Save a checkpoint of `state.step`; `must`: at once, and a failure is an error."""

@@ -261,6 +261,9 @@ class LogConfig:
     profile: int | None = setting(None, COUNT)
     """The Chrome trace and the table of operators of this step go to the run's
     profile/; null: none."""
+    slow_ratio: float = setting(1.3, POSITIVE)
+    """A rank that takes so many times as long for data and forward as the median of the others, 5
+    lines in a row, is named on the console."""
 
 
 @dataclass

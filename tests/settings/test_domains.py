@@ -53,6 +53,7 @@ DOMAINS = {
     "checkpoint.keep_every": COUNT,
     "log.every": COUNT,
     "log.samples_every": COUNT,
+    "log.slow_ratio": POSITIVE,
     "log.profile": COUNT,
     "distributed.timeout_seconds": (TINY, 1e9),
     "task.lm_coef": SHARE,

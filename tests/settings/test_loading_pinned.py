@@ -78,6 +78,7 @@ SECTIONS = {
         "samples_every": None,
         "prompt": "",
         "profile": None,
+        "slow_ratio": 1.3,
     },
     "distributed": {"timeout_seconds": 600.0},
     "fidelity": {"kind": "paper"},
@@ -195,6 +196,7 @@ NUMBERS = [
     "train.spike_nats",
     "optim.lr",
     "optim.eps",
+    "log.slow_ratio",
     "distributed.timeout_seconds",
 ]
 

@@ -2,6 +2,7 @@
 
     python -m gpt1_ds.eval runs/gpt1 --data shards --corpus books
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --stride 128
+    python -m gpt1_ds.eval runs/gpt1 --data novel.txt --average 3
     python -m gpt1_ds.eval runs/gpt1 --data news.en.heldout --lines
     python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2/dev.tsv
     python -m gpt1_ds.eval runs/sst2 --task sst2 --data SST-2 --out dev.tsv
@@ -42,7 +43,7 @@ if __name__ == "__main__" and not __package__:
 from gpt1_ds.base.arguments import numeric
 from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO
 from gpt1_ds.base.errors import ConfigError, command
-from gpt1_ds.base.options import RUN_HELP, Parser, path
+from gpt1_ds.base.options import AVERAGE_HELP, RUN_HELP, Parser, path
 from gpt1_ds.runs.task_scoring import Asked, calibrate_run, predict_lines, score_task
 from gpt1_ds.runs.text_scoring import AskedText, score_text
 from gpt1_ds.runs.zero_shot_scoring import (
@@ -58,12 +59,12 @@ from gpt1_ds.tasks.benchmarks import BENCHMARKS
 MODES = ("predict", "calibrate", "task", "ensemble", "zero_shot")
 OF_PREDICTIONS = ("task", "ensemble", "probabilities", "uncalibrated")
 TAKES = {
-    "predict": ("predict", *OF_PREDICTIONS),
+    "predict": ("predict", "average", *OF_PREDICTIONS),
     "calibrate": ("calibrate", "task", "data"),
-    "task": ("data", "with_text", "out", *OF_PREDICTIONS),
+    "task": ("data", "average", "with_text", "out", *OF_PREDICTIONS),
     "ensemble": ("data", "with_text", "out", *OF_PREDICTIONS),
-    "zero_shot": ("zero_shot", "data", *OF_BENCHMARKS),
-    "text": ("data", "corpus", "lines", "stride", "surprisal"),
+    "zero_shot": ("zero_shot", "data", "average", *OF_BENCHMARKS),
+    "text": ("data", "average", "corpus", "lines", "stride", "surprisal"),
 }
 """The options that go with each mode of the command."""
 
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> None:
         with_text=args.with_text,
         out=args.out,
         uncalibrated=args.uncalibrated,
+        average=args.average,
     )
     if mode == "predict":
         predict_lines(asked)
@@ -99,17 +101,18 @@ def main(argv: list[str]) -> None:
         score_task(asked)
     elif mode == "zero_shot":
         asked_zero_shot = AskedBenchmark(
-            args.run, args.zero_shot, args.data, args.columns, args.sample, args.out
+            args.run, args.zero_shot, args.data, args.columns, args.sample, args.out, args.average
         )
         asked_zero_shot.check()
         if args.zero_shot in BENCHMARKS:
             score_benchmark(asked_zero_shot)
         else:
-            score_zero_shot(args.run, args.zero_shot, args.data)
+            score_zero_shot(args.run, args.zero_shot, args.data, args.average)
     else:
-        score_text(
-            AskedText(args.run, args.data, args.corpus, args.lines, args.stride, args.surprisal)
+        asked_text = AskedText(
+            args.run, args.data, args.corpus, args.lines, args.stride, args.surprisal, args.average
         )
+        score_text(asked_text)
 
 
 def _option(name: str) -> str:
@@ -120,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
     text = parser.add_argument_group("what is scored").add_argument
+    text(
+        "--average",
+        type=numeric("--average", int, COUNT),
+        metavar="K",
+        help=AVERAGE_HELP,
+    )
     text(
         "--data",
         type=Path,

@@ -34,12 +34,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt1_ds.base.arguments import numeric
-from gpt1_ds.base.bounds import Bounds
+from gpt1_ds.base.bounds import COUNT, Bounds
 from gpt1_ds.base.errors import ConfigError, DataError, UserError, command
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.base.options import RUN_HELP, Parser, path
+from gpt1_ds.base.options import AVERAGE_HELP, RUN_HELP, Parser, path
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.checkpoints.folder import find_checkpoint
+from gpt1_ds.checkpoints.averaging import load_mean
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.saving import save_weights
 from gpt1_ds.checkpoints.state import CheckpointState
@@ -62,6 +62,7 @@ from gpt1_ds.interchange.safetensors_files import read_weights, write_safetensor
 from gpt1_ds.interchange.tokenizer_json import tokenizer_config_json, tokenizer_json
 from gpt1_ds.interchange.weights import CLASSIFIER, score_weight, to_ours, to_theirs
 from gpt1_ds.model.gpt import GPT, Block
+from gpt1_ds.runs.fine_tuned import best_checkpoint
 from gpt1_ds.runs.trained import build_gpt, run_tokenizer
 from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks import Example, Task, build_task
@@ -95,6 +96,15 @@ class Head(NamedTuple):
     """Examples that the exported pipeline is checked with."""
 
 
+class Asked(NamedTuple):
+    """What a user asks of the weights."""
+
+    shard_bytes: int
+    """The largest file."""
+    average: int | None
+    """The mean of so many checkpoints."""
+
+
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     if args.out is None and args.place is None:
@@ -106,13 +116,16 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--out {out}: exists; choose another")
     if args.openai_pipeline and not (args.from_hf or args.from_openai):
         raise ConfigError("--openai-pipeline goes with --from-hf and --from-openai; leave it out")
+    if args.average and (args.from_hf or args.from_openai):
+        raise ConfigError("--average goes with the export of a run; leave it out")
     with whole_folder(out) as folder:
         if args.from_hf or args.from_openai:
             said = import_weights(source, folder, args.from_openai, args.openai_pipeline)
             print(f"{out}: {said}; start from it with init.checkpoint={out}")
         else:
             command_line = shlex.join(["python", "-m", "gpt1_ds.export", *argv])
-            said = export(source, folder, out, int(args.shard_gb * 1e9), command_line)
+            asked = Asked(int(args.shard_gb * 1e9), args.average)
+            said = export(source, folder, out, asked, command_line)
             print(f"{out}: {said}")
 
 
@@ -150,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
         default=2.0,
         help="largest weights file, GB (default: %(default)s)",
     )
+    options.add_argument(
+        "--average", type=numeric("--average", int, COUNT), metavar="K", help=AVERAGE_HELP
+    )
     return parser
 
 
@@ -169,16 +185,19 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def export(source: Path, out: Path, name: Path, shard_bytes: int, command_line: str) -> str:
+def export(source: Path, out: Path, name: Path, asked: Asked, command_line: str) -> str:
     """Write the export to `out`, which becomes `name`; returns how it was compared, for the user.
 
     Memory holds the weights only once. They are written tensor by tensor and run, and then freed
     before transformers loads the export.
     """
     import_transformers()
-    has_best = (source / "best" / "checkpoints").is_dir()
-    folder = find_checkpoint(source / "best" if has_best else source)
-    weights, state = load_weights(folder)
+    if asked.average:
+        weights, state, folders = load_mean(source, asked.average)
+    else:
+        folders = [best_checkpoint(source)]
+        weights, state = load_weights(folders[0])
+    folder = folders[0]
     kind = state.model.get("kind", "transformer")
     if kind != "transformer":
         raise DataError(f"{folder}: transformers has no class for a model of kind {kind}")
@@ -193,13 +212,13 @@ def export(source: Path, out: Path, name: Path, shard_bytes: int, command_line: 
     if head.weights:
         metadata = {key: json.dumps(value) for key, value in (state.task or {}).items()}
         write_safetensors(out / "head.safetensors", head.weights, metadata)
-    write_weights(out, tensors, shard_bytes)
+    write_weights(out, tensors, asked.shard_bytes)
     home = folder.parents[1] / "tokenizer"
     _write_json(out / "config.json", config_json(model.config, tokenizer.special_ids, head.labels))
     _write_json(out / "tokenizer.json", tokenizer_json(tokenizer, home, bool(head.weights)))
     _write_json(out / "tokenizer_config.json", tokenizer_config_json(model.config.n_ctx))
     tokenizer.copy_to(out / "tokenizer")
-    card = model_card(folder, state.to_json(), model.config, head.labels, name, command_line)
+    card = model_card(folders, state.to_json(), model.config, head.labels, name, command_line)
     if tokenizer.pipeline == "original":
         card += ORIGINAL
     write_atomically(out / "README.md", card)

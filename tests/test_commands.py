@@ -78,8 +78,16 @@ OPTIONS = {
         "--columns",
         "--sample",
         "--surprisal",
+        "--average",
     },
-    "gpt1_ds/export.py": {"--from-hf", "--from-openai", "--openai-pipeline", "--shard-gb", "--out"},
+    "gpt1_ds/export.py": {
+        "--from-hf",
+        "--from-openai",
+        "--openai-pipeline",
+        "--shard-gb",
+        "--average",
+        "--out",
+    },
     "gpt1_ds/plan.py": {
         "--config",
         "--deepspeed_config",

@@ -103,8 +103,8 @@ OPTIONS = {
     "gpt1_ds.watch": "@ @ --once --every=#",
     "gpt1_ds.generate": "@ --prompt=* --max-new-tokens=# --top-p=# --top-k=# --seed=#"
     " --num-samples=# --temperature=#",
-    "gpt1_ds.eval": "@ --data=@ --corpus=* --stride=# --task=* --zero-shot=*",
-    "gpt1_ds.export": "@ --shard-gb=# --from-hf --from-openai --openai-pipeline=*",
+    "gpt1_ds.eval": "@ --data=@ --corpus=* --stride=# --task=* --zero-shot=* --average=#",
+    "gpt1_ds.export": "@ --shard-gb=# --average=# --from-hf --from-openai --openai-pipeline=*",
     "gpt1_ds.suite": "--init=@ --tasks=* --seeds=# --data=@ --out=> --ranks=# --layers=#",
     "gpt1_ds.train": "--config=@ --deepspeed_config=@ run.name=* run.seed=# optim.lr=#"
     " data.shards=@ data.weights.b=# train.epochs=# schedule.kind=* run.dir=> *",

@@ -25,6 +25,10 @@ NARROWEST_HELP, WIDEST_HELP = 40, 100
 SURELY_MEANT, PROBABLY_MEANT = 0.8, 0.7
 """Similarity of two names from which one is a slip of the other."""
 RUN_HELP = "run folder (runs/NAME), one of its checkpoints/step-*, or its best/"
+AVERAGE_HELP = (
+    "the mean of the weights of the run's last K checkpoints, in float32 (default: the newest one, "
+    "of a fine-tuned run the best one)"
+)
 OF_THE_LAUNCHER = (
     "--hostfile --include --exclude --num_nodes --num_gpus --num_accelerators --master_port "
     "--master_addr --nproc_per_node --nproc-per-node"

@@ -106,13 +106,21 @@ def open_weights(path: Path | str) -> tuple[Source, CheckpointState]:
     All ranks call, and share the verification.
     """
     folder = find_checkpoint(path, faults_on_all_ranks)
-    manifest = read_checkpoint_manifest(folder)
     allow_known_classes()
-    refuse_untrusted(folder, manifest)
+    refuse_untrusted(folder, read_checkpoint_manifest(folder))
+    return source_in(folder), read_state(folder)
+
+
+def source_in(folder: Path) -> Source:
+    """The weights in the folder of a checkpoint that was verified, with its files mapped.
+
+    Call `allow_known_classes` before.
+    """
+    manifest = read_checkpoint_manifest(folder)
     if manifest.layout.zero_stage is None:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)  # mapped
-        return WholeWeights(tensors.items()), read_state(folder)
-    return SavedParameters(folder, manifest), read_state(folder)
+        return WholeWeights(tensors.items())
+    return SavedParameters(folder, manifest)
 
 
 def load_checkpoint(engine: Engine, folder: Path) -> CheckpointState:

@@ -1,5 +1,6 @@
 """The model card of an export, its README.md."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt1_ds.base.errors import UserError
@@ -59,19 +60,20 @@ PROGRAM = """
 
 
 def model_card(
-    folder: Path,
+    folders: Sequence[Path],
     state: Json,
     config: GPTConfig,
     labels: list[str] | None,
     out: Path,
     command: str,
 ) -> str:
-    """The text of the card for the checkpoint in `folder`.
+    """The text of the card for the checkpoint in `folders`, or the mean of several, newest first.
 
-    `state` is the content of its state.json. Losses and scores are the last ones in the run's
-    metrics.jsonl. `labels`: the classes, if transformers can load the head. `out`: the folder of
-    the export, and `command` its command line.
+    `state` is the content of the newest one's state.json. Losses and scores are the last ones in
+    the run's metrics.jsonl. `labels`: the classes, if transformers can load the head. `out`: the
+    folder of the export, and `command` its command line.
     """
+    folder = folders[0]
     in_best = folder.parents[1].name == "best"
     run = folder.parents[2] if in_best else folder.parents[1]
     task = state.get("task")
@@ -83,6 +85,8 @@ def model_card(
         "context": config.n_ctx,
         "vocabulary": config.vocab_size,
     }
+    if len(folders) > 1:
+        rows["weights"] = f"mean of {', '.join(path.name for path in folders)}"
     rows |= {f"data, {name}": tokens for name, tokens in state.get("data", {}).items()}
     if task:
         rows["task"] = f"{task['name']} ({task['kind']}): {', '.join(task['classes'])}"

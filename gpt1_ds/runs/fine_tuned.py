@@ -15,6 +15,7 @@ import numpy as np
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Json
+from gpt1_ds.checkpoints.averaging import load_mean
 from gpt1_ds.checkpoints.folder import (
     MANIFEST,
     checkpoint_folders,
@@ -60,14 +61,17 @@ class Outcomes(NamedTuple):
     """Of each example, see `probabilities.outcome`."""
 
 
-def load_fine_tuned(run: str | Path, name: str | None) -> FineTuned:
-    """Load the best weights of `run`.
+def load_fine_tuned(run: str | Path, name: str | None, average: int | None = None) -> FineTuned:
+    """Load the best weights of `run`, or the mean of its last `average` checkpoints.
 
     Another task `name` must have the same kind and labels. It keeps the options of the run's task,
     such as squared_error: the head was trained with them.
     """
-    folder = best_checkpoint(run)
-    weights, state = load_weights(folder)
+    if average:
+        weights, state, (folder, *_) = load_mean(run, average)
+    else:
+        folder = best_checkpoint(run)
+        weights, state = load_weights(folder)
     model, task = build_task_model(weights, state, folder)
     facts = state.task or {}
     trained_for = facts["name"]

@@ -22,6 +22,7 @@ from gpt1_ds.runs.fine_tuned import (
     write_calibration,
 )
 from gpt1_ds.runs.predictions import predictions_table, write_out
+from gpt1_ds.runs.trained import title_of
 from gpt1_ds.tasks import Example, Task
 from gpt1_ds.tasks.class_report import class_report, report_lines
 from gpt1_ds.tasks.probabilities import TEMPERATURES, calibrate, probability_columns
@@ -45,6 +46,7 @@ class Asked:
     with_text: bool = False
     out: Path | None = None
     uncalibrated: bool = False
+    average: int | None = None
 
 
 class Member(NamedTuple):
@@ -87,7 +89,8 @@ def score_task(asked: Asked) -> None:
     members = []
     examples: list[Example] = []
     for member, examples in _members(asked, lambda task: task.read(data, "dev")):
-        _print_metrics(f"{member.folder} on {data}", member.task, examples, member.outcomes)
+        name = title_of(member.folder, asked.average)
+        _print_metrics(f"{name} on {data}", member.task, examples, member.outcomes)
         members.append(member)
     task, answers = members[0].task, _answers(members)
     _tell_of_other_files(task, data)
@@ -145,10 +148,12 @@ def _members(asked: Asked, read: Read) -> Iterator[tuple[Member, list[Example]]]
         refuse_misfits(paths)
     examples: list[Example] | None = None
     for path in paths:
-        tuned = load_fine_tuned(path, asked.task)
+        tuned = load_fine_tuned(path, asked.task, asked.average)
         if examples is None:
             examples = read(tuned.task)
-        uses_temperature = (asked.probabilities or asked.is_ensemble) and not asked.uncalibrated
+        # The calibration of a run is that of its best weights.
+        uncalibrated = asked.uncalibrated or asked.average is not None
+        uses_temperature = (asked.probabilities or asked.is_ensemble) and not uncalibrated
         temperature = temperature_of(tuned.folder) if uses_temperature else 1.0
         if temperature != 1.0:
             _tell(f"{tuned.folder}: probabilities calibrated with temperature {temperature:.4f}")

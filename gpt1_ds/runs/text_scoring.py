@@ -15,7 +15,7 @@ from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.perplexity import sum_and_error, token_nll
 from gpt1_ds.runs.surprisal import surprisal_table
 from gpt1_ds.runs.texts import Text, read_shards, read_text
-from gpt1_ds.runs.trained import load_gpt, run_tokenizer
+from gpt1_ds.runs.trained import load_gpt, run_tokenizer, title_of
 
 LARGEST_EXPONENT = 700.0
 """The largest float64 is about e^709."""
@@ -31,6 +31,7 @@ class AskedText:
     lines: bool = False
     stride: int | None = None
     surprisal: Path | None = None
+    average: int | None = None
 
 
 def score_text(asked: AskedText) -> None:
@@ -54,7 +55,7 @@ def score_text(asked: AskedText) -> None:
             f"--surprisal does not go with --data {asked.data}, a shard directory; give the text "
             "itself"
         )
-    model, state, folder = load_gpt(asked.run)
+    model, state, folder = load_gpt(asked.run, asked.average)
     tokenizer = run_tokenizer(folder, state)
     n_ctx = model.config.n_ctx
     stride = n_ctx if asked.stride is None else asked.stride
@@ -68,7 +69,8 @@ def score_text(asked: AskedText) -> None:
         texts = [read_text(asked.data, asked.lines, tokenizer)]
     for text in texts:
         nll_T = token_nll(model, text.documents, stride, text.name)
-        print_perplexities(model, text, nll_T, f"{folder.name} on {text.name}, stride {stride}")
+        name = title_of(folder.name, asked.average)
+        print_perplexities(model, text, nll_T, f"{name} on {text.name}, stride {stride}")
         if asked.surprisal:
             write_atomically(asked.surprisal, surprisal_table(text, nll_T, tokenizer))
             print(f"{asked.surprisal}: the nats of each word")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpt1_ds import tasks
 from gpt1_ds.base.errors import DataError
+from gpt1_ds.checkpoints.averaging import load_mean
 from gpt1_ds.checkpoints.folder import find_checkpoint
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.checkpoints.state import CheckpointState
@@ -26,14 +27,25 @@ class LanguageModel(NamedTuple):
     """Float32, in eval mode, on the CPU."""
     state: CheckpointState
     folder: Path
-    """The checkpoint that it came from."""
+    """The checkpoint that it came from; of a mean the newest one."""
 
 
-def load_gpt(path: Path | str) -> LanguageModel:
-    """The model of the pre-training run or checkpoint at `path`; DataError if it is none."""
-    folder = find_checkpoint(path)
-    weights, state = load_weights(folder)
+def load_gpt(path: Path | str, average: int | None = None) -> LanguageModel:
+    """The model of the pre-training run or checkpoint at `path`; DataError if it is none.
+
+    `average`: with the mean of the weights of so many checkpoints.
+    """
+    if average:
+        weights, state, (folder, *_) = load_mean(path, average)
+    else:
+        folder = find_checkpoint(path)
+        weights, state = load_weights(folder)
     return LanguageModel(build_gpt(weights, state, folder), state, folder)
+
+
+def title_of(checkpoint: Path | str, average: int | None) -> str:
+    """What a command that scores calls the weights that it loaded."""
+    return f"mean of {average} checkpoints to {checkpoint}" if average else str(checkpoint)
 
 
 def build_gpt(weights: dict[str, Tensor], state: CheckpointState, source: Path) -> GPT:

@@ -13,7 +13,7 @@ from gpt1_ds.distributed.console import say
 from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.likelihood import Likelihoods, log_likelihoods
 from gpt1_ds.runs.task_scoring import print_scores
-from gpt1_ds.runs.trained import load_gpt, run_tokenizer
+from gpt1_ds.runs.trained import load_gpt, run_tokenizer, title_of
 from gpt1_ds.tasks.benchmarks import BENCHMARKS, OWN, Benchmark, open_benchmark
 from gpt1_ds.tasks.scores import majority_score, scores_by_part, task_metrics
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS, zero_shot
@@ -24,15 +24,15 @@ OF_BENCHMARKS = ("columns", "sample", "out")
 """The options of eval that only benchmarks take."""
 
 
-def score_zero_shot(run: str, name: str, data: Path) -> None:
+def score_zero_shot(run: str, name: str, data: Path, average: int | None = None) -> None:
     """Print the metrics of a pre-trained run on a task, without fine-tuning."""
-    model, state, folder = load_gpt(run)
+    model, state, folder = load_gpt(run, average)
     model.to(collectives.device())
     answers = zero_shot(model, run_tokenizer(folder, state), name, data)
     gold, metrics = answers.gold, ZERO_SHOT_METRICS[name]
     scores = task_metrics(metrics, gold, answers.predicted)
     scores["majority"] = majority_score(metrics[0], gold, gold)
-    print_scores(f"{folder} on {data}, zero-shot", scores, len(gold))
+    print_scores(f"{title_of(folder, average)} on {data}, zero-shot", scores, len(gold))
     by_part = scores_by_part(metrics, "", answers.parts, gold, answers.predicted)
     for part, of_part in by_part.items():
         part = part.removeprefix("_")
@@ -58,6 +58,7 @@ class AskedBenchmark:
     columns: Sequence[str] = ()
     sample: int | None = None
     out: Path | None = None
+    average: int | None = None
 
     def check(self) -> None:
         """ConfigError for an unknown name, and for options that do not go with it."""
@@ -74,7 +75,7 @@ class AskedBenchmark:
 
 def score_benchmark(asked: AskedBenchmark) -> None:
     """Print the scores of a pre-trained run on a benchmark; `asked.out` gets each example's."""
-    model, state, folder = load_gpt(asked.run)
+    model, state, folder = load_gpt(asked.run, asked.average)
     model.to(collectives.device())
     benchmark = open_benchmark(
         asked.name,
@@ -87,7 +88,8 @@ def score_benchmark(asked: AskedBenchmark) -> None:
     found = _likelihoods(model, benchmark)
     counted = {name: f"{value:,}" for name, value in benchmark.counts(found).items()}
     listed = ", ".join(f"{value} {name}" for name, value in counted.items())
-    print(f"{folder.name} on {asked.data}, zero-shot {asked.name}: {listed}")
+    name = title_of(folder.name, asked.average)
+    print(f"{name} on {asked.data}, zero-shot {asked.name}: {listed}")
     for line in [*benchmark.report(found), *benchmark.notes]:
         print(f"  {line}")
     if asked.out:

@@ -21,8 +21,15 @@ BAD = {
         "--top-p": ("0", "-0.5", "1.5", "nan", "inf", "x"),
         "--seed": NOT_WHOLE,
     },
-    "eval": {"--stride": NOT_WHOLE, "--sample": NOT_WHOLE},
-    "export": {"--shard-gb": ("0", "-1", "nan", "inf", "1e300", "x")},
+    "eval": {
+        "--stride": NOT_WHOLE,
+        "--sample": NOT_WHOLE,
+        "--average": (*NOT_WHOLE, "0"),
+    },
+    "export": {
+        "--shard-gb": ("0", "-1", "nan", "inf", "1e300", "x"),
+        "--average": (*NOT_WHOLE, "0"),
+    },
     "watch": {"--every": ("-1", "0", "0.1", "3601", "nan", "inf", "x", "")},
     "suite": {"--seeds": NOT_WHOLE, "--layers": NOT_WHOLE, "--ranks": (*NOT_WHOLE, "0", "1025")},
 }

@@ -96,7 +96,7 @@ def test_shapes_that_differ_are_one_line(tmp_path):
     with pytest.raises(DataError, match="blocks.2.* has not the shape .*; --average 2 leaves"):
         load_mean(run, 3)
     shutil.rmtree(old)
-    scale.write_checkpoint(old, GPTConfig(501, 2, 2, 24, 16), 3, 2)
+    scale.write_checkpoint(old, GPTConfig(900, 2, 2, 24, 16), 3, 2)
     with pytest.raises(
         DataError, match=f"{old}: wte has not the shape that it has in step-00000004"
     ):

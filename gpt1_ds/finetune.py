@@ -184,7 +184,8 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
             stopping = stopping or scored is None
             done = scored is not None and (done or run.given_up(best))
         if step % config.checkpoint.every == 0 or done or stopping:
-            commit(run, step, cursor, best, must=done or stopping)
+            state = replace(run.facts, step=step, cursor=cursor, best=best)
+            run.commit(state, must=done or stopping, stopping=stopping and not done)
         run.saves.poll()
         if done or stopping:
             break
@@ -337,11 +338,6 @@ def predict_split(
     data = run.data
     special = data.tokenizer.special_ids
     return predict(model, data.task, examples, special, split, run.stop.agreed)
-
-
-def commit(run: FineTuning, step: int, cursor: Cursor, best: Json | None, must: bool) -> None:
-    """A checkpoint of `step`, with the place in the data after it and the best score so far."""
-    run.commit(replace(run.facts, step=step, cursor=cursor, best=best), must)
 
 
 def finish(run: FineTuning) -> dict[str, dict[str, float]]:

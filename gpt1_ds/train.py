@@ -300,20 +300,27 @@ def validation_losses(run: Pretraining) -> dict[str, float] | None:
     return losses
 
 
-def commit(run: Pretraining, losses: LossHistory, step: int, cursor: Cursor, must: bool) -> None:
+def commit(
+    run: Pretraining,
+    losses: LossHistory,
+    step: int,
+    cursor: Cursor,
+    must: bool,
+    stopping: bool = False,
+) -> None:
     """A checkpoint of `step`, with the place in the data after it; Spike if its loss is one."""
     losses.check(step, cursor)
     state = replace(run.facts, step=step, cursor=cursor, losses=losses.to_dict())
-    run.commit(state, must)
+    run.commit(state, must, stopping)
 
 
 def stopped(run: Pretraining, losses: LossHistory, step: int, cursor: Cursor) -> StopRequested:
     """The error to raise after a stop request; `step` is committed first."""
-    done = "was the first: nothing is trained yet"
+    kept = "was the first: nothing is trained yet; the same command continues"
     if step:
-        commit(run, losses, step, cursor, must=True)
-        done = f"is committed in {run.folder}/checkpoints"
-    return StopRequested(f"step {step} of {run.total_steps} {done}; the same command continues")
+        commit(run, losses, step, cursor, must=True, stopping=True)
+        kept = run.kept()
+    return StopRequested(f"step {step} of {run.total_steps} {kept}")
 
 
 def roll_back(run: Pretraining, losses: LossHistory, spike: Spike) -> CheckpointState:

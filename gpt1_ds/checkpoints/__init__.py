@@ -14,6 +14,7 @@ Files, in reading order:
 - `state`: what `state.json` and `MANIFEST.json` hold, as dataclasses
 - `folder`: names of files, the search for the newest checkpoint that verifies
 - `saving`: the commit protocol, and checkpoints that are written while training goes on
+- `agreeing`: what the ranks tell each other before and after they write
 - `writing`: files that a thread writes, hashes and flushes
 - `replicas`: what all ranks must have alike, compared before a save
 - `removing`: folders that a thread deletes

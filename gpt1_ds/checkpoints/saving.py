@@ -13,13 +13,11 @@ import os
 import shutil
 import socket
 import time
-import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import safetensors
 import safetensors.torch
@@ -28,15 +26,20 @@ from torch import Tensor
 
 from gpt1_ds.base.errors import DataError, DivergedError, StopRequested
 from gpt1_ds.base.files import file_sha256, flush, write_atomically
-from gpt1_ds.base.memory import memory_left
 from gpt1_ds.base.protocols import Engine
+from gpt1_ds.checkpoints.agreeing import (
+    SaveError,
+    StallError,
+    agree,
+    agree_on_main,
+    has_room,
+    views_of_ranks,
+)
 from gpt1_ds.checkpoints.deepspeed_files import write_deepspeed_files
 from gpt1_ds.checkpoints.flat_tensors import (
     flat_slices,
     layout,
     n_parameters,
-    non_finite,
-    place_crc,
 )
 from gpt1_ds.checkpoints.folder import (
     LATEST,
@@ -56,15 +59,10 @@ from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 from gpt1_ds.settings.sections import CheckpointConfig
 
-REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
 BYTES_PER_PARAMETER = 16
 """At most: the float32 weights, two moments, and the module's own copy of the weights."""
 DELETE_SECONDS = 60.0
 """How long the end of a run waits for the deletion of old checkpoints."""
-
-
-class SaveError(DataError):
-    """A save that all ranks gave up together. The checkpoints before it are untouched."""
 
 
 class OnCommit(Protocol):
@@ -90,29 +88,45 @@ class Saves:
         self.replicas = Replicas(config)
         self.on_commit = on_commit
         self.pending: PendingSave | None = None
+        self.hanging = ""
+        """The file whose write hangs, with its rank; empty if none does."""
+        self.skipped = 0
+        """Saves left out since it hangs."""
         self.removal = Removal(self.root)
         """Used by rank 0 alone."""
         with suppress(OSError):  # the next save raises it again
             if collectives.is_main():
                 self.removal.add_leftovers()
 
-    def save(self, engine: Engine, step: int, state: CheckpointState, must: bool) -> None:
+    def save(
+        self,
+        engine: Engine,
+        step: int,
+        state: CheckpointState,
+        must: bool,
+        by_thread: bool = False,
+    ) -> None:
         """Begin a checkpoint of `engine` and `state`.
 
         It is committed before this returns if it `must` be, or if memory has no room for a copy.
         Otherwise it is written while training goes on, and a later `poll` or `settle` commits it.
+        If the write of the one before hangs, the save is left out; StallError if it `must` be.
+        `by_thread`: write in the background whatever `must` is, so that a hanging write is noticed.
         """
         self.settle()
+        if self.hanging:
+            self._skip(step_folder(self.root, step), must)
+            return
         started = time.perf_counter()
         final = step_folder(self.root, step)
-        views = _views_of_ranks(final, engine, self.replicas)
+        views = views_of_ranks(final, engine, self.replicas)
         if views.exist[0]:
             return
         needed = BYTES_PER_PARAMETER * n_parameters(engine)
-        in_background = not must and _has_room(engine, views, needed)
+        in_background = (by_thread or not must) and has_room(engine, views, needed)
         writer = FileWriter(final.with_suffix(".tmp"), in_background)
         try:
-            _agree_on_main(lambda: _prepare(self.removal, writer.folder, needed))
+            agree_on_main(lambda: _prepare(self.removal, writer.folder, needed))
         except SaveError as error:
             self._give_up(final, must, error)
             return
@@ -129,29 +143,46 @@ class Saves:
         manifest = CheckpointManifest(step, here, digest(state.to_json()), {}, order)
         seconds = time.perf_counter() - started
         self.pending = PendingSave(final, writer, manifest, must, seconds)
-        if not in_background:
+        if must or not in_background:
             self.settle()
+            if self.hanging:
+                self._skip(final, must)
 
     def poll(self) -> None:
-        """Commit the pending checkpoint if all ranks have written it."""
+        """Commit the pending checkpoint if all ranks have written it; tell if one hangs."""
         if self.pending is None:
             return
-        busy = torch.tensor([float(self.pending.writer.busy())])
-        if not collectives.all_sum(busy).item():
+        writer = self.pending.writer
+        hanging = writer.hanging(self.config.stall_seconds)
+        flags = torch.tensor([float(writer.busy()), float(hanging is not None)])
+        busy, hang = collectives.all_sum(flags).tolist()
+        if not busy:
             self.settle()
+        elif hang or self.hanging:
+            self._tell_hanging(hanging)
 
     def settle(self) -> None:
-        """Wait for the pending checkpoint, if there is one, and commit it."""
+        """Wait for the pending checkpoint, if there is one, and commit it.
+
+        If the write of a file hangs, it stays pending, and `hanging` names the file.
+        """
         if self.pending is None:
             return
         started = time.perf_counter()
         pending = self.pending
         self.pending = None
         try:
-            files, write_seconds = _finish_on_all_ranks(pending.writer)
+            files, write_seconds = _finish_on_all_ranks(pending.writer, self.config.stall_seconds)
+            if files is None:
+                self.pending = pending
+                self._tell_hanging(pending.writer.hung)
+                return
+            if self.hanging:
+                self._tell_hanging(None)
             manifest = replace(pending.manifest, files=files)
-            _agree_on_main(lambda: self._commit(pending, manifest))
+            agree_on_main(lambda: self._commit(pending, manifest))
         except SaveError as error:
+            self.hanging = ""
             self._give_up(pending.final, pending.must, error)
             return
         self.on_commit(
@@ -171,6 +202,32 @@ class Saves:
         for old in checkpoint_folders(self.root)[self.config.keep :]:
             if not self.config.keep_every or step_of(old) % self.config.keep_every:
                 self.removal.add(old)
+
+    def _tell_hanging(self, own: str | None) -> None:
+        """Say once that a write hangs on some rank, with the file (`own`: this rank's), and once
+        that it does no more. All ranks call."""
+        place = f"{own} (rank {collectives.rank()} on {socket.gethostname()})" if own else ""
+        hanging = next(filter(None, collectives.gather_json(place)), "")
+        if hanging and not self.hanging:
+            say(
+                f"warning: {hanging}: no progress in writing it for checkpoint.stall_seconds "
+                f"{self.config.stall_seconds:g}; training goes on without checkpoints until it is "
+                "written: see to the disk"
+            )
+        elif self.hanging and not hanging:
+            say(f"{self.hanging}: is written on; {self.skipped} checkpoints were left out")
+            self.skipped = 0
+        self.hanging = hanging
+
+    def _skip(self, final: Path, must: bool) -> None:
+        """Leave a save out, since an earlier write hangs, or its own."""
+        self.skipped += 1
+        if must:
+            raise StallError(
+                f"{final}: not saved: {self.hanging} has made no progress for "
+                f"{self.config.stall_seconds:g} s; see to the disk, and the same command continues "
+                "from the last checkpoint"
+            )
 
     def _give_up(self, final: Path, must: bool, error: SaveError) -> None:
         fault = f"{final}: not saved: {error}"
@@ -232,88 +289,6 @@ def save_checkpoint(
     return commits[0] if commits else None
 
 
-def _agree(action: Callable[[], Any]) -> list[Any]:
-    """Run `action` on every rank; what it returned (JSON), by rank.
-
-    SaveError on all ranks if it failed on one.
-    """
-    reports = collectives.gather_json(_attempt(action))
-    faults = [fault for _, fault in reports if fault]
-    if faults:
-        raise SaveError(faults[0])
-    return [value for value, _ in reports]
-
-
-def _agree_on_main(action: Callable[[], None]) -> None:
-    """Run `action` on rank 0; SaveError on all ranks if it failed."""
-    _, fault = collectives.from_main(_attempt(action) if collectives.is_main() else None)
-    if fault:
-        raise SaveError(fault)
-
-
-def _attempt(action: Callable[[], Any]) -> list[Any]:
-    """What `action` returned, and None; or None, and the fault."""
-    try:
-        return [action(), None]
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        return [None, f"rank {collectives.rank()}: {' '.join(str(error).split())[:300]}"]
-
-
-class Views(NamedTuple):
-    """What the ranks see before a save, one number of each: `hosts` are hashes of their names."""
-
-    steps: Tensor
-    exist: Tensor
-    """Whether the folder to make is there already."""
-    hosts: Tensor
-    memory: Tensor
-    """Bytes that are free on the host."""
-    non_finite: Tensor
-    """Whether the rank has a tensor that is not finite."""
-    place_crcs: Tensor
-    before_update: Tensor
-    """A hash of what all ranks must have alike, before the last update.."""
-    now: Tensor
-    """.. and now: see `Replicas.numbers`."""
-
-
-def _views_of_ranks(final: Path, engine: Engine, replicas: Replicas) -> Views:
-    """SaveError unless all ranks are about to save the same step; DivergedError unless all tensors
-    of all ranks are finite, and their copies alike."""
-    step, exists = step_of(final), final.exists()
-    fault = None if exists else non_finite(engine)
-    host = zlib.crc32(socket.gethostname().encode())
-    own = [step, exists, host, int(memory_left()), fault is not None, place_crc(engine)]
-    own += [0, 0] if exists else replicas.numbers(engine, step)
-    views = Views(*collectives.gather_numbers(own).unbind(1))
-    if (views.steps != views.steps[0]).any():
-        steps = views.steps.unique().tolist()
-        names = [step_folder(final.parent, step).name for step in steps]
-        raise SaveError(
-            f"{final.parent}: the ranks are at different steps: {', '.join(names)}; start again"
-        )
-    if views.non_finite.any():
-        faults = collectives.gather_json(fault)
-        rank = int(views.non_finite.argmax())
-        raise DivergedError(
-            f"{final}: not saved: {faults[rank]} is not finite on rank {rank}; {REMEDY}"
-        )
-    if different := replicas.difference(views.before_update, views.now):
-        raise DivergedError(f"{final}: not saved: {different}")
-    return views
-
-
-def _has_room(engine: Engine, views: Views, needed: int) -> bool:
-    """Whether each host's memory takes the copies of its ranks' files, and DeepSpeed's own copies.
-
-    Without ZeRO all files are those of rank 0.
-    """
-    _, host, ranks_of_host = views.hosts.unique(return_inverse=True, return_counts=True)
-    parts = len(views.hosts) if engine.zero_optimization_stage() else 1
-    copies = needed * ranks_of_host[host] / parts
-    return not (views.memory <= 2 * copies + needed / 4).any()
-
-
 def _prepare(removal: Removal, temporary: Path, needed: int) -> None:
     """Have what earlier saves left unfinished deleted, and make an empty folder.
 
@@ -343,11 +318,18 @@ def _write_generators(writer: FileWriter) -> None:
     writer.add(rng_file(collectives.rank()), lambda file: file.write(content))
 
 
-def _finish_on_all_ranks(writer: FileWriter) -> tuple[dict[str, FileSeal], float]:
-    """The seals of all ranks' files, and the longest time that a rank spent writing."""
-    reports = _agree(lambda: [writer.finish(), writer.seconds])
+def _finish_on_all_ranks(
+    writer: FileWriter, stall_seconds: float
+) -> tuple[dict[str, FileSeal] | None, float]:
+    """The seals of all ranks' files, and the longest time that a rank spent writing.
+
+    None in place of the seals if the write of a file hangs on some rank.
+    """
+    reports = agree(lambda: [writer.finish(stall_seconds), writer.seconds])
     files = {}
     for seals, _ in reports:
+        if seals is None:
+            return None, 0.0
         for name, seal in sorted(seals.items()):
             files[name] = FileSeal(*seal)
     return files, max(seconds for _, seconds in reports)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import math
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ from gpt1_ds.base.files import ALIGNMENT, BLOCK_BYTES
 from gpt1_ds.checkpoints.state import FileSeal
 
 Buffer = bytes | bytearray | memoryview
+LOOK_SECONDS = 1.0
+"""How often a wait for the thread looks whether it hangs."""
 
 
 class BlockBuffer:
@@ -151,6 +154,11 @@ class FileWriter:
         self.fault: str | None = None
         self._seals: dict[str, FileSeal] = {}
         self._copies: deque[tuple[str, MemoryFile]] = deque()
+        self.hung: str | None = None
+        self._name = ""
+        self._file: HashedFile | None = None
+        self._progress = ("", 0)
+        self._moved_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True, name="checkpoint-writer")
 
     def add(self, name: str, write_content: WriteContent) -> None:
@@ -174,10 +182,26 @@ class FileWriter:
     def busy(self) -> bool:
         return self._thread.is_alive()
 
-    def finish(self) -> dict[str, FileSeal]:
-        """Wait until all files are on the disk, and return their seals; OSError if one failed."""
-        if self.in_background:
-            self._thread.join()
+    def hanging(self, stall_seconds: float) -> str | None:
+        """The file that has made no progress between calls for so long, if there is one."""
+        file = self._file
+        progress = self._name, file.size if file else 0
+        if progress != self._progress:
+            self._progress, self._moved_at = progress, time.monotonic()
+        hangs = self.busy() and time.monotonic() - self._moved_at > stall_seconds
+        return str(self.folder / self._name) if hangs else None
+
+    def finish(self, stall_seconds: float = math.inf) -> dict[str, FileSeal] | None:
+        """Wait until all files are on the disk, and return their seals; OSError if one failed.
+
+        None if one hangs: `hung` is its name.
+        """
+        self.hung = None
+        while self.busy():
+            self.hung = self.hanging(stall_seconds)
+            if self.hung:
+                return None
+            self._thread.join(min(LOOK_SECONDS, stall_seconds))
         if self.fault:
             raise OSError(self.fault)
         return self._seals
@@ -194,9 +218,10 @@ class FileWriter:
 
     def _write(self, name: str, write_content: WriteContent) -> None:
         started = time.perf_counter()
-        file = None
+        file = self._file = None
+        self._name = name
         try:
-            file = HashedFile(self.folder / name)
+            file = self._file = HashedFile(self.folder / name)
             write_content(file.blocks)
             self._seals[name] = file.seal()
         except (OSError, RuntimeError) as error:

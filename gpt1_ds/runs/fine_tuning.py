@@ -81,10 +81,7 @@ class FineTuning(Run[FinetuneConfig]):
         return given_up(self.config.task.patience, best)
 
     def stopped(self, step: int) -> StopRequested:
-        return StopRequested(
-            f"step {step} of {self.total_steps} is committed in {self.folder}/checkpoints; the "
-            "same command continues"
-        )
+        return StopRequested(f"step {step} of {self.total_steps} {self.kept()}")
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[list[int], Cursor]]:
         """Global batches from `cursor` on, epoch after epoch, and the cursor after each.

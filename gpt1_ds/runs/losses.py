@@ -17,7 +17,7 @@ from torch import Tensor
 from gpt1_ds.base.errors import DivergedError
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.base.records import SKIPPED_FILE, read_records, write_records
-from gpt1_ds.checkpoints.saving import REMEDY
+from gpt1_ds.checkpoints.agreeing import REMEDY
 from gpt1_ds.data.order import Cursor
 from gpt1_ds.distributed import collectives
 from gpt1_ds.settings.sections import TrainConfig

@@ -20,7 +20,7 @@ from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.checkpoints.by_parameter import Source, place_weights
 from gpt1_ds.checkpoints.folder import has_checkpoint
 from gpt1_ds.checkpoints.loading import open_weights, resume
-from gpt1_ds.checkpoints.saving import Saves
+from gpt1_ds.checkpoints.saving import Saves, StallError
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.manifest import Manifest
 from gpt1_ds.data.order import mix
@@ -185,6 +185,8 @@ class Run(Generic[ConfigT]):
         start = {**(facts or {}), **({"changed": changed} if changed else {})}
         self.log = RunLog(self.folder, step, self.engine, start)
         self.saves = Saves(self.folder, config.checkpoint, self._log_checkpoint)
+        self.not_saved = ""
+        """Why the checkpoint at a stop request is not there; empty if it is."""
         self.saves.replicas.watch(self.engine)
         self.slow_ranks = SlowRanks(config.log.slow_ratio)
 
@@ -216,10 +218,24 @@ class Run(Generic[ConfigT]):
         parts = self.timer.read(max(1, steps))
         return {**parts, **self.slow_ranks.exchange(step, self.timer.own_seconds)}
 
-    def commit(self, state: CheckpointState, must: bool) -> None:
-        """Save a checkpoint of `state.step`; `must`: at once, and a failure is an error."""
-        with self.throughput.paused():
-            self.saves.save(self.engine, state.step, state, must)
+    def commit(self, state: CheckpointState, must: bool, stopping: bool = False) -> None:
+        """Save a checkpoint of `state.step`; `must`: at once, and a failure is an error.
+
+        `stopping`: on request. A disk that hangs then keeps no run from its end; `kept` tells.
+        """
+        try:
+            with self.throughput.paused():
+                self.saves.save(self.engine, state.step, state, must, by_thread=stopping)
+        except StallError as error:
+            if not stopping:
+                raise
+            self.not_saved = str(error)
+
+    def kept(self) -> str:
+        """What became of the step that a stop request has ended, for the last line."""
+        if self.not_saved:
+            return f"is lost: {self.not_saved}"
+        return f"is committed in {self.folder}/checkpoints; the same command continues"
 
 
 def check_tokenizer(config: PretrainConfig, folder: Path, manifest: Manifest) -> Tokenizer:

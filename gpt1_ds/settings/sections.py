@@ -244,6 +244,9 @@ class CheckpointConfig:
     compare_replicas: bool = True
     """Compare the ranks' copies of weights and moments before a checkpoint is written; copies that
     differ end the run with exit code 4 (docs/resume.md)."""
+    stall_seconds: float = setting(120.0, SECONDS)
+    """A file that has made no progress for so long while it is written counts as hanging: training
+    goes on without further checkpoints until it moves again (docs/resume.md)."""
 
 
 @dataclass

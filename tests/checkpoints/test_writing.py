@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import os
+import threading
 
 import pytest
 
@@ -116,3 +117,21 @@ def test_copies_from_a_gpu_go_through_pinned_memory_and_without_crc(ranks, tiny_
     ):
         assert options == [(False, True), (True, False)]
         assert same_tensors and resumed
+
+
+def test_a_write_without_progress_is_named_and_moves_again(tmp_path, monkeypatch):
+    may_end, seal = threading.Event(), HashedFile.seal
+
+    def late(file: HashedFile) -> FileSeal:
+        assert may_end.wait(60)
+        return seal(file)
+
+    monkeypatch.setattr(HashedFile, "seal", late)
+    writer = FileWriter(tmp_path, in_background=True)
+    writer.add("file", lambda file: file.write(b"content"))
+    writer.start()
+    assert writer.hanging(30) is None
+    assert writer.finish(stall_seconds=0.1) is None and writer.hung == str(tmp_path / "file")
+    may_end.set()
+    assert writer.finish(stall_seconds=30)["file"].bytes == len(b"content")
+    assert writer.hung is None and writer.hanging(0) is None

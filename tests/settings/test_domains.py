@@ -51,6 +51,7 @@ DOMAINS = {
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,
+    "checkpoint.stall_seconds": (TINY, 1e9),
     "log.every": COUNT,
     "log.samples_every": COUNT,
     "log.slow_ratio": POSITIVE,

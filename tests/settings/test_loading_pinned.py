@@ -71,7 +71,13 @@ SECTIONS = {
         "total_steps": None,
     },
     "eval": {"every": 1000, "batches": 50, **ZERO_SHOT},
-    "checkpoint": {"every": 1000, "keep": 3, "keep_every": None, "compare_replicas": True},
+    "checkpoint": {
+        "every": 1000,
+        "keep": 3,
+        "keep_every": None,
+        "compare_replicas": True,
+        "stall_seconds": 120.0,
+    },
     "log": {
         "every": 10,
         "layer_norms": False,
@@ -196,6 +202,7 @@ NUMBERS = [
     "train.spike_nats",
     "optim.lr",
     "optim.eps",
+    "checkpoint.stall_seconds",
     "log.slow_ratio",
     "distributed.timeout_seconds",
 ]

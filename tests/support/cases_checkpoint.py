@@ -16,7 +16,7 @@ import torch
 
 from gpt1_ds import train
 from gpt1_ds.base.errors import StopRequested
-from gpt1_ds.checkpoints import saving
+from gpt1_ds.checkpoints import agreeing
 from gpt1_ds.checkpoints.by_parameter import WholeWeights, place_weights
 from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
 from gpt1_ds.checkpoints.folder import checkpoint_folders, find_faults, read_checkpoint_manifest
@@ -202,14 +202,14 @@ def behind(ds_path: str, shards: str, folder: str) -> tuple:
 
 def no_room(ds_path: str, shards: str, folder: str) -> tuple[list[bool], list[str]]:
     """Two saves, the second without free memory: whether each is pending, and the commits."""
-    trainer, room, pending = Trainer(ds_path, shards, []), saving.memory_left, []
+    trainer, room, pending = Trainer(ds_path, shards, []), agreeing.memory_left, []
     saves = Saves(Path(folder), CheckpointConfig(keep=2), lambda step, **facts: None)
     for step, left in ((1, room), (2, lambda: 1000.0)):
         trainer.run(step - 1, step)
-        saving.memory_left = left
+        agreeing.memory_left = left
         saves.save(trainer.engine, step, trainer.state(step), must=False)
         pending.append(saves.pending is not None)
-    saving.memory_left = room
+    agreeing.memory_left = room
     trainer.close()
     return pending, committed(folder)
 

@@ -1,0 +1,113 @@
+"""What the ranks of a run tell each other before and after they write a checkpoint.
+
+A fault on one rank is a fault on all of them: no rank goes on alone.
+"""
+
+import socket
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+from torch import Tensor
+
+from gpt1_ds.base.errors import DataError, DivergedError
+from gpt1_ds.base.memory import memory_left
+from gpt1_ds.base.protocols import Engine
+from gpt1_ds.checkpoints.flat_tensors import non_finite, place_crc
+from gpt1_ds.checkpoints.folder import step_folder, step_of
+from gpt1_ds.checkpoints.replicas import Replicas
+from gpt1_ds.distributed import collectives
+
+REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
+
+
+class SaveError(DataError):
+    """A save that all ranks gave up together. The checkpoints before it are untouched."""
+
+
+class StallError(SaveError):
+    """A save that had to succeed, while the write of a file hangs."""
+
+
+def agree(action: Callable[[], Any]) -> list[Any]:
+    """Run `action` on every rank; what it returned (JSON), by rank.
+
+    SaveError on all ranks if it failed on one.
+    """
+    reports = collectives.gather_json(_attempt(action))
+    faults = [fault for _, fault in reports if fault]
+    if faults:
+        raise SaveError(faults[0])
+    return [value for value, _ in reports]
+
+
+def agree_on_main(action: Callable[[], None]) -> None:
+    """Run `action` on rank 0; SaveError on all ranks if it failed."""
+    _, fault = collectives.from_main(_attempt(action) if collectives.is_main() else None)
+    if fault:
+        raise SaveError(fault)
+
+
+def _attempt(action: Callable[[], Any]) -> list[Any]:
+    """What `action` returned, and None; or None, and the fault."""
+    try:
+        return [action(), None]
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        return [None, f"rank {collectives.rank()}: {' '.join(str(error).split())[:300]}"]
+
+
+class Views(NamedTuple):
+    """What the ranks see before a save, one number of each: `hosts` are hashes of their names."""
+
+    steps: Tensor
+    exist: Tensor
+    """Whether the folder to make is there already."""
+    hosts: Tensor
+    memory: Tensor
+    """Bytes that are free on the host."""
+    non_finite: Tensor
+    """Whether the rank has a tensor that is not finite."""
+    place_crcs: Tensor
+    before_update: Tensor
+    """A hash of what all ranks must have alike, before the last update.."""
+    now: Tensor
+    """.. and now: see `Replicas.numbers`."""
+
+
+def views_of_ranks(final: Path, engine: Engine, replicas: Replicas) -> Views:
+    """SaveError unless all ranks are about to save the same step; DivergedError unless all tensors
+    of all ranks are finite, and their copies alike."""
+    step, exists = step_of(final), final.exists()
+    fault = None if exists else non_finite(engine)
+    host = zlib.crc32(socket.gethostname().encode())
+    own = [step, exists, host, int(memory_left()), fault is not None, place_crc(engine)]
+    own += [0, 0] if exists else replicas.numbers(engine, step)
+    views = Views(*collectives.gather_numbers(own).unbind(1))
+    if (views.steps != views.steps[0]).any():
+        steps = views.steps.unique().tolist()
+        names = [step_folder(final.parent, step).name for step in steps]
+        raise SaveError(
+            f"{final.parent}: the ranks are at different steps: {', '.join(names)}; start again"
+        )
+    if views.non_finite.any():
+        faults = collectives.gather_json(fault)
+        rank = int(views.non_finite.argmax())
+        raise DivergedError(
+            f"{final}: not saved: {faults[rank]} is not finite on rank {rank}; {REMEDY}"
+        )
+    if different := replicas.difference(views.before_update, views.now):
+        raise DivergedError(f"{final}: not saved: {different}")
+    return views
+
+
+def has_room(engine: Engine, views: Views, needed: int) -> bool:
+    """Whether each host's memory takes the copies of its ranks' files, and DeepSpeed's own copies.
+
+    Without ZeRO all files are those of rank 0.
+    """
+    _, host, ranks_of_host = views.hosts.unique(return_inverse=True, return_counts=True)
+    parts = len(views.hosts) if engine.zero_optimization_stage() else 1
+    copies = needed * ranks_of_host[host] / parts
+    return not (views.memory <= 2 * copies + needed / 4).any()

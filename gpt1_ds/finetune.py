@@ -64,6 +64,7 @@ from gpt1_ds.runs.setup import read_settings, shape_of, start_engine
 from gpt1_ds.runs.task_data import TaskData, read_task_data, texts_of
 from gpt1_ds.runs.trained import build_task_model
 from gpt1_ds.runs.transfer import open_transferred_weights
+from gpt1_ds.runs.wall_time import VALIDATION
 from gpt1_ds.settings.deepspeed_json import zero_stage
 from gpt1_ds.settings.loading import run_folder
 from gpt1_ds.settings.sections import FinetuneConfig
@@ -112,7 +113,8 @@ def main(argv: list[str]) -> None:
         announce(run, started.state.step)
         with run.watched():
             best = train(run, run.state)
-            splits = finish(run)
+            with run.aside(VALIDATION):
+                splits = finish(run)
             collectives.on_main(lambda: write_result(run, best, splits, earlier))
         say_done(folder, folder / "best", after_fine_tuning(config, folder))
 
@@ -163,7 +165,7 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
             raise run.stopped(step)
     done = step >= run.total_steps or run.given_up(best)
     run.throughput.restart()
-    for batch, after in () if done else run.timer.waiting(run.batches(cursor)):
+    for batch, after in () if done else run.waiting(run.batches(cursor)):
         lr = set_lr(engine, config, step, run.total_steps)
         skipped_before = engine.skipped_steps
         with profiled(run.folder, step + 1, config.log.profile):
@@ -186,7 +188,7 @@ def train(run: FineTuning, state: CheckpointState) -> Json:
         if step % config.checkpoint.every == 0 or done or stopping:
             state = replace(run.facts, step=step, cursor=cursor, best=best)
             run.commit(state, must=done or stopping, stopping=stopping and not done)
-        run.saves.poll()
+        run.poll()
         if done or stopping:
             break
     if best is None or not done:
@@ -279,7 +281,7 @@ def score(run: FineTuning, step: int, cursor: Cursor, best: Json | None) -> Json
     Returns the record of the best score. None if a stop request cut the scoring short: the next
     start does it.
     """
-    with run.throughput.paused():
+    with run.aside(VALIDATION):
         data, task = run.data, run.data.task
         predictions = predict_split(run, scoring_model(run), data.dev, "dev")
         if predictions is None:

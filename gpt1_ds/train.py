@@ -69,6 +69,7 @@ from gpt1_ds.runs.setup import (
     shape_of,
     start_engine,
 )
+from gpt1_ds.runs.wall_time import CHECKPOINTS, VALIDATION
 from gpt1_ds.runs.zero_shot import SPLIT as ZERO_SHOT
 from gpt1_ds.runs.zero_shot import open_benchmarks, score_benchmarks, zero_shot_due
 from gpt1_ds.settings.sections import PretrainConfig
@@ -135,7 +136,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
     if step >= run.total_steps:
         return
     run.throughput.restart()
-    for batch in run.timer.waiting(batches.until(run.stop.requested)):
+    for batch in run.waiting(batches.until(run.stop.requested)):
         if run.stop.agreed():
             break
         lr = set_lr(engine, config, step, run.total_steps)
@@ -157,7 +158,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
             break
         if step % config.checkpoint.every == 0 or last:
             commit(run, losses, step, cursor, must=last)
-        run.saves.poll()
+        run.poll()
         if last:
             return
     raise stopped(run, losses, step, cursor)
@@ -265,7 +266,7 @@ def validate(run: Pretraining, step: int) -> bool:
 
     False, and no record, if a stop request cut it short: the next start validates.
     """
-    with run.throughput.paused():
+    with run.aside(VALIDATION):
         losses = validation_losses(run)
         if losses is None:
             return False
@@ -329,13 +330,15 @@ def roll_back(run: Pretraining, losses: LossHistory, spike: Spike) -> Checkpoint
     Nothing of this is saved before the next commit: a run that is killed before it meets the same
     spike again, and rolls back in the same way.
     """
-    run.saves.settle()
+    with run.aside(CHECKPOINTS):
+        run.saves.settle()
     budget = run.config.train.max_rollbacks
     if losses.rollbacks >= budget:
         raise DivergedError(
             f"{spike}: a spike after {losses.rollbacks} of train.max_rollbacks {budget}; {REMEDY}"
         )
-    state = resume(run.engine, run.folder)
+    with run.aside(CHECKPOINTS):
+        state = resume(run.engine, run.folder)
     if state is None:
         raise DivergedError(
             f"{spike}: a spike, and no checkpoint to go back to: lower optim.lr or "

@@ -78,7 +78,7 @@ def test_every_kind_trains_and_writes_its_results(
     scores = [record[result["metric"]] for record in logged(run, "task")]
     assert len(scores) == 2 and max(scores) == pytest.approx(result["score"], abs=1e-6)
     status = json.loads((run / "status.json").read_text())
-    assert status == {"state": "done", "step": 10, "exit_code": 0}
+    assert (status["state"], status["step"], status["exit_code"]) == ("done", 10, 0)
     [events] = run.glob("events.out.tfevents.*")
     board = EventAccumulator(str(events)).Reload()
     assert f"task/{result['metric']}" in board.Tags()["scalars"]

@@ -18,6 +18,16 @@ METRICS_FILE = "metrics.jsonl"
 """One object for each logged step, validation, score, checkpoint and start of the run."""
 SKIPPED_FILE = "skipped.jsonl"
 """One object for each loss spike that was rolled back."""
+WALL_TIME_PARTS = (
+    "new_steps",
+    "repeated_steps",
+    "validation",
+    "checkpoints",
+    "data",
+    "start_up",
+    "waiting",
+)
+"""Keys of `wall_time` in status.json: seconds that add up to the time since the first start."""
 MOST_STEPS = 10**12
 _told: set[Path] = set()
 """Files whose damage this process has told."""

@@ -7,8 +7,9 @@ from statistics import median
 from typing import NamedTuple
 
 from gpt1_ds.base.formatting import duration
+from gpt1_ds.base.records import WALL_TIME_PARTS
 from gpt1_ds.model.gpt import GPTConfig
-from gpt1_ds.reports.checking import is_lost
+from gpt1_ds.reports.checking import is_lost, is_number
 from gpt1_ds.reports.run_files import RunFiles, with_number
 
 Facts = dict[str, str]
@@ -58,6 +59,7 @@ def facts_of(run: RunFiles) -> Facts:
         **_summaries(run),
         **_slowest(run),
         **_course(run),
+        **_goodput(run),
         **_task(run),
         "seed": str(run.config.get("run", {}).get("seed", "unknown")),
     }
@@ -161,6 +163,27 @@ def _course(run: RunFiles) -> Facts:
             f"{len(run.saves)}; {megabytes:,.1f} MB, training stood {stall_seconds:.1f} s (medians)"
         )
     return facts
+
+
+def wall_time_of(run: RunFiles) -> dict[str, float]:
+    """Seconds of each part of the wall time, by status.json; empty if it has none."""
+    found = run.status.get("wall_time")
+    known = found if isinstance(found, dict) else {}
+    return {
+        part: float(known[part])
+        for part in WALL_TIME_PARTS
+        if is_number(known.get(part)) and known[part] >= 0
+    }
+
+
+def _goodput(run: RunFiles) -> Facts:
+    """The share of the wall time that went into steps which no start had made before."""
+    seconds = wall_time_of(run)
+    total = sum(seconds.values())
+    if not total or "new_steps" not in seconds:
+        return {}
+    share = seconds["new_steps"] / total
+    return {"goodput": f"{share:.1%} new steps of {duration(total)} since the first start"}
 
 
 def _median(run: RunFiles, key: str) -> float:

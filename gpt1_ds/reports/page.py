@@ -11,7 +11,7 @@ from gpt1_ds.reports.blocks import Block, Comparison, Fold, Note, Sample, Sectio
 from gpt1_ds.reports.charts import changes_of, page_data
 from gpt1_ds.reports.checking import is_number, read_text
 from gpt1_ds.reports.expected import Expected, expected_of
-from gpt1_ds.reports.facts import facts_of
+from gpt1_ds.reports.facts import facts_of, wall_time_of
 from gpt1_ds.reports.rendering import render, script_json
 from gpt1_ds.reports.run_files import RunFiles, flatten, keys_of
 
@@ -22,6 +22,16 @@ FINGERPRINT = re.compile(r"(?P<count>\d+) (?P<unit>tokens|examples), sha256 (?P<
 """What state.json says of a corpus or split: `123 tokens, sha256 0123456789ab`."""
 PREDICTION_COLUMNS = 3
 """Number of columns of predictions-*.tsv: index, label, prediction."""
+PARTS = {
+    "new_steps": "new steps",
+    "repeated_steps": "steps made before, and lost",
+    "validation": "validation and scores",
+    "checkpoints": "checkpoints",
+    "data": "waits for data",
+    "start_up": "start-up",
+    "waiting": "between two starts",
+}
+"""What status.json counts of the wall time, in its order."""
 ALWAYS_DIFFERENT = ("run.name", "run.dir")
 """Settings that say which run it is, not what it does."""
 
@@ -34,7 +44,7 @@ def report_page(runs: Sequence[RunFiles]) -> str:
     every_figure = sum(expected.values(), [])
     sections = [Section("Numbers", [Comparison(facts)]), _expected(expected)]
     for run in runs:
-        sections += [_data(run), _scores(run), _history(run), _samples(run)]
+        sections += [_wall_time(run), _data(run), _scores(run), _history(run), _samples(run)]
     sections.append(_configuration(runs))
     # First on the page, but made last: the other sections find more.
     sections[:0] = [_differing_settings(runs), *(_lost(run) for run in runs)]
@@ -94,6 +104,18 @@ def _expected(figures_of: dict[str, list[Expected]]) -> Section:
     if rows:
         head = ["run", "figure", "measured", "expected", "from"]
         section.blocks.append(Table(head, rows))
+    return section
+
+
+def _wall_time(run: RunFiles) -> Section:
+    """What the time since the first start went to."""
+    section = Section(f"Wall time of {run.name}")
+    seconds = wall_time_of(run)
+    total = sum(seconds.values())
+    if total:
+        rows = [[PARTS[kind], duration(own), f"{own / total:.1%}"] for kind, own in seconds.items()]
+        rows.append(["since the first start", duration(total), ""])
+        section.blocks.append(Table(["", "time", "share"], rows))
     return section
 
 

@@ -10,6 +10,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `board`: what TensorBoard shows of it: curves, their layout, settings, the command.
 - `log`: its records: metrics.jsonl, TensorBoard, samples, status.json.
 - `slow_ranks`: which rank is the slowest, and by how much.
+- `wall_time`: what the time since its first start went to.
 - `losses`: the losses it remembers, loss spikes, and the list of skipped steps.
 - `plateau`: a run that predicts no more than how often each token occurs.
 - `budget`: what a resumed run says if its schedule ends at another step than before.

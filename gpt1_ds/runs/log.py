@@ -28,6 +28,7 @@ from gpt1_ds.base.records import (
 from gpt1_ds.distributed import collectives, heartbeat
 from gpt1_ds.distributed.console import warn
 from gpt1_ds.runs.board import SESSION, Board
+from gpt1_ds.runs.wall_time import WallTime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # takes a second to import
@@ -68,6 +69,10 @@ class RunLog:
         self.start_is_due = True
         self.lost: set[str] = set()
         """What a warning has told to be lost."""
+        earlier = read_object(run_dir / STATUS_FILE) if collectives.is_main() else {}
+        self.wall_time = WallTime(earlier.get("wall_time", {}))
+        self.told: Json = {}
+        """What status.json says besides."""
         self._open(resume_step)
 
     def rewind(self, step: int) -> None:
@@ -88,7 +93,8 @@ class RunLog:
         run_dir = self.run_dir
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self.spent_seconds = _drop_after(run_dir, resume_step)
+            self.spent_seconds, logged_step = _drop_after(run_dir, resume_step)
+            self.wall_time.reached(logged_step)
             jsonl = (run_dir / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
             self.files = LogFiles(jsonl, Board(run_dir, resume_step))
             # A start of a run that is done is logged only if there is something else to log.
@@ -191,9 +197,13 @@ class RunLog:
         """Replace status.json with the run's `state`: a launcher may hide the exit code."""
         if not collectives.is_main():
             return
+        wall_time = self.wall_time.to_json(step)
         content = {"state": state, "step": step, "exit_code": exit_code, **facts}
+        self.told = facts
         with self._may_fail(STATUS_FILE):
-            write_atomically(self.run_dir / STATUS_FILE, json.dumps(content) + "\n")
+            write_atomically(
+                self.run_dir / STATUS_FILE, json.dumps({**content, "wall_time": wall_time}) + "\n"
+            )
             self.status_written = time.monotonic()
         if self.files is not None:
             with self._may_fail(SESSION):
@@ -208,6 +218,12 @@ class RunLog:
         eta = round((now - self.began) * (total_steps - step) / done)
         shown = round(loss, 4) if math.isfinite(loss) else None
         self.status("running", step, total_steps=total_steps, loss=shown, eta_seconds=eta)
+
+    def keep_status(self, step: int) -> None:
+        """Replace status.json between two lines of the log, so that a kill costs little of what it
+        says of the wall time."""
+        if time.monotonic() - self.status_written > STATUS_SECONDS:
+            self.status("running", step, **self.told)
 
     @contextmanager
     def outcome(self, steps: Callable[[], int]) -> Iterator[None]:
@@ -251,16 +267,20 @@ def peak_memory() -> dict[str, int]:
     return peaks
 
 
-def _drop_after(run_dir: Path, step: int) -> float:
-    """Drop the records past `step`, but no start; the seconds that all starts so far have run."""
+def _drop_after(run_dir: Path, step: int) -> tuple[float, int]:
+    """Drop the records past `step`, but no start.
+
+    Returns the seconds that all starts so far have run, and the last step that they have logged.
+    """
     path = run_dir / METRICS_FILE
     if not path.is_file():
-        return 0.0
+        return 0.0, 0
     records = read_metrics(run_dir)
     kept = [record for record in records if _stays(record, step)]
     if "".join(map(json_line, kept)).encode() != path.read_bytes():
         write_records(path, kept)
-    return max((record.get("elapsed_seconds") or 0.0 for record in records), default=0.0)
+    seconds = max((record.get("elapsed_seconds") or 0.0 for record in records), default=0.0)
+    return seconds, max((record["step"] for record in records), default=0)
 
 
 def _stays(record: Json, step: int) -> bool:

@@ -6,7 +6,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,12 +33,13 @@ from gpt1_ds.distributed.rendezvous import Meeting
 from gpt1_ds.engine.determinism import choose_algorithms
 from gpt1_ds.engine.mechanics import default_mechanics
 from gpt1_ds.engine.start import initialize, require_async_io
-from gpt1_ds.engine.timing import StepTimer, Throughput
+from gpt1_ds.engine.timing import Item, StepTimer, Throughput
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.directory import record_settings, tell_of_holder
 from gpt1_ds.runs.log import RunLog
 from gpt1_ds.runs.slow_ranks import SlowRanks
 from gpt1_ds.runs.start_facts import checkpoint_facts, start_facts
+from gpt1_ds.runs.wall_time import CHECKPOINTS, DATA
 from gpt1_ds.settings import deepspeed_json
 from gpt1_ds.settings.command_line import arguments
 from gpt1_ds.settings.fidelity import contradictions
@@ -211,6 +212,31 @@ class Run(Generic[ConfigT]):
         ended = heartbeat.last_action(lambda _: self.bar.close())
         with outcome, self.bar, ended, timed, collectives.peer_faults(), self.saves:
             yield
+            self.log.wall_time.switch(CHECKPOINTS)  # old ones may still have to be deleted
+
+    @contextmanager
+    def aside(self, kind: str) -> Iterator[None]:
+        """A block that is no step, such as a validation: of `kind` in the wall time."""
+        with self.throughput.paused(), self.log.wall_time.part(kind):
+            yield
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, one a step; the wait for each of them counts as `data`."""
+        iterator = iter(self.timer.waiting(items))
+        while True:
+            with self.log.wall_time.part(DATA):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            self.log.keep_status(self.engine.global_steps)
+            self.log.wall_time.in_step(self.engine.global_steps)
+            yield item
+
+    def poll(self) -> None:
+        """Commit the pending checkpoint, if all ranks have written it."""
+        with self.log.wall_time.part(CHECKPOINTS):
+            self.saves.poll()
 
     def read_timer(self, step: int, steps: int) -> dict[str, float | str]:
         """For the line of `step`: seconds of the parts of a step, mean of the last `steps`; and the
@@ -224,7 +250,7 @@ class Run(Generic[ConfigT]):
         `stopping`: on request. A disk that hangs then keeps no run from its end; `kept` tells.
         """
         try:
-            with self.throughput.paused():
+            with self.aside(CHECKPOINTS):
                 self.saves.save(self.engine, state.step, state, must, by_thread=stopping)
         except StallError as error:
             if not stopping:

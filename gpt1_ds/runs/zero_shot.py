@@ -15,6 +15,7 @@ from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import say
 from gpt1_ds.model.likelihood import log_likelihoods
 from gpt1_ds.runs.setup import Run
+from gpt1_ds.runs.wall_time import VALIDATION
 from gpt1_ds.settings.sections import EvalConfig, PretrainConfig
 from gpt1_ds.tasks.benchmarks import Benchmark, open_benchmark
 
@@ -79,7 +80,7 @@ def score_benchmarks(run: Run[PretrainConfig], benchmarks: Sequence[Benchmark], 
     """
     engine = run.engine
     found = []
-    with run.throughput.paused():
+    with run.aside(VALIDATION):
         engine.eval()
         try:
             for benchmark in benchmarks:

@@ -152,7 +152,8 @@ def test_pretraining_on_two_nodes_of_two_ranks(cluster, side_by_side):
     alone, _ = side_by_side
     log = alone.ended()
     assert "on 4 ranks" in log and alone.field("NumNodes") == "2" and alone.field("Restarts") == "0"
-    assert status(alone.run) == {"state": "done", "step": STEPS, "exit_code": 0}
+    ended = status(alone.run)
+    assert (ended["state"], ended["step"], ended["exit_code"]) == ("done", STEPS, 0)
     newest = find_checkpoint(alone.run)
     manifest = json.loads((newest / "MANIFEST.json").read_text())
     assert newest.name == f"step-{STEPS:08d}" and manifest["world_size"] == 4

@@ -37,11 +37,8 @@ def by_mpirun(tiny_shards, tmp_path_factory):
 
 
 def test_mpirun_trains_on_its_ranks(by_mpirun):
-    assert json.loads((by_mpirun / "status.json").read_text()) == {
-        "state": "done",
-        "step": 4,
-        "exit_code": 0,
-    }
+    ended = json.loads((by_mpirun / "status.json").read_text())
+    assert (ended["state"], ended["step"], ended["exit_code"]) == ("done", 4, 0)
 
 
 def test_deepspeed_with_a_hostfile_trains_the_same(tiny_shards, by_mpirun, tmp_path):

@@ -19,7 +19,7 @@ CASES = "tests.support.cases_slow_ranks"
 HOST = socket.gethostname()
 
 
-@pytest.mark.parametrize("fault, every", [("stopped", 8), ("data", 1)])
+@pytest.mark.parametrize("fault, every", [("stopped", 5), ("data", 1)])
 def test_a_slow_rank_is_named(ranks, tiny_shards, tmp_path, fault, every):
     words = str(FOLDER / "zero2_bf16.json"), str(tiny_shards), str(tmp_path), fault, every
     said = "tests.support.cases_losses:said"

@@ -43,7 +43,8 @@ if __name__ == "__main__" and not __package__:
 from gpt1_ds.base.arguments import numeric
 from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO
 from gpt1_ds.base.errors import ConfigError, command
-from gpt1_ds.base.options import AVERAGE_HELP, RUN_HELP, Parser, path
+from gpt1_ds.base.options import AVERAGE_HELP, NEAR_OR_FAR_RUN_HELP, Parser, path
+from gpt1_ds.runs.remote_run import local_run
 from gpt1_ds.runs.task_scoring import Asked, calibrate_run, predict_lines, score_task
 from gpt1_ds.runs.text_scoring import AskedText, score_text
 from gpt1_ds.runs.zero_shot_scoring import (
@@ -77,8 +78,10 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"{_option(name)} does not go with {_option(mode)}; leave it out")
     if args.run is None and not args.ensemble:
         raise ConfigError("RUN is not set; give a run folder, or several with --ensemble")
+    named = [args.run] * (args.run is not None) + (args.ensemble or [])
+    runs = [str(local_run(run, args.average)) for run in named]
     asked = Asked(
-        runs=[args.run] * (args.run is not None) + (args.ensemble or []),
+        runs=runs,
         is_ensemble=bool(args.ensemble),
         task=args.task,
         data=args.data,
@@ -101,16 +104,16 @@ def main(argv: list[str]) -> None:
         score_task(asked)
     elif mode == "zero_shot":
         asked_zero_shot = AskedBenchmark(
-            args.run, args.zero_shot, args.data, args.columns, args.sample, args.out, args.average
+            runs[0], args.zero_shot, args.data, args.columns, args.sample, args.out, args.average
         )
         asked_zero_shot.check()
         if args.zero_shot in BENCHMARKS:
             score_benchmark(asked_zero_shot)
         else:
-            score_zero_shot(args.run, args.zero_shot, args.data, args.average)
+            score_zero_shot(runs[0], args.zero_shot, args.data, args.average)
     else:
         asked_text = AskedText(
-            args.run, args.data, args.corpus, args.lines, args.stride, args.surprisal, args.average
+            runs[0], args.data, args.corpus, args.lines, args.stride, args.surprisal, args.average
         )
         score_text(asked_text)
 
@@ -121,7 +124,7 @@ def _option(name: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("run", nargs="?", metavar="RUN", help=NEAR_OR_FAR_RUN_HELP)
     text = parser.add_argument_group("what is scored").add_argument
     text(
         "--average",

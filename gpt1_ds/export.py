@@ -37,7 +37,7 @@ from gpt1_ds.base.arguments import numeric
 from gpt1_ds.base.bounds import COUNT, Bounds
 from gpt1_ds.base.errors import ConfigError, DataError, UserError, command
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.base.options import AVERAGE_HELP, RUN_HELP, Parser, path
+from gpt1_ds.base.options import AVERAGE_HELP, NEAR_OR_FAR_RUN_HELP, Parser, path
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.averaging import load_mean
 from gpt1_ds.checkpoints.loading import load_weights
@@ -63,6 +63,7 @@ from gpt1_ds.interchange.tokenizer_json import tokenizer_config_json, tokenizer_
 from gpt1_ds.interchange.weights import CLASSIFIER, score_weight, to_ours, to_theirs
 from gpt1_ds.model.gpt import GPT, Block
 from gpt1_ds.runs.fine_tuned import best_checkpoint
+from gpt1_ds.runs.remote_run import local_run
 from gpt1_ds.runs.trained import build_gpt, run_tokenizer
 from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks import Example, Task, build_task
@@ -125,13 +126,16 @@ def main(argv: list[str]) -> None:
         else:
             command_line = shlex.join(["python", "-m", "gpt1_ds.export", *argv])
             asked = Asked(int(args.shard_gb * 1e9), args.average)
+            source = Path(local_run(args.source, args.average))
             said = export(source, folder, out, asked, command_line)
             print(f"{out}: {said}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument("source", metavar="RUN", help=f"{RUN_HELP}; or a folder to import")
+    parser.add_argument(
+        "source", metavar="RUN", help=f"{NEAR_OR_FAR_RUN_HELP}; or a folder to import"
+    )
     parser.add_argument(
         "place", nargs="?", type=path, metavar="OUT", help="the same as --out (default: --out)"
     )

@@ -20,12 +20,13 @@ if __name__ == "__main__" and not __package__:
 from gpt1_ds.base.arguments import SEED, numeric, stdin_lines, text_of
 from gpt1_ds.base.bounds import COUNT_OR_ZERO, NUMBER
 from gpt1_ds.base.errors import ConfigError, command
-from gpt1_ds.base.options import RUN_HELP, Parser
+from gpt1_ds.base.options import NEAR_OR_FAR_RUN_HELP, Parser
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress
 from gpt1_ds.model.gpt import GPT
 from gpt1_ds.model.sampling import NEW_TOKENS, SAMPLES, TOP_P, Sampling, generate
+from gpt1_ds.runs.remote_run import local_run
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 
 
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("run", metavar="RUN", help=NEAR_OR_FAR_RUN_HELP)
     text = parser.add_argument_group("text").add_argument
     text(
         "--prompt",
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def load(run: Path | str) -> tuple[GPT, Tokenizer]:
     """The model of a pre-training run, on the GPU if there is one, and its tokenizer."""
-    model, state, folder = load_gpt(run)
+    model, state, folder = load_gpt(local_run(run))
     return model.to(collectives.device()), run_tokenizer(folder, state)
 
 

@@ -25,6 +25,7 @@ NARROWEST_HELP, WIDEST_HELP = 40, 100
 SURELY_MEANT, PROBABLY_MEANT = 0.8, 0.7
 """Similarity of two names from which one is a slip of the other."""
 RUN_HELP = "run folder (runs/NAME), one of its checkpoints/step-*, or its best/"
+NEAR_OR_FAR_RUN_HELP = f"{RUN_HELP}; or the address of one (https://, s3://, ..)"
 AVERAGE_HELP = (
     "the mean of the weights of the run's last K checkpoints, in float32 (default: the newest one, "
     "of a fine-tuned run the best one)"

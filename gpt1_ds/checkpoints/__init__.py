@@ -19,6 +19,7 @@ Files, in reading order:
 - `replicas`: what all ranks must have alike, compared before a save
 - `removing`: folders that a thread deletes
 - `loading`: resume a run; read weights
+- `mirror`: copies of checkpoints at a URL
 - `averaging`: the mean of the weights of several checkpoints
 - `by_parameter`: weights and optimizer state into an engine of any layout
 - `saved_parameters`: the parameters in the files of a checkpoint, element by element

@@ -51,6 +51,7 @@ from gpt1_ds.checkpoints.folder import (
     step_folder,
     step_of,
 )
+from gpt1_ds.checkpoints.mirror import Mirror
 from gpt1_ds.checkpoints.removing import Removal
 from gpt1_ds.checkpoints.replicas import Replicas
 from gpt1_ds.checkpoints.state import CheckpointManifest, CheckpointState, FileSeal, Layout, digest
@@ -94,6 +95,8 @@ class Saves:
         """Saves left out since it hangs."""
         self.removal = Removal(self.root)
         """Used by rank 0 alone."""
+        self.mirror: Mirror | None = None
+        """What copies each checkpoint elsewhere; rank 0 alone has it."""
         with suppress(OSError):  # the next save raises it again
             if collectives.is_main():
                 self.removal.add_leftovers()
@@ -199,7 +202,11 @@ class Saves:
         os.rename(temporary, pending.final)
         flush(self.root)
         write_atomically(self.root / LATEST, pending.final.name + "\n")
+        if self.mirror:
+            self.mirror.add(pending.final)
         for old in checkpoint_folders(self.root)[self.config.keep :]:
+            if self.mirror and self.mirror.holds(old):
+                continue  # the next commit deletes it
             if not self.config.keep_every or step_of(old) % self.config.keep_every:
                 self.removal.add(old)
 
@@ -255,6 +262,8 @@ class Saves:
             self.settle()
         if kind is None or issubclass(kind, DivergedError | StopRequested):
             self.removal.wait(DELETE_SECONDS)
+            if self.mirror:
+                self.mirror.finish()
 
 
 @dataclass

@@ -222,7 +222,7 @@ class ShardCache:
 
     @functools.cached_property
     def _files(self) -> FileSystem:
-        return _file_system(self._url, self._stall_seconds, self._options.url)
+        return file_system(self._url, self._stall_seconds, self._options.url)
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -255,7 +255,7 @@ def _unverified_fault(path: Path, size: int | None) -> str:
     return "a web page came in its place" if is_web_page(path) else ""
 
 
-def _file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
+def file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
     """fsspec's file system for the scheme of `url`, through the proxies of the environment."""
     scheme = url.partition("://")[0]
     try:
@@ -263,6 +263,10 @@ def _file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
 
         if scheme == "gs":
             return fsspec.filesystem(scheme, session_kwargs={"trust_env": True})
+        if scheme == "s3":
+            limits = {"connect_timeout": stall_seconds, "read_timeout": stall_seconds}
+            client = {**limits, "retries": {"max_attempts": 1}}
+            return fsspec.filesystem(scheme, config_kwargs=client, use_listings_cache=False)
         if scheme not in ("http", "https"):
             return fsspec.filesystem(scheme)
         import aiohttp
@@ -270,8 +274,7 @@ def _file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
         timeout = aiohttp.ClientTimeout(
             REQUEST_SECONDS, sock_connect=stall_seconds, sock_read=stall_seconds
         )
-        client = {"timeout": timeout, "trust_env": True}
-        return fsspec.filesystem(scheme, client_kwargs=client)
+        return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout, "trust_env": True})
     except ImportError as error:
         raise ConfigError(
             f"{option} {scheme}://: {error}; pip install 'gpt1-ds[remote]' (s3: s3fs too)"

@@ -27,6 +27,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `trained`: a finished run loaded again, for evaluation, generation and export.
 - `exported`: a folder for transformers, loaded in the same way.
 - `remote_run`: a run behind a URL, downloaded to a cache.
+- `restoring`: the newest checkpoint of a mirror, for a start whose folder is gone.
 - `inputs`: what the methods of `trained_model` take: texts, ids, examples of a task, numbers.
 - `trained_model`: what `gpt1_ds.load` gives: a trained run as one Python object.
 - `fine_tuned`: a fine-tuned run loaded again, its probabilities, its calibration.

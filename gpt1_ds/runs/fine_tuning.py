@@ -29,6 +29,7 @@ from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
 from gpt1_ds.runs.predictions import report_of_predictions
 from gpt1_ds.runs.provenance import differences, made_from
+from gpt1_ds.runs.remote_run import local_run
 from gpt1_ds.runs.setup import Run, Settings, Started, shape_of
 from gpt1_ds.runs.task_data import TaskData
 from gpt1_ds.runs.trained import run_tokenizer
@@ -166,7 +167,8 @@ def starting_point(
             )
         tokenizer = load_tokenizer(local_shards(config.data) / "tokenizer")
         return GPTConfig(tokenizer.vocab_size, **shape_of(config.model)), tokenizer, None
-    folder = find_checkpoint(run_folder(config) if resumes else config.init.checkpoint)
+    origin = run_folder(config) if resumes else local_run(config.init.checkpoint)
+    folder = find_checkpoint(origin)
     state = read_state(folder)
     tokenizer = run_tokenizer(folder, state)
     shape = shape_of(config.model)

@@ -5,18 +5,19 @@ MANIFEST.json names the files.
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from gpt1_ds.base.errors import DataError
-from gpt1_ds.base.files import file_sha256
+from gpt1_ds.base.errors import ConfigError, DataError
+from gpt1_ds.base.files import file_sha256, lock_file
 from gpt1_ds.base.urls import hide_secrets
 from gpt1_ds.checkpoints.folder import LATEST, MANIFEST, STEP_FOLDER, read_checkpoint_manifest
 from gpt1_ds.checkpoints.state import FileSeal
 from gpt1_ds.data.openai_bpe import OPENAI_FILES, PIPELINE_FILE
-from gpt1_ds.data.remote import MissingFile, Options, ShardCache
+from gpt1_ds.data.remote import REQUEST_SECONDS, MissingFile, Options, ShardCache
 from gpt1_ds.data.tokenizer import MODEL_FILE
 from gpt1_ds.runs.fine_tuned import CALIBRATION
 
@@ -24,6 +25,23 @@ ATTEMPTS = 3
 IMPORTED = "step-00000000"
 """The only checkpoint of an imported folder, which has no file `latest`."""
 OPTIONS = Options("the address", "cache")
+
+
+@functools.cache  # all readers of a process see one checkpoint, though the run goes on
+def local_run(run: str | Path, average: int | None = None) -> str | Path:
+    """`run`, or if it is an address a copy of its checkpoint, in the folder of temporary files.
+
+    The processes of a machine share the copy. ConfigError for an address if several checkpoints
+    are to be averaged.
+    """
+    if not isinstance(run, str) or "://" not in run:
+        return run
+    if average:
+        raise ConfigError(
+            f"--average {average}: {hide_secrets(run)} is an address, of which one checkpoint is "
+            "fetched; give a run folder"
+        )
+    return fetch_checkpoint(run, None)
 
 
 def fetch_checkpoint(url: str, cache: str | None) -> Path:
@@ -34,6 +52,13 @@ def fetch_checkpoint(url: str, cache: str | None) -> Path:
     url, step = _run_and_step(url.rstrip("/"))
     folder = cache or f"{tempfile.gettempdir()}/gpt1-runs-{os.getuid()}"
     files = ShardCache(url, folder, 0, attempts=ATTEMPTS, options=OPTIONS)
+    files.root.mkdir(parents=True, exist_ok=True)
+    lock = lock_file(files.root / "lock", "processes may download a file twice", REQUEST_SECONDS)
+    with lock or contextlib.nullcontext():
+        return _fetch(files, url, step)
+
+
+def _fetch(files: ShardCache, url: str, step: str) -> Path:
     home = "" if step else _home(files, url)
     step = step or _latest(files, home, url)
     _fetch_tokenizer(files, home)

@@ -18,8 +18,9 @@ from torch import nn
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.checkpoints.by_parameter import Source, place_weights
-from gpt1_ds.checkpoints.folder import has_checkpoint
+from gpt1_ds.checkpoints.folder import checkpoint_folders, has_checkpoint
 from gpt1_ds.checkpoints.loading import open_weights, resume
+from gpt1_ds.checkpoints.mirror import SETTING, Mirror
 from gpt1_ds.checkpoints.saving import Saves, StallError
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.manifest import Manifest
@@ -37,6 +38,8 @@ from gpt1_ds.engine.timing import Item, StepTimer, Throughput
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.directory import record_settings, tell_of_holder
 from gpt1_ds.runs.log import RunLog
+from gpt1_ds.runs.remote_run import local_run
+from gpt1_ds.runs.restoring import restore_from_mirror
 from gpt1_ds.runs.slow_ranks import SlowRanks
 from gpt1_ds.runs.start_facts import checkpoint_facts, start_facts
 from gpt1_ds.runs.wall_time import CHECKPOINTS, DATA
@@ -120,6 +123,12 @@ def read_settings(
     if place.world_size > 1:
         facts = start_facts(config, ds, args.from_scratch)
         meeting.compare(facts, config.distributed.timeout_seconds)
+    if config.checkpoint.mirror:
+        if place.rank == 0:
+            restore_from_mirror(config, args.from_scratch)
+        # The other ranks wait here, before any of them reads the folder of the run.
+        meeting.compare({SETTING: config.checkpoint.mirror}, config.distributed.timeout_seconds)
+    if place.world_size > 1:
         if config.init.checkpoint and not settings.resumes():
             meeting.facts |= checkpoint_facts(config.init.checkpoint)
     meeting.timeout_seconds = config.distributed.timeout_seconds
@@ -190,6 +199,14 @@ class Run(Generic[ConfigT]):
         """Why the checkpoint at a stop request is not there; empty if it is."""
         self.saves.replicas.watch(self.engine)
         self.slow_ranks = SlowRanks(config.log.slow_ratio)
+        if config.checkpoint.mirror and collectives.is_main():
+            self._mirror_to(config.checkpoint.mirror)
+
+    def _mirror_to(self, url: str) -> None:
+        """Copy each checkpoint there, and now the newest one if an earlier start did not."""
+        self.saves.mirror = Mirror(url, self.config.checkpoint.mirror_keep, self.folder)
+        for newest in checkpoint_folders(self.folder / "checkpoints")[:1]:
+            self.saves.mirror.add(newest)
 
     def _log_checkpoint(self, step: int, **saved: float) -> None:
         self.log.log(step, "checkpoint", **saved)
@@ -278,7 +295,7 @@ def check_tokenizer(config: PretrainConfig, folder: Path, manifest: Manifest) ->
 
 def open_initial_weights(origin: Path | str, facts: CheckpointState) -> InitialWeights:
     """The weights of the run or checkpoint at `origin`; all ranks call."""
-    weights, state = open_weights(origin)
+    weights, state = open_weights(local_run(origin))
     check_state(state, facts, origin)
     return InitialWeights(weights, origin)
 

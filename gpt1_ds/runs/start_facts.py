@@ -14,6 +14,7 @@ import torch
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.checkpoints.folder import MANIFEST, checkpoint_folders
 from gpt1_ds.runs.directory import flat
+from gpt1_ds.runs.remote_run import local_run
 from gpt1_ds.settings.loading import to_dict
 from gpt1_ds.settings.sections import PretrainConfig
 
@@ -55,7 +56,7 @@ def start_facts(config: PretrainConfig, ds: Json, from_scratch: bool) -> Json:
 
 def checkpoint_facts(checkpoint: Path | str) -> Json:
     """Which checkpoint `init.checkpoint` names, by the hash of its manifest."""
-    path = Path(checkpoint)
+    path = Path(local_run(checkpoint))
     folders = [path, *checkpoint_folders(path / "checkpoints")]
     manifest = next((each / MANIFEST for each in folders if (each / MANIFEST).is_file()), None)
     content = manifest.read_bytes() if manifest else b""  # the command itself reports that

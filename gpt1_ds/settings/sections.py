@@ -241,6 +241,11 @@ class CheckpointConfig:
     """Checkpoints kept, newest first."""
     keep_every: int | None = setting(None, COUNT)
     """Beside them, every checkpoint of a multiple of so many steps is kept for good; null: none."""
+    mirror: str | None = setting(None, path=True)
+    """URL (s3://, gs://, file://) to which each checkpoint is copied in the background, and from
+    which a start whose run folder is gone or older restores the newest one; null: none."""
+    mirror_keep: int | None = setting(3, COUNT)
+    """Checkpoints kept there, newest first; null: all."""
     compare_replicas: bool = True
     """Compare the ranks' copies of weights and moments before a checkpoint is written; copies that
     differ end the run with exit code 4 (docs/resume.md)."""

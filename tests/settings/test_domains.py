@@ -52,6 +52,7 @@ DOMAINS = {
     "checkpoint.keep": COUNT,
     "checkpoint.keep_every": COUNT,
     "checkpoint.stall_seconds": (TINY, 1e9),
+    "checkpoint.mirror_keep": COUNT,
     "log.every": COUNT,
     "log.samples_every": COUNT,
     "log.slow_ratio": POSITIVE,

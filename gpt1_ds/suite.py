@@ -45,9 +45,11 @@ from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import GRACE_SECONDS, SIGNALS
 from gpt1_ds.engine.mechanics import default_mechanics
 from gpt1_ds.reports.suite_files import LAYERS_PREFIX, read_json, run_name
-from gpt1_ds.reports.suite_table import sections, write
+from gpt1_ds.reports.suite_sections import write
+from gpt1_ds.reports.suite_table import sections
 from gpt1_ds.runs.planned import refuse_other_facts
 from gpt1_ds.runs.suite_options import suite_parser
+from gpt1_ds.runs.suite_resampling import resample_suite
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from gpt1_ds.runs.zero_shot_scoring import zero_shot_score
 from gpt1_ds.settings.loading import load
@@ -105,7 +107,8 @@ def main(argv: list[str]) -> int:
     failures = run_all(jobs, out, args, Stop())
     if args.zero_shot is not None and not args.table_only:
         score_checkpoints(args, out)
-    found = sections(out, failures, read_json(out / "zero_shot.json"))
+    zero_shot = read_json(out / "zero_shot.json")
+    found = sections(out, failures, zero_shot, resample_suite(out, failures))
     if not found:
         raise DataError(
             f"--out {out}: no run named TASK-seed-SEED there; give the folder of a suite's runs"

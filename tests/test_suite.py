@@ -19,6 +19,7 @@ from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.reports.suite_files import VARIANTS, read_json
 from gpt1_ds.runs import planned
 from gpt1_ds.runs.planned import planned_facts
+from gpt1_ds.runs.suite_resampling import resample_suite
 from gpt1_ds.settings.loading import load, to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
 from tests.conftest import ROOT, run
@@ -129,6 +130,11 @@ def test_every_variant_trains_on_two_ranks_and_stands_in_the_table(
     )
     assert (whole[0], whole[columns[0] + 3]) == ("race", "59.0")
     assert (middle[0], middle[columns[0] + 3]) == ("race dev_middle", "62.9")
+    resampled = resample_suite(out, {})
+    assert not resampled.lost
+    columns_of = {score.column: score for score in resampled.scores}
+    assert set(columns_of) == {*VARIANTS.values(), "layers-0"}
+    assert columns_of["full"].mean == scores[""] and len(resampled.differences) == 7
     by_layers = found["Score on dev by layers transferred (0: embeddings only)"]
     assert by_layers[0] == ["task", "layers 0", "layers 2"]
     assert by_layers[2] == ["race", f"{100 * scores['-layers-0']:.1f}", shown[0]]
@@ -314,6 +320,7 @@ def test_a_stopped_and_a_killed_suite_go_on_and_a_failing_run_stops_no_other(
     majority = ", ".join(sorted({f"{100 * result['majority']:.1f}" for result in results}))
     score = 50 * sum(result["score"] for result in results)
     assert f"| sst2 | accuracy | {majority} | {score:.1f} |" in done.stdout.replace("**", "")
+    assert f"| sst2 | full | 2 | {score:.1f} |" in done.stdout
     failure = json.loads((out / "runs.json").read_text())["rte-seed-2"]
     assert failure["exit_code"] == 3 and "no train file" in failure["error"]
     assert "| rte-seed-2 | 3 |" in (out / "table.md").read_text()

@@ -11,6 +11,8 @@ May import `model`, `settings` and `base`. The files, in reading order:
 - `page`: the HTML page about one or several runs.
 - `suite_files`: reads the runs of a suite from their folders.
 - `suite_pictures`: pictures of the suite's scores.
+- `suite_sections`: a table of a suite, as Markdown and HTML.
+- `suite_noise`: the tables that tell differences from noise.
 - `suite_table`: the suite's tables with the paper's results.
 - `newest_records`: the end of a metrics.jsonl that grows.
 - `run_states`: how runs go on, read from their folders again and again.

@@ -1,22 +1,16 @@
 """Tables and pictures of a suite of fine-tuning runs, with the results of Radford et al. 2018."""
 
-import base64
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
-from urllib.parse import quote
 
-from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.checking import is_number, mapping_of
 from gpt1_ds.reports.expected import TABLE_5, TABLE_5_TASKS, paper_score
-from gpt1_ds.reports.rendering import render
 from gpt1_ds.reports.suite_files import VARIANTS, RunKind, SeedRuns, collect
+from gpt1_ds.reports.suite_noise import Resampled, noise_sections
 from gpt1_ds.reports.suite_pictures import Scores, picture
+from gpt1_ds.reports.suite_sections import Cell, Row, Section, plain
 
 SCHEMES = ("light", "dark")
 NOTE = (
@@ -24,65 +18,25 @@ NOTE = (
     "score of the training set's commonest answer; medians above it are bold. The paper's are its "
     "test scores (Tables 2 to 4; ablations: Table 5)."
 )
-NUMBER = re.compile(r"-?[\d.,]+(\.\.-?[\d.,]+)?")
-"""A number, or lowest..highest."""
 
 
-class Cell(NamedTuple):
-    """A cell of a table."""
-
-    text: str
-    is_bold: bool = False
-    runs: Sequence[str] = ()
-    """Names of the runs' folders that the page links to."""
-
-
-Row = Sequence[Cell]
-
-
-@dataclass
-class Section:
-    """A table, and a picture of it if there is one."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Row]
-    note: str = ""
-    file: str = ""
-    """File name of the picture, in the folder of the page."""
-    pictures: Mapping[str, bytes] = field(default_factory=dict)
-    """The PNG of each colour scheme, `light` and `dark`."""
-
-    @property
-    def base64_of(self) -> dict[str, str]:
-        """The pictures for the page."""
-        return {scheme: base64.b64encode(png).decode() for scheme, png in self.pictures.items()}
-
-    @property
-    def numeric(self) -> list[bool]:
-        """For each column, whether it has only numbers; such columns are right-aligned."""
-        return [all(map(_is_numeric, column)) for column in zip(*self.rows, strict=True)]
-
-
-def _is_numeric(cell: Cell) -> bool:
-    """Whether a cell has a number (`3, 1 failed` begins with one), or nothing."""
-    return not cell.text or bool(NUMBER.fullmatch(cell.text.split(", ")[0]))
-
-
-def _plain(texts: Iterable[str]) -> list[Cell]:
-    return [Cell(text) for text in texts]
-
-
-def sections(out: Path, failures: Mapping[str, Json], zero_shot: Json) -> list[Section]:
+def sections(
+    out: Path,
+    failures: Mapping[str, Json],
+    zero_shot: Json,
+    resampled: Resampled | None = None,
+) -> list[Section]:
     """All tables of the suite in `out`.
 
     `failures`: exit code and last error of each run that failed; `zero_shot`: zero_shot.json.
     """
-    lost: list[str] = []
+    resampled = resampled or Resampled([], [], [])
+    lost = [*resampled.lost]
     runs = collect(out, failures, lost)
     found = []
     if any(kind.variant in VARIANTS for kind in runs):
         found.append(_scores(runs))
+    found += noise_sections(resampled)
     by_epoch = _by_epoch(runs)
     if by_epoch:
         found.append(_curves("Score on dev after each epoch", "epoch", by_epoch, "epochs.png"))
@@ -162,7 +116,7 @@ def _task_rows(task: str, of_variant: Mapping[str, SeedRuns]) -> list[Row]:
         name = task if split == "dev" else f"{task} {split}"
         known = [result for result in results if "majority" in result and split == "dev"]
         chances = sorted({result["majority"] for result in known})
-        cells = _plain([name, metric, _each(chances)])
+        cells = plain([name, metric, _each(chances)])
         for variant, runs in of_variant.items():
             values = runs.scores(split)
             above = bool(chances and values) and median(values) > chances[-1]
@@ -194,7 +148,7 @@ def _means(runs: Mapping[RunKind, SeedRuns], variants: Sequence[str]) -> list[Ce
         theirs = [TABLE_5[variant][TABLE_5_TASKS.index(task)] for task in common]
         mean = 100 * sum(ours) / len(ours)
         cells += [f"{mean:.1f}", "", "", f"{sum(theirs) / len(theirs):.1f}"]
-    return _plain(cells)
+    return plain(cells)
 
 
 def _median(values: Sequence[float]) -> str:
@@ -243,7 +197,7 @@ def _failures(failures: Mapping[str, Json]) -> Section:
     for name, failure in sorted(failures.items()):
         told = failure if isinstance(failure, dict) else {}
         texts = (str(told.get("exit_code", "")), str(told.get("error", "")))
-        rows.append([Cell(name, runs=[name]), *_plain(texts)])
+        rows.append([Cell(name, runs=[name]), *plain(texts)])
     return Section("Runs that failed", ("run", "exit code", "last error"), rows)
 
 
@@ -258,63 +212,8 @@ def _curves(
     places = sorted(set().union(*curves.values()))
     rows = []
     for task, curve in curves.items():
-        rows.append(_plain([task, *(_median(curve.get(place, [])) for place in places)]))
+        rows.append(plain([task, *(_median(curve.get(place, [])) for place in places)]))
     header = ["task", *(f"{unit} {place:.10g}" for place in places)]
     note = "Dashed: the commonest answer." if chance else ""
     pictures = {scheme: picture(title, unit, curves, chance or {}, scheme) for scheme in SCHEMES}
     return Section(title, header, rows, note, file, pictures)
-
-
-def write(out: Path, found: Sequence[Section]) -> str:
-    """Write table.md, its picture files, and table.html with embedded pictures.
-
-    Returns the Markdown of the tables without pictures.
-    """
-    tables, with_pictures = [], []
-    for section in found:
-        table = _markdown(section)
-        tables.append(table)
-        if section.pictures:
-            write_atomically(out / section.file, section.pictures["light"])
-            table += f"\n![{section.title}]({section.file})\n"
-        with_pictures.append(table)
-    write_atomically(out / "table.md", "\n".join(with_pictures))
-    page = render(
-        "suite.html",
-        name=out.resolve().name,
-        folder=str(out),
-        sections=found,
-        links=_links(out, found),
-    )
-    write_atomically(out / "table.html", page)
-    return "\n".join(tables)
-
-
-def _links(out: Path, found: Sequence[Section]) -> dict[str, str]:
-    """The address of each run, relative to the page: its report, or else its folder."""
-    rows: list[Row] = sum((list(section.rows) for section in found), [])
-    names = set(chain(*(cell.runs for cell in chain(*rows))))
-    links = {}
-    for name in sorted(names):
-        if (out / name / "report.html").is_file():
-            links[name] = f"{quote(name)}/report.html"
-        elif name and (out / name).is_dir():
-            links[name] = f"{quote(name)}/"
-    return links
-
-
-def _markdown(section: Section) -> str:
-    ruler = ["---:" if is_numeric else "---" for is_numeric in section.numeric]
-    rows = [list(map(_markdown_cell, row)) for row in section.rows]
-    table = "".join(map(_markdown_row, [section.header, ruler, *rows]))
-    note = f"\n{section.note}\n" if section.note else ""
-    return f"## {section.title}\n\n{table}{note}"
-
-
-def _markdown_cell(cell: Cell) -> str:
-    return f"**{cell.text}**" if cell.is_bold else cell.text
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |\n"

@@ -24,6 +24,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `planned`: what the result of a run that is not there yet would be made from.
 - `suite_options`: the command line of the suite
 - `predictions`: tables of predictions, and the report by class that is made from one.
+- `suite_resampling`: the bootstrap of a suite's scores, from its runs' predictions.
 - `trained`: a finished run loaded again, for evaluation, generation and export.
 - `exported`: a folder for transformers, loaded in the same way.
 - `remote_run`: a run behind a URL, downloaded to a cache.

@@ -99,12 +99,21 @@ def report_of_predictions(folder: Path, task: Task, gold: Sequence[Label]) -> Re
     if isinstance(task, ScoredSimilarity):
         return None
     try:
-        table = (folder / "predictions-dev.tsv").read_text(encoding="utf-8")
-        # A text may hold characters that `splitlines` takes for the end of a line.
-        rows = [line.split("\t") for line in table.split("\n")[1:-1]]
-        return class_report(task, gold, [_read(task, row[2]) for row in rows])
+        _, predicted = read_predictions(folder / "predictions-dev.tsv")
+        return class_report(task, gold, [_read(task, shown) for shown in predicted])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def read_predictions(path: Path) -> tuple[list[str], list[str]]:
+    """Gold labels and predictions of a table, as `Task.show` wrote them.
+
+    Raises OSError, ValueError or IndexError for a file that is not such a table.
+    """
+    # A text may hold characters that `splitlines` takes for the end of a line.
+    lines = path.read_text(encoding="utf-8").split("\n")[1:-1]
+    rows = [line.split("\t") for line in lines]
+    return [row[1] for row in rows], [row[2] for row in rows]
 
 
 def _read(task: Task, shown: str) -> Label:

@@ -28,6 +28,7 @@ To add a task, write a `Task` (files, columns, labels, metrics) in the file of i
 - `predicting`: predictions for a split, on all ranks.
 - `probabilities`: probabilities from logits, and the temperature that calibrates them.
 - `scores`: metrics.
+- `resampling`: the bootstrap of a metric over seeds and examples.
 - `class_report`: precision, recall and F1 of each class.
 - `pronouns`: the sentences of the pronoun task (DPR).
 - `zero_shot`: the paper's heuristics without fine-tuning.

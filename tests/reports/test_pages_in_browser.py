@@ -13,7 +13,8 @@ import pytest
 from gpt1_ds import report
 from gpt1_ds.base.records import read_metrics
 from gpt1_ds.reports.run_files import MOST_POINTS
-from gpt1_ds.reports.suite_table import sections, write
+from gpt1_ds.reports.suite_sections import write
+from gpt1_ds.reports.suite_table import sections
 from tests.reports.test_suite_table import made
 from tests.support.chromium import Browser
 from tests.support.report_runs import PARTS, lines, make_fine_tuning, make_run

@@ -10,7 +10,8 @@ import yaml
 
 from gpt1_ds.reports.expected import PAPER, TABLE_5, TABLE_5_TASKS
 from gpt1_ds.reports.suite_pictures import draw_curves
-from gpt1_ds.reports.suite_table import sections, write
+from gpt1_ds.reports.suite_sections import write
+from gpt1_ds.reports.suite_table import sections
 from gpt1_ds.settings.loading import load, to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
 

@@ -1,0 +1,153 @@
+"""The bootstrap of a suite's scores, from the predictions that its runs wrote."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt1_ds.base.errors import DataError
+from gpt1_ds.base.protocols import Json
+from gpt1_ds.reports.suite_files import RUN_NAME, VARIANTS, RunKind, collect
+from gpt1_ds.reports.suite_noise import ColumnScore, Difference, Resampled
+from gpt1_ds.runs.predictions import read_predictions
+from gpt1_ds.tasks.examples import Label
+from gpt1_ds.tasks.resampling import (
+    Measured,
+    interval,
+    p_value,
+    resampled_scores,
+    weighted_metric,
+)
+
+SCORES = ("pearson", "spearman")
+"""Metrics of labels that are numbers."""
+ROUNDING = {"pearson": 2e-3, "spearman": 2e-3}
+"""Predicted numbers are written with three digits; other predictions as they are."""
+
+
+class Answers(NamedTuple):
+    """Labels and predictions of a run, and the score that result.json says they have."""
+
+    measured: Measured
+    predicted: list[Label]
+    score: float
+
+
+@dataclass
+class Row:
+    """The runs of one task and split that are compared: all of them have the same examples."""
+
+    measured: Measured
+    columns: dict[str, dict[int, list[Label]]] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+
+def resample_suite(out: Path, failures: Iterable[str]) -> Resampled:
+    """Means with their intervals, and differences of the columns, of the suite in `out`."""
+    lost: list[str] = []
+    rows: dict[str, Row] = {}
+    for kind, runs in collect(out, failures, []).items():
+        for name, result in zip(runs.names, runs.results, strict=True):
+            for split in ("dev", *result.get("splits", ())):
+                row = kind.task if split == "dev" else f"{kind.task} {split}"
+                _add(rows, row, (kind, out / name, split, result), lost)
+    scores: list[ColumnScore] = []
+    differences: list[Difference] = []
+    for name, row in rows.items():
+        resampled = resampled_scores(row.measured, row.columns)
+        scores += _scores(name, row, resampled)
+        differences += _differences(name, row, resampled)
+    return Resampled(scores, differences, lost)
+
+
+def _add(
+    rows: dict[str, Row], name: str, of_run: tuple[RunKind, Path, str, Json], lost: list[str]
+) -> None:
+    """Add a run's predictions to the row `name`; a run that cannot be is told in `lost`."""
+    kind, folder, split, result = of_run
+    path = folder / f"predictions-{split}.tsv"
+    if split != "dev" and not path.exists():
+        return  # a part of dev, or a split without a table
+    try:
+        answers = _answers(path, split, result)
+    except (DataError, OSError, ValueError, IndexError, KeyError, TypeError) as error:
+        lost.append(f"{folder.name}/{path.name}: no interval ({_reason(error)})")
+        return
+    row = rows.setdefault(name, Row(answers.measured))
+    if row.measured != answers.measured:
+        lost.append(f"{folder.name}/{path.name}: has other examples than the first run; left out")
+        return
+    seed = RUN_NAME.fullmatch(folder.name)
+    assert seed is not None, "collect takes no other names"
+    row.columns.setdefault(kind.variant, {})[int(seed["seed"])] = answers.predicted
+    row.scores.setdefault(kind.variant, []).append(answers.score)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or "cannot be read"
+    return str(error) if isinstance(error, DataError) else f"cannot be read: {error!r}"
+
+
+def _answers(path: Path, split: str, result: Json) -> Answers:
+    """Raises DataError if the file does not have the predictions of the result."""
+    metric = result["metric"]
+    score = result["score"] if split == "dev" else result["splits"][split][metric]
+    confusion = result.get("confusion")
+    if confusion is None and metric not in SCORES:
+        raise DataError("result.json has no confusion, and so no classes")
+    classes: Sequence[str] = confusion["classes"] if confusion else ()
+    gold, predicted = (
+        [_label(text, metric, classes) for text in texts] for texts in read_predictions(path)
+    )
+    measured = Measured(metric, gold, len(classes))
+    found = float(weighted_metric(measured, predicted, np.ones((1, len(gold)), dtype=int))[0])
+    if not abs(found - score) <= ROUNDING.get(metric, 1e-6):
+        raise DataError(f"{metric} of the file is {found:.4f}, but of result.json {score:.4f}")
+    return Answers(measured, predicted, score)
+
+
+def _label(text: str, metric: str, classes: Sequence[str]) -> Label:
+    """The label that `Task.show` wrote, in a form that can be a key."""
+    if metric in SCORES:
+        return float(text)
+    return tuple(text.split(" ")) if metric == "entity_f1" else classes.index(text)
+
+
+def _title(variant: str) -> str:
+    return VARIANTS.get(variant, variant)
+
+
+def _in_order(row: Row) -> list[str]:
+    """The columns, those of the paper first."""
+    return [name for name in dict.fromkeys((*VARIANTS, *row.columns)) if name in row.columns]
+
+
+def _scores(name: str, row: Row, resampled: dict[str, np.ndarray]) -> Iterator[ColumnScore]:
+    for column in _in_order(row):
+        values = row.scores[column]
+        deviation = stdev(values) if len(values) > 1 else None
+        bounds = interval(resampled[column])
+        yield ColumnScore(name, _title(column), len(values), mean(values), deviation, bounds)
+
+
+def _differences(name: str, row: Row, resampled: dict[str, np.ndarray]) -> Iterator[Difference]:
+    """Each pair of the paper's columns, and each other column with the first one."""
+    columns = _in_order(row)
+    for first, second in combinations(columns, 2):
+        if first != columns[0] and second not in VARIANTS:
+            continue
+        values = resampled[first] - resampled[second]
+        yield Difference(
+            name,
+            _title(first),
+            _title(second),
+            (len(row.scores[first]), len(row.scores[second])),
+            mean(row.scores[first]) - mean(row.scores[second]),
+            interval(values),
+            p_value(values),
+        )

@@ -1,0 +1,199 @@
+"""The bootstrap of a task's metric over seeds and examples.
+
+A resample draws the examples with replacement (Efron 1979), the same ones for every run, and of S
+seeds S - 1 with replacement: the variance of the mean of so many draws is that of the mean of S
+(Rao and Wu 1988), which S draws would understate, by a third for three seeds. One seed is always
+drawn: then the interval is that of the examples alone. `scores.py` has the metrics of scikit-learn,
+SciPy and seqeval; the formulas here are the same ones for examples that count several times.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpt1_ds.tasks.examples import Label
+
+RESAMPLES = 2000
+SEED = 20180611
+"""Of the draws: equal predictions give equal intervals."""
+CHUNK_CELLS = 4_000_000
+"""Largest number of counts of examples in memory, 32 MB of int64."""
+CONFIDENCE = 0.95
+
+SeedPredictions = Mapping[int, Sequence[Label]]
+"""The predictions of one column of a table, by seed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is compared: the metric, the labels of the examples, and the number of classes."""
+
+    metric: str
+    gold: Sequence[Label]
+    n_classes: int
+
+
+def resampled_scores(
+    measured: Measured, columns: Mapping[str, SeedPredictions], resamples: int = RESAMPLES
+) -> dict[str, np.ndarray]:
+    """For each column its scores in `resamples` resamples: the means over the seeds drawn.
+
+    Columns of the same seeds draw the same seeds, so that differences of columns are paired by
+    examples and by seeds.
+    """
+    random = np.random.default_rng(SEED)
+    seeds_of = {name: tuple(sorted(column)) for name, column in columns.items()}
+    drawn = {
+        seeds: random.integers(len(seeds), size=(resamples, max(1, len(seeds) - 1)))
+        for seeds in sorted(set(seeds_of.values()))
+    }
+    cases, times = _distinct(measured, columns)
+    of_cases = replace(measured, gold=cases["gold"])
+    by_run: dict[tuple[str, int], list[np.ndarray]] = {}
+    step = max(1, CHUNK_CELLS // len(times))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        counts = random.multinomial(times.sum(), times / times.sum(), size=size)
+        for name, column in columns.items():
+            for seed in column:
+                found = weighted_metric(of_cases, cases[name, seed], counts)
+                by_run.setdefault((name, seed), []).append(found)
+    scores = {}
+    for name, seeds in seeds_of.items():
+        of_seeds = np.stack([np.concatenate(by_run[name, seed]) for seed in seeds], axis=1)
+        scores[name] = np.take_along_axis(of_seeds, drawn[seeds], axis=1).mean(axis=1)
+    return scores
+
+
+def _distinct(
+    measured: Measured, columns: Mapping[str, SeedPredictions]
+) -> tuple[dict[Hashable, Sequence[Label]], np.ndarray]:
+    """The distinct examples, as labels and predictions of all runs, and how often each occurs.
+
+    Examples that no run and no label tells apart are drawn together: of 40,000 examples of two
+    classes few differ.
+    """
+    keys: list[Hashable] = [
+        "gold",
+        *((name, seed) for name, column in columns.items() for seed in column),
+    ]
+    lists = [
+        measured.gold,
+        *(of_seed for column in columns.values() for of_seed in column.values()),
+    ]
+    places: dict[tuple, int] = {}
+    times: list[int] = []
+    for row in zip(*lists, strict=True):
+        place = places.setdefault(row, len(places))
+        if place == len(times):
+            times.append(0)
+        times[place] += 1
+    cases = dict(zip(keys, zip(*places, strict=True), strict=True))
+    return cases, np.array(times)
+
+
+def interval(scores: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of `CONFIDENCE`."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(scores, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def p_value(differences: np.ndarray) -> float:
+    """Two-sided, of the hypothesis that there is no difference; at least 2 / (resamples + 1)."""
+    beyond = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, 2 * (1 + beyond) / (len(differences) + 1)))
+
+
+def weighted_metric(
+    measured: Measured, predicted: Sequence[Label], counts: np.ndarray
+) -> np.ndarray:
+    """The metric (B) of P examples that count as often as each row of `counts` (B, P) says.
+
+    Where a metric is undefined it is 0, as in `scores.task_metrics`.
+    """
+    return FORMULAS[measured.metric](measured, predicted, counts)
+
+
+def _accuracy(measured: Measured, predicted: Sequence[Label], counts: np.ndarray) -> np.ndarray:
+    right = np.array([a == b for a, b in zip(measured.gold, predicted, strict=True)])
+    return counts @ right / counts.sum(axis=1)
+
+
+def _classes(measured: Measured, predicted: Sequence[Label]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions one-hot, (P, classes)."""
+    eye = np.eye(measured.n_classes, dtype=np.int64)
+    return eye[np.array(measured.gold)], eye[np.array(predicted)]
+
+
+def _f1(measured: Measured, predicted: Sequence[Label], counts: np.ndarray) -> np.ndarray:
+    gold, found = _classes(measured, predicted)
+    both, either = counts @ (gold * found), counts @ (gold + found)
+    of_classes = _ratio(2 * both, either)
+    return of_classes[:, 1] if measured.n_classes <= 2 else of_classes.mean(axis=1)
+
+
+def _matthews(measured: Measured, predicted: Sequence[Label], counts: np.ndarray) -> np.ndarray:
+    """For several classes by Gorodkin 2004, as scikit-learn."""
+    gold, found = _classes(measured, predicted)
+    total, right = counts.sum(axis=1), counts @ (gold * found).sum(axis=1)
+    of_gold, of_found = counts @ gold, counts @ found
+    over = right * total - (of_gold * of_found).sum(axis=1)
+    spread = [total**2 - (part**2).sum(axis=1) for part in (of_gold, of_found)]
+    return _ratio(over, np.sqrt(spread[0].astype(float)) * np.sqrt(spread[1].astype(float)))
+
+
+def _pearson(measured: Measured, predicted: Sequence[Label], counts: np.ndarray) -> np.ndarray:
+    shape = counts.shape
+    gold, found = (np.array(values, dtype=float) for values in (measured.gold, predicted))
+    return _correlation(np.broadcast_to(gold, shape), np.broadcast_to(found, shape), counts)
+
+
+def _spearman(measured: Measured, predicted: Sequence[Label], counts: np.ndarray) -> np.ndarray:
+    return _correlation(_ranks(measured.gold, counts), _ranks(predicted, counts), counts)
+
+
+def _ranks(values: Sequence[Label], counts: np.ndarray) -> np.ndarray:
+    """Ranks (B, P) of values that occur so often; equal ones share their mean rank."""
+    different, group = np.unique(np.array(values, dtype=float), return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(len(different)))
+    of_group = np.add.reduceat(counts[:, order], starts, axis=1)
+    return (np.cumsum(of_group, axis=1) - (of_group - 1) / 2)[:, group]
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each row; (B, P) each."""
+    total = counts.sum(axis=1, keepdims=True)
+    centred = [
+        part - (counts * part).sum(axis=1, keepdims=True) / total for part in (first, second)
+    ]
+    squares = [(counts * part**2).sum(axis=1) for part in centred]
+    return _ratio((counts * centred[0] * centred[1]).sum(axis=1), np.sqrt(squares[0] * squares[1]))
+
+
+def _entity_f1(measured: Measured, predicted: Sequence[Label], counts: np.ndarray) -> np.ndarray:
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    rows = []
+    for gold, found in zip(measured.gold, predicted, strict=True):
+        in_gold, in_found = set(get_entities(list(gold))), set(get_entities(list(found)))
+        rows.append((2 * len(in_gold & in_found), len(in_gold) + len(in_found)))
+    both, either = (counts @ np.array(rows)).T
+    return _ratio(both, either)
+
+
+def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    return np.divide(over, under, out=np.zeros(under.shape), where=under > 0)
+
+
+Formula = Callable[[Measured, Sequence[Label], np.ndarray], np.ndarray]
+FORMULAS: dict[str, Formula] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "entity_f1": _entity_f1,
+}

@@ -3,15 +3,18 @@
     python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 rte --seeds 1 2 3
     python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 \\
         --ablations none no_lm scratch --layers 0 3 6 9 12
+    python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 \\
+        --grid optim.lr=3e-5,6e-5,1e-4 train.global_batch=16,32
     python -m gpt1_ds.suite --init runs/gpt1 --zero-shot --data tasks
     python -m gpt1_ds.suite --table-only --out runs
 
 The last one is for the runs of slurm/suite.sh. Each run is a run of gpt1_ds.finetune, named
-TASK-seed-SEED[-ABLATION], in --out; they run one after the other, and a result.json says that a run
-is done. The same command again goes on where it was stopped, and tries once more what failed. --out
-also gets table.md and table.html (beside the paper's Tables 2 to 5), their pictures, runs.json
-(what failed, and why) and logs/. section.key=value after the options goes to every run. Exit codes:
-0 done, 2 usage, 75 stopped, else the highest one of the runs.
+TASK[-POINT]-seed-SEED[-ABLATION], in --out; they run one after the other, and a result.json says
+that a run is done. The same command again goes on where it was stopped, and tries once more what
+failed. --out also gets table.md and table.html (beside the paper's Tables 2 to 5), their pictures,
+runs.json (what failed, and why) and logs/. section.key=value after the options goes to every run;
+behind --grid it is a list of values, and each combination (POINT) gets runs. Exit codes: 0 done,
+2 usage, 75 stopped, else the highest one of the runs.
 """
 
 import argparse
@@ -20,13 +23,13 @@ import ctypes
 import importlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -48,7 +51,8 @@ from gpt1_ds.reports.suite_files import LAYERS_PREFIX, read_json, run_name
 from gpt1_ds.reports.suite_sections import write
 from gpt1_ds.reports.suite_table import sections
 from gpt1_ds.runs.planned import refuse_other_facts
-from gpt1_ds.runs.suite_options import suite_parser
+from gpt1_ds.runs.suite_grid import grid_points
+from gpt1_ds.runs.suite_options import sorted_words, suite_parser
 from gpt1_ds.runs.suite_resampling import resample_suite
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from gpt1_ds.runs.zero_shot_scoring import zero_shot_score
@@ -56,7 +60,6 @@ from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.settings.shipped import CONFIGS, ds_config_path
 
-OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "task.data")
 """Keys that the suite sets for each run."""
 PLACES = {
@@ -93,9 +96,12 @@ class Outcome(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    # Overrides may be anywhere. argparse would treat them as values of options like --tasks.
-    overrides = [word for word in argv if OVERRIDE.match(word)]
-    args = suite_parser(__doc__).parse_args([word for word in argv if word not in overrides])
+    options, overrides, lists = sorted_words(argv)
+    args = suite_parser(__doc__).parse_args(options)
+    if args.grid is not None:
+        args.grid += lists
+        if not args.grid:
+            raise ConfigError("--grid is empty; give lists of values, such as optim.lr=3e-5,6e-5")
     if args.init is None and not (args.table_only and args.out):
         raise ConfigError("--init is not set; give a pre-training run, or --table-only with --out")
     if args.deepspeed_config is None and not args.table_only:
@@ -124,13 +130,18 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
 
     Raises ConfigError if `out` has a finished run of the same name with other settings.
     """
-    for word in overrides:
+    grid = args.grid or []
+    for word in [*overrides, *grid]:
+        if "=" not in word:
+            raise ConfigError(f"option '{word}': expected section.key=V1,V2")
         if word.partition("=")[0] in OWN_KEYS:
             raise ConfigError(
                 f"option '{word}': each run gets its own; use --init, --tasks, --seeds, --data "
                 "and --out"
             )
     overrides_of = _variants(args)
+    points = grid_points(grid, [*overrides, *chain.from_iterable(overrides_of.values())])
+    kinds = [(variant, point) for variant in overrides_of for point in points]
     known = {path.stem.removeprefix("finetune_"): path for path in CONFIGS.glob("finetune_*.yaml")}
     jobs = []
     for task in args.tasks:
@@ -138,8 +149,8 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
             raise ConfigError(f"--tasks {task}: {near(task, known)}")
         data = args.data / Path(load(FinetuneConfig, known[task], []).task.data).name
         for seed in args.seeds:
-            for variant, words in overrides_of.items():
-                name = run_name(task, seed, variant)
+            for variant, point in kinds:
+                name = run_name(task, seed, variant, point)
                 own = [
                     f"init.checkpoint={args.init}",
                     f"run.dir={out}",
@@ -147,7 +158,8 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
                     f"run.seed={seed}",
                     f"task.data={data}",
                 ]
-                job = Job(name, known[task], [*overrides, *own, *words])
+                words = [*overrides, *own, *overrides_of[variant], *points[point]]
+                job = Job(name, known[task], words)
                 refuse_other_facts(out / name, load(FinetuneConfig, job.config, job.overrides))
                 jobs.append(job)
     return jobs

@@ -114,6 +114,7 @@ OPTIONS = {
         "--ablations",
         "--lstm",
         "--layers",
+        "--grid",
         "--zero-shot",
         "--deepspeed_config",
         "--ranks",

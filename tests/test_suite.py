@@ -16,9 +16,10 @@ import yaml
 
 from gpt1_ds import suite
 from gpt1_ds.base.errors import ConfigError, DataError
-from gpt1_ds.reports.suite_files import VARIANTS, read_json
+from gpt1_ds.reports.suite_files import RUN_NAME, VARIANTS, read_json
 from gpt1_ds.runs import planned
 from gpt1_ds.runs.planned import planned_facts
+from gpt1_ds.runs.suite_options import sorted_words
 from gpt1_ds.runs.suite_resampling import resample_suite
 from gpt1_ds.settings.loading import load, to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
@@ -36,6 +37,7 @@ def arguments(init: Path, out: Path, **changes) -> Namespace:
         "lstm": None,
         "ablations": ["none"],
         "layers": [],
+        "grid": None,
         "out": out,
     }
     return Namespace(**usual | changes)
@@ -144,6 +146,51 @@ def test_every_variant_trains_on_two_ranks_and_stands_in_the_table(
     ]
 
 
+def test_a_grid_is_the_product_of_its_lists_for_each_task_and_ablation(
+    tiny_run: Path, tmp_path: Path
+):
+    line = "--tasks sst2 rte --grid optim.lr=1e-4,1e-3 optim.betas=[0.9,0.95],[0.9,0.99] --seeds 1"
+    words = sorted_words([*line.split(), "train.epochs=1"])
+    assert words.overrides == ["train.epochs=1"] and len(words.grid) == 2
+    args = arguments(tiny_run, tmp_path, seeds=[1], ablations=["none", "scratch"], grid=words.grid)
+    jobs = suite.plan(args, tmp_path, words.overrides)
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * 2 * 4
+    name = "rte-optim.lr=1e-3,optim.betas=_0.9,0.95_-seed-1-scratch"
+    (job,) = [job for job in jobs if job.name == name]
+    config = load(FinetuneConfig, job.config, job.overrides)
+    assert (config.optim.lr, config.optim.betas) == (1e-3, [0.9, 0.95])
+    assert (config.run.name, config.task.n_transfer, config.train.epochs) == (name, -1, 1)
+    assert all(RUN_NAME.fullmatch(job.name)["point"] for job in jobs)
+    assert not RUN_NAME.fullmatch(f"{jobs[0].name}.1"), "set aside by --from-scratch"
+
+
+def test_a_grid_that_was_run_stands_in_the_tables(ranks, tiny_run, sample, tmp_path):
+    args = arguments(
+        tiny_run,
+        tmp_path,
+        tasks=["sst2"],
+        seeds=[1],
+        data=sample / "tasks",
+        grid=["optim.lr=1e-3,1e-8"],
+    )
+    zero2 = ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2_bf16.json")]
+    short = ["task.max_examples=160", "train.global_batch=16", "train.epochs=1", "eval.batches=4"]
+    for job in suite.plan(args, tmp_path, short):
+        ranks(2).run("gpt1_ds.finetune:main", [*zero2, "--config", str(job.config), *job.overrides])
+    done = sorted(path.parent.name for path in tmp_path.glob("*/result.json"))
+    assert done == [f"sst2-optim.lr={lr}-seed-1" for lr in ("1e-3", "1e-8")]
+    best = max(json.loads((tmp_path / name / "result.json").read_text())["score"] for name in done)
+    resampled = resample_suite(tmp_path, {})
+    (chosen,) = [score for score in resampled.scores if score.is_best]
+    assert chosen.mean == best and len(resampled.scores) == 2 and not resampled.lost
+    (difference,) = resampled.differences
+    assert difference.first == chosen.column and difference.difference >= 0
+    assert tables(tmp_path)["Scores"][2][3] == f"{100 * best:.1f}"
+    assert suite.plan(args, tmp_path, short), "the same command continues"
+    with pytest.raises(ConfigError, match="sst2-optim.lr=1e-3-seed-1: made with train.epochs"):
+        suite.plan(args, tmp_path, [*short[:2], "train.epochs=2", short[3]])
+
+
 @pytest.mark.parametrize(
     ("words", "kind", "says"),
     [
@@ -152,6 +199,18 @@ def test_every_variant_trains_on_two_ranks_and_stands_in_the_table(
         ("--init nowhere --tasks sst2", DataError, "nowhere: no checkpoint"),
         ("--init {run} --tasks sst2 run.name=mine", ConfigError, "option 'run.name=mine'"),
         ("--init {run} --tasks sst2 optim.lrr=1", ConfigError, "optim.lrr"),
+        ("--init {run} --tasks sst2 --grid", ConfigError, "--grid is empty"),
+        ("--init {run} --tasks sst2 --grid lr", ConfigError, "option 'lr': expected"),
+        ("--init {run} --tasks sst2 --grid optim.lrr=1,2", ConfigError, "optim.lrr"),
+        ("--init {run} --tasks sst2 --grid optim.lr=1,1", ConfigError, "each value once"),
+        ("--init {run} --tasks sst2 --grid optim.lr=1,", ConfigError, "each value once"),
+        ("--init {run} --tasks sst2 --grid run.seed=1,2", ConfigError, "each gets its own"),
+        ("--init {run} optim.lr=3 --tasks sst2 --grid optim.lr=1,2", ConfigError, "elsewhere too"),
+        (
+            "--init {run} --tasks sst2 --ablations no_lm --grid task.lm_coef=0,1",
+            ConfigError,
+            "task.lm_coef is set elsewhere too",
+        ),
         ("--init {run} --tasks sst2 --ablations lstm", ConfigError, "needs --lstm RUN"),
         ("--init {run} --tasks sst2 --layers 0 3", ConfigError, "--layers 3: .* has 2 blocks"),
         (

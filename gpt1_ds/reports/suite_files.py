@@ -1,15 +1,15 @@
 """Reads the runs of a suite from their folders.
 
-A suite is a folder of runs named TASK-seed-SEED[-VARIANT]. Each run has a result.json, a
+A suite is a folder of runs named TASK[-POINT]-seed-SEED[-VARIANT]. Each run has a result.json, a
 metrics.jsonl and a config.yaml.
 """
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import NamedTuple
 
 import yaml
@@ -29,16 +29,18 @@ VARIANTS = {
 """The ablations of Table 5, and their column headers."""
 LAYERS_PREFIX = "layers-"
 RUN_NAME = re.compile(
-    rf"(?P<task>\w+)-seed-(?P<seed>\d+)"
+    rf"(?P<task>\w+)(?:-(?P<point>[\w.]+=[^/]+))?-seed-(?P<seed>\d+)"
     rf"(?:-(?P<variant>{'|'.join(VARIANTS)}|{LAYERS_PREFIX}\d+))?"
 )
 
 
 class RunKind(NamedTuple):
-    """Task and variant; the runs of all seeds share them."""
+    """What the runs of all seeds share."""
 
     task: str
     variant: str
+    point: str = ""
+    """The settings of a point of the grid, KEY=VALUE with commas between; empty: no grid."""
 
     @property
     def layers_transferred(self) -> int | None:
@@ -93,14 +95,34 @@ class SeedRuns:
                 found.setdefault(epoch, []).append(score)
         return dict(sorted(found.items()))
 
+    def mean_score(self) -> float:
+        return mean(self.scores("dev"))
+
     def median_score(self) -> float:
         return median(self.scores("dev"))
 
 
-def run_name(task: str, seed: int, variant: str) -> str:
+def run_name(task: str, seed: int, variant: str, point: str = "") -> str:
     """The name of a run's folder; `slurm/suite.sh` uses the same names."""
-    name = f"{task}-seed-{seed}"
+    # The point stands in front: behind, it would end like a run that --from-scratch set aside.
+    name = f"{task}-{point}-seed-{seed}" if point else f"{task}-seed-{seed}"
     return name if variant == "none" else f"{name}-{variant}"
+
+
+def best_points(runs: Mapping[RunKind, SeedRuns]) -> list[RunKind]:
+    """Of each task and variant the point of the grid with the highest mean on dev.
+
+    Points with fewer finished seeds than others are not chosen: few seeds are lucky more easily.
+    """
+    groups: dict[tuple[str, str], list[RunKind]] = {}
+    for kind in runs:
+        groups.setdefault((kind.task, kind.variant), []).append(kind)
+    best = []
+    for kinds in groups.values():
+        most = max(len(runs[kind].results) for kind in kinds)
+        whole = [kind for kind in kinds if len(runs[kind].results) == most]
+        best.append(max(whole, key=lambda kind: runs[kind].mean_score()) if most else whole[0])
+    return best
 
 
 def collect(out: Path, failed: Iterable[str], lost: list[str]) -> dict[RunKind, SeedRuns]:
@@ -116,7 +138,8 @@ def collect(out: Path, failed: Iterable[str], lost: list[str]) -> dict[RunKind, 
         name = RUN_NAME.fullmatch(folder.name)
         if not name:
             continue
-        runs = table.setdefault(RunKind(name["task"], name["variant"] or "none"), SeedRuns())
+        kind = RunKind(name["task"], name["variant"] or "none", name["point"] or "")
+        runs = table.setdefault(kind, SeedRuns())
         if (folder / "result.json").exists():
             told: list[str] = []
             _add(runs, folder, told)

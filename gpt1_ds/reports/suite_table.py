@@ -7,7 +7,7 @@ from statistics import median
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.checking import is_number, mapping_of
 from gpt1_ds.reports.expected import TABLE_5, TABLE_5_TASKS, paper_score
-from gpt1_ds.reports.suite_files import VARIANTS, RunKind, SeedRuns, collect
+from gpt1_ds.reports.suite_files import VARIANTS, RunKind, SeedRuns, best_points, collect
 from gpt1_ds.reports.suite_noise import Resampled, noise_sections
 from gpt1_ds.reports.suite_pictures import Scores, picture
 from gpt1_ds.reports.suite_sections import Cell, Row, Section, plain
@@ -16,7 +16,7 @@ SCHEMES = ("light", "dark")
 NOTE = (
     "Times 100; medians over seeds of the best score on dev, and lowest to highest. Majority: the "
     "score of the training set's commonest answer; medians above it are bold. The paper's are its "
-    "test scores (Tables 2 to 4; ablations: Table 5)."
+    "test scores (Tables 2 to 4; ablations: Table 5). Of a grid: its best point by dev."
 )
 
 
@@ -32,7 +32,8 @@ def sections(
     """
     resampled = resampled or Resampled([], [], [])
     lost = [*resampled.lost]
-    runs = collect(out, failures, lost)
+    of_all = collect(out, failures, lost)
+    runs = {RunKind(kind.task, kind.variant): of_all[kind] for kind in best_points(of_all)}
     found = []
     if any(kind.variant in VARIANTS for kind in runs):
         found.append(_scores(runs))
@@ -48,7 +49,7 @@ def sections(
         found.append(_zero_shot(zero_shot))
     if failures:
         found.append(_failures(failures))
-    lost += _mixtures(runs)
+    lost += _mixtures(of_all)
     if lost and found:
         found.append(Section("Not as it should be", ("file or run", "what"), _told(lost)))
     return found

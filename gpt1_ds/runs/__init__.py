@@ -23,6 +23,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `ending`: what a run says at its end, and when it is started again after that.
 - `planned`: what the result of a run that is not there yet would be made from.
 - `suite_options`: the command line of the suite
+- `suite_grid`: the combinations of the values that the suite tries.
 - `predictions`: tables of predictions, and the report by class that is made from one.
 - `suite_resampling`: the bootstrap of a suite's scores, from its runs' predictions.
 - `trained`: a finished run loaded again, for evaluation, generation and export.

@@ -215,10 +215,14 @@ def refuse_misfits(runs: Sequence[str]) -> None:
 
 
 def _suite_runs(folder: Path) -> dict[str, list[str]]:
-    """The runs in the folder of a suite by task, ablations left out; empty for another folder."""
+    """The runs in the folder of a suite by task, without ablations and grids.
+
+    Empty for another folder.
+    """
     found: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*-seed-*")):
         name = RUN_NAME.fullmatch(path.name)
-        if name and not name["variant"] and checkpoint_folders(path / "best" / "checkpoints"):
+        is_plain = name and not name["variant"] and not name["point"]
+        if name and is_plain and checkpoint_folders(path / "best" / "checkpoints"):
             found.setdefault(name["task"], []).append(str(path))
     return found

@@ -1,5 +1,8 @@
 """The options of the suite."""
 
+import re
+from typing import NamedTuple
+
 import torch
 
 from gpt1_ds.base.arguments import SEED, numeric
@@ -13,9 +16,35 @@ from gpt1_ds.settings.spelling import spelling_for
 from gpt1_ds.tasks.benchmarks import PUBLISHED
 from gpt1_ds.tasks.zero_shot import ZERO_SHOT_METRICS
 
+OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 RANKS = Bounds(high=1024, open_low=True)
 """Processes of one host."""
 TASK_NAMES = ", ".join(name.removeprefix(FINETUNE) for name in configs(True))
+
+
+class Words(NamedTuple):
+    """The words of the command line."""
+
+    options: list[str]
+    overrides: list[str]
+    grid: list[str]
+
+
+def sorted_words(argv: list[str]) -> Words:
+    """Overrides may be anywhere, and those behind --grid, up to the next option, are its lists.
+
+    argparse would treat overrides as values of options like --tasks.
+    """
+    words = Words([], [], [])
+    in_grid = False
+    for word in argv:
+        if OVERRIDE.match(word):
+            (words.grid if in_grid else words.overrides).append(word)
+            continue
+        if word.startswith("-"):
+            in_grid = word == "--grid"
+        words.options.append(word)
+    return words
 
 
 def suite_parser(about: str | None) -> Parser:
@@ -61,6 +90,13 @@ def suite_parser(about: str | None) -> Parser:
         default=[],
         metavar="K",
         help="also with the first K blocks alone transferred: Figure 2, left (default: all blocks)",
+    )
+    runs(
+        "--grid",
+        nargs="*",
+        metavar="KEY=V1,V2",
+        help="lists of values of settings, up to the next option: a run of each combination, for "
+        "each task, seed and ablation; the best one by dev is chosen (default: none)",
     )
     runs(
         "--zero-shot",

@@ -1,6 +1,6 @@
 """The bootstrap of a suite's scores, from the predictions that its runs wrote."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.reports.suite_files import RUN_NAME, VARIANTS, RunKind, collect
+from gpt1_ds.reports.suite_files import RUN_NAME, VARIANTS, RunKind, best_points, collect
 from gpt1_ds.reports.suite_noise import ColumnScore, Difference, Resampled
 from gpt1_ds.runs.predictions import read_predictions
 from gpt1_ds.tasks.examples import Label
@@ -29,6 +29,10 @@ ROUNDING = {"pearson": 2e-3, "spearman": 2e-3}
 """Predicted numbers are written with three digits; other predictions as they are."""
 
 
+Scores = Mapping[RunKind, np.ndarray]
+"""The scores of each column in all resamples."""
+
+
 class Answers(NamedTuple):
     """Labels and predictions of a run, and the score that result.json says they have."""
 
@@ -42,15 +46,17 @@ class Row:
     """The runs of one task and split that are compared: all of them have the same examples."""
 
     measured: Measured
-    columns: dict[str, dict[int, list[Label]]] = field(default_factory=dict)
-    scores: dict[str, list[float]] = field(default_factory=dict)
+    columns: dict[RunKind, dict[int, list[Label]]] = field(default_factory=dict)
+    scores: dict[RunKind, list[float]] = field(default_factory=dict)
 
 
 def resample_suite(out: Path, failures: Iterable[str]) -> Resampled:
     """Means with their intervals, and differences of the columns, of the suite in `out`."""
     lost: list[str] = []
     rows: dict[str, Row] = {}
-    for kind, runs in collect(out, failures, []).items():
+    collected = collect(out, failures, [])
+    best = best_points(collected)
+    for kind, runs in collected.items():
         for name, result in zip(runs.names, runs.results, strict=True):
             for split in ("dev", *result.get("splits", ())):
                 row = kind.task if split == "dev" else f"{kind.task} {split}"
@@ -59,8 +65,8 @@ def resample_suite(out: Path, failures: Iterable[str]) -> Resampled:
     differences: list[Difference] = []
     for name, row in rows.items():
         resampled = resampled_scores(row.measured, row.columns)
-        scores += _scores(name, row, resampled)
-        differences += _differences(name, row, resampled)
+        scores += _scores(name, row, resampled, best)
+        differences += _differences(name, row, resampled, best)
     return Resampled(scores, differences, lost)
 
 
@@ -83,8 +89,8 @@ def _add(
         return
     seed = RUN_NAME.fullmatch(folder.name)
     assert seed is not None, "collect takes no other names"
-    row.columns.setdefault(kind.variant, {})[int(seed["seed"])] = answers.predicted
-    row.scores.setdefault(kind.variant, []).append(answers.score)
+    row.columns.setdefault(kind, {})[int(seed["seed"])] = answers.predicted
+    row.scores.setdefault(kind, []).append(answers.score)
 
 
 def _reason(error: Exception) -> str:
@@ -118,29 +124,49 @@ def _label(text: str, metric: str, classes: Sequence[str]) -> Label:
     return tuple(text.split(" ")) if metric == "entity_f1" else classes.index(text)
 
 
-def _title(variant: str) -> str:
-    return VARIANTS.get(variant, variant)
+def _title(kind: RunKind) -> str:
+    title = VARIANTS.get(kind.variant, kind.variant)
+    return f"{title}, {kind.point}" if kind.point else title
 
 
-def _in_order(row: Row) -> list[str]:
+def _in_order(row: Row) -> list[RunKind]:
     """The columns, those of the paper first."""
-    return [name for name in dict.fromkeys((*VARIANTS, *row.columns)) if name in row.columns]
+    variants = list(dict.fromkeys((*VARIANTS, *(kind.variant for kind in row.columns))))
+    return sorted(row.columns, key=lambda kind: variants.index(kind.variant))
 
 
-def _scores(name: str, row: Row, resampled: dict[str, np.ndarray]) -> Iterator[ColumnScore]:
-    for column in _in_order(row):
-        values = row.scores[column]
-        deviation = stdev(values) if len(values) > 1 else None
-        bounds = interval(resampled[column])
-        yield ColumnScore(name, _title(column), len(values), mean(values), deviation, bounds)
+def _scores(name: str, row: Row, resampled: Scores, best: list[RunKind]) -> Iterator[ColumnScore]:
+    for kind in _in_order(row):
+        values = row.scores[kind]
+        yield ColumnScore(
+            name,
+            _title(kind),
+            len(values),
+            mean(values),
+            stdev(values) if len(values) > 1 else None,
+            interval(resampled[kind]),
+            bool(kind.point) and kind in best,
+        )
 
 
-def _differences(name: str, row: Row, resampled: dict[str, np.ndarray]) -> Iterator[Difference]:
-    """Each pair of the paper's columns, and each other column with the first one."""
+def _differences(
+    name: str, row: Row, resampled: Scores, best: list[RunKind]
+) -> Iterator[Difference]:
+    """Of the best points each pair of the paper's variants, and each other one with the first.
+
+    Besides each best point with the others of its grid.
+    """
     columns = _in_order(row)
-    for first, second in combinations(columns, 2):
-        if first != columns[0] and second not in VARIANTS:
-            continue
+    chosen = [kind for kind in columns if kind in best]
+    pairs = [
+        (first, second)
+        for first, second in combinations(chosen, 2)
+        if first == chosen[0] or second.variant in VARIANTS
+    ]
+    for kind in chosen:
+        grid = [other for other in columns if other.variant == kind.variant and other != kind]
+        pairs += [(kind, other) for other in grid]
+    for first, second in pairs:
         values = resampled[first] - resampled[second]
         yield Difference(
             name,

@@ -9,6 +9,7 @@ SciPy and seqeval; the formulas here are the same ones for examples that count s
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ CHUNK_CELLS = 4_000_000
 """Largest number of counts of examples in memory, 32 MB of int64."""
 CONFIDENCE = 0.95
 
+Column = TypeVar("Column", bound=Hashable)
+"""What names a column of a table."""
 SeedPredictions = Mapping[int, Sequence[Label]]
 """The predictions of one column of a table, by seed."""
 
@@ -35,8 +38,8 @@ class Measured:
 
 
 def resampled_scores(
-    measured: Measured, columns: Mapping[str, SeedPredictions], resamples: int = RESAMPLES
-) -> dict[str, np.ndarray]:
+    measured: Measured, columns: Mapping[Column, SeedPredictions], resamples: int = RESAMPLES
+) -> dict[Column, np.ndarray]:
     """For each column its scores in `resamples` resamples: the means over the seeds drawn.
 
     Columns of the same seeds draw the same seeds, so that differences of columns are paired by
@@ -50,7 +53,7 @@ def resampled_scores(
     }
     cases, times = _distinct(measured, columns)
     of_cases = replace(measured, gold=cases["gold"])
-    by_run: dict[tuple[str, int], list[np.ndarray]] = {}
+    by_run: dict[tuple[Column, int], list[np.ndarray]] = {}
     step = max(1, CHUNK_CELLS // len(times))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
@@ -67,7 +70,7 @@ def resampled_scores(
 
 
 def _distinct(
-    measured: Measured, columns: Mapping[str, SeedPredictions]
+    measured: Measured, columns: Mapping[Column, SeedPredictions]
 ) -> tuple[dict[Hashable, Sequence[Label]], np.ndarray]:
     """The distinct examples, as labels and predictions of all runs, and how often each occurs.
 

@@ -13,6 +13,7 @@
     python -m gpt1_ds.eval runs/gpt1 --zero-shot blimp --data BLiMP.zip
     python -m gpt1_ds.eval runs/gpt1 --zero-shot pairs --data own.jsonl \\
         --columns good bad
+    python -m gpt1_ds.eval --overlap shards --data tasks
     python -m gpt1_ds.eval runs/gpt1 --data novel.txt --surprisal novel.tsv
 
 Three figures come from the same sum of nats: perplexity a token; perplexity a word, where the
@@ -44,6 +45,7 @@ from gpt1_ds.base.arguments import numeric
 from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO
 from gpt1_ds.base.errors import ConfigError, command
 from gpt1_ds.base.options import AVERAGE_HELP, NEAR_OR_FAR_RUN_HELP, Parser, path
+from gpt1_ds.runs.overlap import measure_overlap
 from gpt1_ds.runs.remote_run import local_run
 from gpt1_ds.runs.task_scoring import Asked, calibrate_run, predict_lines, score_task
 from gpt1_ds.runs.text_scoring import AskedText, score_text
@@ -57,9 +59,10 @@ from gpt1_ds.runs.zero_shot_scoring import (
 from gpt1_ds.tasks import TASKS
 from gpt1_ds.tasks.benchmarks import BENCHMARKS
 
-MODES = ("predict", "calibrate", "task", "ensemble", "zero_shot")
+MODES = ("overlap", "predict", "calibrate", "task", "ensemble", "zero_shot")
 OF_PREDICTIONS = ("task", "ensemble", "probabilities", "uncalibrated")
 TAKES = {
+    "overlap": ("overlap", "data", "out"),
     "predict": ("predict", "average", *OF_PREDICTIONS),
     "calibrate": ("calibrate", "task", "data"),
     "task": ("data", "average", "with_text", "out", *OF_PREDICTIONS),
@@ -76,6 +79,11 @@ def main(argv: list[str]) -> None:
     for name in sorted(set(chain.from_iterable(TAKES.values()))):
         if getattr(args, name) and name not in TAKES[mode]:
             raise ConfigError(f"{_option(name)} does not go with {_option(mode)}; leave it out")
+    if mode == "overlap":
+        if args.run is not None:
+            raise ConfigError(f"RUN is {args.run}, but --overlap needs no run; leave it out")
+        measure_overlap(args.overlap, args.data or Path("tasks"), args.out)
+        return
     if args.run is None and not args.ensemble:
         raise ConfigError("RUN is not set; give a run folder, or several with --ensemble")
     named = [args.run] * (args.run is not None) + (args.ensemble or [])
@@ -179,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
         f"{', '.join(ZERO_SHOT)} (default: perplexity)",
     )
     task(
+        "--overlap",
+        metavar="SHARDS",
+        help="no run: how many examples of the sets below --data (default: tasks) have 13 words in "
+        "a row with the training text of a shard directory; also kept as SHARDS/overlap.json, for "
+        "reports (default: none)",
+    )
+    task(
         "--columns",
         nargs="+",
         default=[],
@@ -218,7 +233,7 @@ def _add_fine_tuned(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --task or --ensemble: the table of predictions (default: "
         "RUN/evaluation-DATA.tsv with --probabilities or --with-text, else none); with a benchmark "
-        "of --zero-shot: the log-probabilities of each example",
+        "of --zero-shot: the log-probabilities of each example; with --overlap: the examples found",
     )
     option(
         "--ensemble",

@@ -59,18 +59,10 @@ from gpt1_ds.runs.zero_shot_scoring import zero_shot_score
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig
 from gpt1_ds.settings.shipped import CONFIGS, ds_config_path
+from gpt1_ds.tasks.benchmarks import PLACES, first_there
 
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "task.data")
 """Keys that the suite sets for each run."""
-PLACES = {
-    "cola": ("CoLA",),
-    "sst2": ("SST-2",),
-    "race": ("RACE",),
-    "dpr": ("DPR",),
-    "blimp": ("BLiMP.zip", "BLiMP"),
-    "lambada": ("lambada_openai.jsonl", "LAMBADA"),
-}
-"""The folder or file of each zero-shot task in --data; the first one that is there counts."""
 POLL_SECONDS = 0.2
 LINGER_SECONDS = 2 * GRACE_SECONDS
 """Time limit of the wait for ranks after their launcher ended. A zombie counts as a rank."""
@@ -336,12 +328,6 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
             scores[task] = {**of_task, **made_from[task]}
             write_atomically(record, json.dumps(known, indent=1) + "\n")
             say(f"{folder.name}: zero-shot {task}, {found.metric} {found.score:.4f}")
-
-
-def first_there(data: Path, names: Sequence[str]) -> Path:
-    """The first of these below `data` that is there, else the first one."""
-    paths = [data / name for name in names]
-    return next((path for path in paths if path.exists()), paths[0])
 
 
 def is_of(score: Json | None, facts: Json) -> bool:

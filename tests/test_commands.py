@@ -75,6 +75,7 @@ OPTIONS = {
         "--task",
         "--predict",
         "--zero-shot",
+        "--overlap",
         "--columns",
         "--sample",
         "--surprisal",

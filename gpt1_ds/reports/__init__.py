@@ -8,6 +8,7 @@ May import `model`, `settings` and `base`. The files, in reading order:
 - `expected`: what to compare a run's figures with: chance, and the paper's results.
 - `charts`: the data of the page's charts, and its file for download.
 - `blocks`: the parts that the page is made of.
+- `overlap`: the examples that occur in the training text.
 - `page`: the HTML page about one or several runs.
 - `suite_files`: reads the runs of a suite from their folders.
 - `suite_pictures`: pictures of the suite's scores.

@@ -4,14 +4,16 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from gpt1_ds.base.formatting import duration
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.blocks import Block, Comparison, Fold, Note, Sample, Section, Table
 from gpt1_ds.reports.charts import changes_of, page_data
-from gpt1_ds.reports.checking import is_number, read_text
+from gpt1_ds.reports.checking import is_number, is_text, read_text
 from gpt1_ds.reports.expected import Expected, expected_of
 from gpt1_ds.reports.facts import facts_of, wall_time_of
+from gpt1_ds.reports.overlap import HEADER, NOTE, overlap_of
 from gpt1_ds.reports.rendering import render, script_json
 from gpt1_ds.reports.run_files import RunFiles, flatten, keys_of
 
@@ -44,7 +46,8 @@ def report_page(runs: Sequence[RunFiles]) -> str:
     every_figure = sum(expected.values(), [])
     sections = [Section("Numbers", [Comparison(facts)]), _expected(expected)]
     for run in runs:
-        sections += [_wall_time(run), _data(run), _scores(run), _history(run), _samples(run)]
+        sections += [_wall_time(run), _data(run), _overlap(run), _scores(run)]
+        sections += [_history(run), _samples(run)]
     sections.append(_configuration(runs))
     # First on the page, but made last: the other sections find more.
     sections[:0] = [_differing_settings(runs), *(_lost(run) for run in runs)]
@@ -135,6 +138,19 @@ def _data(run: RunFiles) -> Section:
         name = "corpus" if unit == "tokens" else "split"
         section.blocks.append(Table([name, unit, "sha256"], rows))
         section.blocks.append(Note(_source(run, unit)))
+    return section
+
+
+def _overlap(run: RunFiles) -> Section:
+    """The evaluation sets in the training text, if `gpt1_ds.eval --overlap` measured them."""
+    section = Section(f"Evaluation sets in the training text of {run.name}")
+    shards, data = run.config.get("data", {}).get("shards"), run.state.get("data")
+    if run.result or not is_text(shards) or not isinstance(data, dict):
+        return section
+    trained_on = {name: text for name, text in data.items() if name.startswith("train/")}
+    rows = overlap_of(Path(shards), trained_on, run.lost)
+    if rows:
+        section.blocks.extend([Note(NOTE), Table(HEADER, [row.cells for row in rows])])
     return section
 
 

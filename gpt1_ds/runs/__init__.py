@@ -39,6 +39,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `rehearsal_host`: the operators and the time of its host
 - `rehearsal_table`: what was rehearsed, beside the estimate
 - `texts`: shards and files as documents of tokens, for `eval`.
+- `overlap`: the evaluation sets that occur in a training text.
 - `surprisal`: the nats of each word of a text.
 - `text_scoring`: perplexities and bits a byte of a text.
 - `zero_shot_scoring`: a pre-trained run on benchmarks and on tasks, for `eval` and `suite`.

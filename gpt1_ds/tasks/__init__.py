@@ -35,6 +35,7 @@ To add a task, write a `Task` (files, columns, labels, metrics) in the file of i
 - `minimal_pairs`: pairs of sentences, of which the acceptable one should be the likelier one.
 - `blimp`: the 67 paradigms of BLiMP, and the published scores of other models.
 - `cloze`: passages that lack their last word; LAMBADA.
+- `overlap`: examples that a training text has, by their n-grams of words.
 - `benchmarks`: these by name, and a user's own files of both kinds.
 """
 

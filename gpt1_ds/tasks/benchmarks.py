@@ -24,6 +24,15 @@ from gpt1_ds.tasks.minimal_pairs import ALL, MinimalPairs, fitting, read_pairs, 
 PUBLISHED = ("blimp", "lambada")
 OWN = ("pairs", "cloze")
 BENCHMARKS = (*PUBLISHED, *OWN)
+PLACES = {
+    "cola": ("CoLA",),
+    "sst2": ("SST-2",),
+    "race": ("RACE",),
+    "dpr": ("DPR",),
+    "blimp": ("BLiMP.zip", "BLiMP"),
+    "lambada": ("lambada_openai.jsonl", "LAMBADA"),
+}
+"""The folder or file of each zero-shot task in --data; the first one that is there counts."""
 
 
 class Benchmark(Protocol):
@@ -117,3 +126,9 @@ def _own(path: Path, columns: Sequence[str]) -> Blimp:
     groups = list(dict.fromkeys(pair.group for pair in pairs))
     levels = {columns[2]: {group: [group] for group in groups}} if groups != [ALL] else {}
     return Blimp(pairs, levels, {}, [])
+
+
+def first_there(data: Path, names: Sequence[str]) -> Path:
+    """The first of these below `data` that is there, else the first one."""
+    paths = [data / name for name in names]
+    return next((path for path in paths if path.exists()), paths[0])

@@ -70,9 +70,9 @@ def noise_sections(found: Resampled) -> list[Section]:
         header = ("task", "column", "seeds", "mean", "SD", "95 %")
         sections.append(Section("Means", header, [*map(_mean_row, found.scores)], MEANS_NOTE))
     if found.differences:
-        header = ("task", "first", "second", "difference", "95 %", "p", "so it is")
+        columns = ("task", "first", "second", "difference", "95 %", "p", "so it is")
         rows = [*map(_difference_row, found.differences)]
-        sections.append(Section("Differences", header, rows, DIFFERENCES_NOTE))
+        sections.append(Section("Differences", columns, rows, DIFFERENCES_NOTE))
     return sections
 
 

@@ -71,7 +71,7 @@ def resampled_scores(
 
 def _distinct(
     measured: Measured, columns: Mapping[Column, SeedPredictions]
-) -> tuple[dict[Hashable, Sequence[Label]], np.ndarray]:
+) -> tuple[dict[Hashable, tuple[Label, ...]], np.ndarray]:
     """The distinct examples, as labels and predictions of all runs, and how often each occurs.
 
     Examples that no run and no label tells apart are drawn together: of 40,000 examples of two

@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -133,7 +133,7 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
             )
     overrides_of = _variants(args)
     points = grid_points(grid, [*overrides, *chain.from_iterable(overrides_of.values())])
-    kinds = [(variant, point) for variant in overrides_of for point in points]
+    kinds = list(product(overrides_of, points))
     known = {path.stem.removeprefix("finetune_"): path for path in CONFIGS.glob("finetune_*.yaml")}
     jobs = []
     for task in args.tasks:

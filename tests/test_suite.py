@@ -204,7 +204,7 @@ def test_a_grid_that_was_run_stands_in_the_tables(ranks, tiny_run, sample, tmp_p
         ("--init {run} --tasks sst2 --grid optim.lrr=1,2", ConfigError, "optim.lrr"),
         ("--init {run} --tasks sst2 --grid optim.lr=1,1", ConfigError, "each value once"),
         ("--init {run} --tasks sst2 --grid optim.lr=1,", ConfigError, "each value once"),
-        ("--init {run} --tasks sst2 --grid run.seed=1,2", ConfigError, "each gets its own"),
+        ("--init {run} --tasks sst2 --grid run.seed=1,2", ConfigError, "each run gets its own"),
         ("--init {run} optim.lr=3 --tasks sst2 --grid optim.lr=1,2", ConfigError, "elsewhere too"),
         (
             "--init {run} --tasks sst2 --ablations no_lm --grid task.lm_coef=0,1",

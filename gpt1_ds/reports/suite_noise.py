@@ -13,7 +13,7 @@ MEANS_NOTE = (
 )
 DIFFERENCES_NOTE = (
     "Times 100. Mean of the first column less mean of the second, with the 95 % bootstrap "
-    "interval, paired by examples, and by seeds where both have the same. Within noise: the "
+    "interval, paired by seeds and by examples where both have the same. Within noise: the "
     "interval holds 0. p is two-sided and of each comparison by itself: of twenty without any "
     "difference, one has p below .05."
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,12 +95,11 @@ def _sets(data: Path) -> Iterator[Texts]:
         yield Texts("blimp", "all", [(pair.good, pair.bad) for pair in pairs])
     if lambada.exists():
         passages = read_cloze(lambada_file(lambada), LAMBADA_COLUMNS)
-        whole = [(f"{passage.context} {passage.word}",) for passage in passages]
-        yield Texts("lambada", "all", whole)
+        whole = [f"{passage.context} {passage.word}" for passage in passages]
+        yield Texts("lambada", "all", [(text,) for text in whole])
     if dpr.exists():
         groups = read_dpr(dpr).groups
-        sentences = [tuple(before + after for before, after in group) for group in groups]
-        yield Texts("dpr", "all", sentences)
+        yield Texts("dpr", "all", [tuple(map("".join, group)) for group in groups])
 
 
 def _fields(kind: str, example: Example) -> tuple[str, ...]:
@@ -111,14 +111,14 @@ def _normalised(sets: Sequence[Texts], tokenizer: Tokenizer) -> Iterator[str]:
     """Each different text, encoded and decoded. It takes the place of the text in `sets`."""
     known: dict[str, str] = {}
     for found in sets:
-        new = {text: None for example in found.examples for text in example if text not in known}
-        texts = list(new)
+        new = set(chain.from_iterable(found.examples)) - set(known)
+        texts = sorted(new)
         for start in range(0, len(texts), BATCH_TEXTS):
             batch = texts[start : start + BATCH_TEXTS]
             for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 known[text] = tokenizer.decode(ids)
                 yield known[text]
-        found.examples[:] = [tuple(known[text] for text in example) for example in found.examples]
+        found.examples[:] = [tuple(map(known.__getitem__, texts)) for texts in found.examples]
 
 
 def _blocks(stream: TokenStream) -> Iterator[np.ndarray]:
@@ -140,7 +140,7 @@ def _rows(sets: Sequence[Texts], overlap: Overlap, out: Path | None) -> list[Set
     measured, occurs = overlap.results()
     rows, lines = [], ["set\tsplit\tindex\ttext"]
     for found in sets:
-        numbers = [[overlap.number_of[text] for text in example] for example in found.examples]
+        numbers = [list(map(overlap.number_of.__getitem__, texts)) for texts in found.examples]
         hits = [place for place, of_example in enumerate(numbers) if occurs[of_example].any()]
         n_measured = sum(bool(measured[of_example].any()) for of_example in numbers)
         rows.append(SetOverlap(found.name, found.split, len(numbers), n_measured, len(hits)))

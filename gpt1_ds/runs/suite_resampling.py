@@ -1,11 +1,10 @@
 """The bootstrap of a suite's scores, from the predictions that its runs wrote."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from gpt1_ds.reports.suite_noise import ColumnScore, Difference, Resampled
 from gpt1_ds.runs.predictions import read_predictions
 from gpt1_ds.tasks.examples import Label
 from gpt1_ds.tasks.resampling import (
+    Answers,
     Measured,
     interval,
     p_value,
@@ -33,20 +33,12 @@ Scores = Mapping[RunKind, np.ndarray]
 """The scores of each column in all resamples."""
 
 
-class Answers(NamedTuple):
-    """Labels and predictions of a run, and the score that result.json says they have."""
-
-    measured: Measured
-    predicted: list[Label]
-    score: float
-
-
 @dataclass
 class Row:
-    """The runs of one task and split that are compared: all of them have the same examples."""
+    """The runs of one task and split."""
 
     measured: Measured
-    columns: dict[RunKind, dict[int, list[Label]]] = field(default_factory=dict)
+    columns: dict[RunKind, dict[int, Answers]] = field(default_factory=dict)
     scores: dict[RunKind, list[float]] = field(default_factory=dict)
 
 
@@ -59,8 +51,8 @@ def resample_suite(out: Path, failures: Iterable[str]) -> Resampled:
     for kind, runs in collected.items():
         for name, result in zip(runs.names, runs.results, strict=True):
             for split in ("dev", *result.get("splits", ())):
-                row = kind.task if split == "dev" else f"{kind.task} {split}"
-                _add(rows, row, (kind, out / name, split, result), lost)
+                title = kind.task if split == "dev" else f"{kind.task} {split}"
+                _add(rows, title, (kind, out / name, split, result), lost)
     scores: list[ColumnScore] = []
     differences: list[Difference] = []
     for name, row in rows.items():
@@ -79,18 +71,18 @@ def _add(
     if split != "dev" and not path.exists():
         return  # a part of dev, or a split without a table
     try:
-        answers = _answers(path, split, result)
+        measured, answers, score = _answers(path, split, result)
     except (DataError, OSError, ValueError, IndexError, KeyError, TypeError) as error:
         lost.append(f"{folder.name}/{path.name}: no interval ({_reason(error)})")
         return
-    row = rows.setdefault(name, Row(answers.measured))
-    if row.measured != answers.measured:
-        lost.append(f"{folder.name}/{path.name}: has other examples than the first run; left out")
+    row = rows.setdefault(name, Row(measured))
+    if row.measured != measured:
+        lost.append(f"{folder.name}/{path.name}: has another metric or other classes; left out")
         return
     seed = RUN_NAME.fullmatch(folder.name)
     assert seed is not None, "collect takes no other names"
-    row.columns.setdefault(kind, {})[int(seed["seed"])] = answers.predicted
-    row.scores.setdefault(kind, []).append(answers.score)
+    row.columns.setdefault(kind, {})[int(seed["seed"])] = answers
+    row.scores.setdefault(kind, []).append(score)
 
 
 def _reason(error: Exception) -> str:
@@ -99,22 +91,28 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, DataError) else f"cannot be read: {error!r}"
 
 
-def _answers(path: Path, split: str, result: Json) -> Answers:
-    """Raises DataError if the file does not have the predictions of the result."""
+def _answers(path: Path, split: str, result: Json) -> tuple[Measured, Answers, float]:
+    """The metric, the predictions of a file and their score by result.json.
+
+    Raises DataError if the file does not have the predictions of the result.
+    """
     metric = result["metric"]
     score = result["score"] if split == "dev" else result["splits"][split][metric]
     confusion = result.get("confusion")
     if confusion is None and metric not in SCORES:
         raise DataError("result.json has no confusion, and so no classes")
     classes: Sequence[str] = confusion["classes"] if confusion else ()
-    gold, predicted = (
-        [_label(text, metric, classes) for text in texts] for texts in read_predictions(path)
-    )
-    measured = Measured(metric, gold, len(classes))
-    found = float(weighted_metric(measured, predicted, np.ones((1, len(gold)), dtype=int))[0])
+    columns = []
+    for texts in read_predictions(path):
+        columns.append([_label(text, metric, classes) for text in texts])
+    answers = Answers(*columns)
+    measured = Measured(metric, len(classes))
+    once = np.ones((1, len(answers.gold)), dtype=int)
+    of_file = replace(measured, gold=answers.gold)
+    (found,) = weighted_metric(of_file, answers.predicted, once).tolist()
     if not abs(found - score) <= ROUNDING.get(metric, 1e-6):
         raise DataError(f"{metric} of the file is {found:.4f}, but of result.json {score:.4f}")
-    return Answers(measured, predicted, score)
+    return measured, answers, score
 
 
 def _label(text: str, metric: str, classes: Sequence[str]) -> Label:
@@ -158,11 +156,10 @@ def _differences(
     """
     columns = _in_order(row)
     chosen = [kind for kind in columns if kind in best]
-    pairs = [
-        (first, second)
-        for first, second in combinations(chosen, 2)
-        if first == chosen[0] or second.variant in VARIANTS
-    ]
+    pairs = []
+    for first, second in combinations(chosen, 2):
+        if first == chosen[0] or second.variant in VARIANTS:
+            pairs.append((first, second))
     for kind in chosen:
         grid = [other for other in columns if other.variant == kind.variant and other != kind]
         pairs += [(kind, other) for other in grid]

@@ -7,9 +7,10 @@ drawn: then the interval is that of the examples alone. `scores.py` has the metr
 SciPy and seqeval; the formulas here are the same ones for examples that count several times.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,26 +25,35 @@ CONFIDENCE = 0.95
 
 Column = TypeVar("Column", bound=Hashable)
 """What names a column of a table."""
-SeedPredictions = Mapping[int, Sequence[Label]]
-"""The predictions of one column of a table, by seed."""
+
+
+class Answers(NamedTuple):
+    """The labels of a run's examples, and its predictions."""
+
+    gold: Sequence[Label]
+    predicted: Sequence[Label]
+
+
+OfSeeds = Mapping[int, Answers]
+"""The runs of one column, by seed."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is compared: the metric, the labels of the examples, and the number of classes."""
+    """A metric, and the labels of the examples that it is of."""
 
     metric: str
-    gold: Sequence[Label]
     n_classes: int
+    gold: Sequence[Label] = ()
 
 
 def resampled_scores(
-    measured: Measured, columns: Mapping[Column, SeedPredictions], resamples: int = RESAMPLES
+    measured: Measured, columns: Mapping[Column, OfSeeds], resamples: int = RESAMPLES
 ) -> dict[Column, np.ndarray]:
     """For each column its scores in `resamples` resamples: the means over the seeds drawn.
 
-    Columns of the same seeds draw the same seeds, so that differences of columns are paired by
-    examples and by seeds.
+    Columns of the same seeds draw the same seeds, and runs with the same labels the same examples,
+    so that differences of columns are paired by both.
     """
     random = np.random.default_rng(SEED)
     seeds_of = {name: tuple(sorted(column)) for name, column in columns.items()}
@@ -51,49 +61,45 @@ def resampled_scores(
         seeds: random.integers(len(seeds), size=(resamples, max(1, len(seeds) - 1)))
         for seeds in sorted(set(seeds_of.values()))
     }
-    cases, times = _distinct(measured, columns)
-    of_cases = replace(measured, gold=cases["gold"])
-    by_run: dict[tuple[Column, int], list[np.ndarray]] = {}
-    step = max(1, CHUNK_CELLS // len(times))
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        counts = random.multinomial(times.sum(), times / times.sum(), size=size)
-        for name, column in columns.items():
-            for seed in column:
-                found = weighted_metric(of_cases, cases[name, seed], counts)
-                by_run.setdefault((name, seed), []).append(found)
+    together: dict[tuple[Label, ...], dict[tuple[Column, int], Sequence[Label]]] = {}
+    for name, column in columns.items():
+        for seed, answers in column.items():
+            together.setdefault(tuple(answers.gold), {})[name, seed] = answers.predicted
+    by_run: dict[tuple[Column, int], np.ndarray] = {}
+    for gold, runs in together.items():
+        of_gold = replace(measured, gold=gold)
+        found = _of_examples(of_gold, list(runs.values()), resamples, random)
+        by_run |= zip(runs, found, strict=True)
     scores = {}
     for name, seeds in seeds_of.items():
-        of_seeds = np.stack([np.concatenate(by_run[name, seed]) for seed in seeds], axis=1)
+        of_seeds = np.stack([by_run[name, seed] for seed in seeds], axis=1)
         scores[name] = np.take_along_axis(of_seeds, drawn[seeds], axis=1).mean(axis=1)
     return scores
 
 
-def _distinct(
-    measured: Measured, columns: Mapping[Column, SeedPredictions]
-) -> tuple[dict[Hashable, tuple[Label, ...]], np.ndarray]:
-    """The distinct examples, as labels and predictions of all runs, and how often each occurs.
+def _of_examples(
+    measured: Measured,
+    runs: Sequence[Sequence[Label]],
+    resamples: int,
+    random: np.random.Generator,
+) -> list[np.ndarray]:
+    """The scores of each of the `runs`, predictions of the same examples, in all resamples.
 
-    Examples that no run and no label tells apart are drawn together: of 40,000 examples of two
-    classes few differ.
+    Examples that no label and no prediction tells apart are drawn together: of 40,000 examples of
+    two classes few differ.
     """
-    keys: list[Hashable] = [
-        "gold",
-        *((name, seed) for name, column in columns.items() for seed in column),
-    ]
-    lists = [
-        measured.gold,
-        *(of_seed for column in columns.values() for of_seed in column.values()),
-    ]
-    places: dict[tuple, int] = {}
-    times: list[int] = []
-    for row in zip(*lists, strict=True):
-        place = places.setdefault(row, len(places))
-        if place == len(times):
-            times.append(0)
-        times[place] += 1
-    cases = dict(zip(keys, zip(*places, strict=True), strict=True))
-    return cases, np.array(times)
+    times = Counter(zip(measured.gold, *runs, strict=True))
+    gold, *predictions = zip(*times, strict=True)
+    shares = np.array(list(times.values())) / times.total()
+    of_cases = replace(measured, gold=gold)
+    parts: list[list[np.ndarray]] = [[] for _ in runs]
+    step = max(1, CHUNK_CELLS // len(times))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        counts = random.multinomial(times.total(), shares, size=size)
+        for part, predicted in zip(parts, predictions, strict=True):
+            part.append(weighted_metric(of_cases, predicted, counts))
+    return [np.concatenate(part) for part in parts]
 
 
 def interval(scores: np.ndarray) -> tuple[float, float]:

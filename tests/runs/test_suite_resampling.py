@@ -106,13 +106,9 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path):
     gold = random.integers(0, 2, N)
     for seed in range(1, 8):
         predicting(tmp_path, f"sst2-seed-{seed}", answers(random, gold, 0.8))
-    table = tmp_path / "sst2-seed-2" / "predictions-dev.tsv"
-    table.write_text(table.read_text() + "300\tyes\tyes\n")
+    predicting(tmp_path, "sst2-seed-8", answers(random, gold, 0.8), "f1")
     result = json.loads((tmp_path / "sst2-seed-2" / "result.json").read_text())
-    right = round(result["score"] * N) + 1
-    (tmp_path / "sst2-seed-2" / "result.json").write_text(
-        json.dumps(result | {"score": right / (N + 1)})
-    )
+    (tmp_path / "sst2-seed-2" / "result.json").write_text(json.dumps(result | {"metric": "f1"}))
     (tmp_path / "sst2-seed-3" / "predictions-dev.tsv").unlink()
     (tmp_path / "sst2-seed-4" / "predictions-dev.tsv").write_text("index\tgold\n0\tyes\n")
     (tmp_path / "sst2-seed-5" / "predictions-dev.tsv").write_text("i\tg\tp\n0\tyes\tmaybe\n")
@@ -123,10 +119,11 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path):
     assert [score.seeds for score in resampled.scores] == [1] and not resampled.differences
     told = dict(text.split(": ", 1) for text in resampled.lost)
     file = "predictions-dev.tsv"
-    assert told[f"sst2-seed-2/{file}"] == "has other examples than the first run; left out"
+    assert "f1 of the file is" in told[f"sst2-seed-2/{file}"]
     assert told[f"sst2-seed-3/{file}"] == "no interval (No such file or directory)"
     assert "IndexError" in told[f"sst2-seed-4/{file}"] and "maybe" in told[f"sst2-seed-5/{file}"]
     assert "but of result.json 0.2500" in told[f"sst2-seed-6/{file}"]
-    assert "no confusion" in told[f"sst2-seed-7/{file}"] and len(told) == 6
+    assert "no confusion" in told[f"sst2-seed-7/{file}"] and len(told) == 7
+    assert told[f"sst2-seed-8/{file}"] == "has another metric or other classes; left out"
     text = write(tmp_path, sections(tmp_path, {}, {}, resampled))
     assert f"| sst2-seed-3/{file} | no interval" in text

@@ -170,7 +170,7 @@ def table(
     shape = GPTConfig(corpus.vocab_size, **shape_of(config.model))
     batch = config.train.global_batch
     order = WindowOrder({"all": corpus.tokens}, shape.n_ctx, config.run.seed, {})
-    steps = total_steps(order, config.train)
+    steps = total_steps(order, config.train, shape.flops_per_token)
     checking = check_seconds(corpus.shard_bytes, cluster) if config.data.verify else 0.0
     zero = ds.get("zero_optimization", {})
     print(

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
         manifest = sound_manifest(config.data, manifest)
         tell_of_line_breaks(config.data.shards, manifest, tokenizer)
         shape = GPTConfig(tokenizer.vocab_size, **shape_of(config.model))
-        data = open_corpora(config, shape.n_ctx, manifest)
+        data = open_corpora(config, shape, manifest)
         facts = facts_of(config, shape, tokenizer, manifest)
         torch.manual_seed(config.run.seed)  # the same draw on every rank
         folder = claim_folder(config, tokenizer, settings.from_scratch)

@@ -270,27 +270,44 @@ def _put(ahead: "queue.Queue[Batch | BaseException]", batch: Batch, stop: thread
         return
 
 
-def total_steps(
-    order: WindowOrder, train: TrainConfig, sizes: BatchSizes | None = None, done: int = 0
-) -> int:
-    """Optimizer steps of the run.
+def step_limits(
+    order: WindowOrder, train: TrainConfig, token_flops: int, sizes: BatchSizes | None = None
+) -> dict[str, int]:
+    """The optimizer steps that each budget of `train` allows: complete batches.
 
-    The smallest of: `max_steps`, the complete batches in `epochs`, and those in `tokens`. A run
-    that has `done` more steps already has no further ones.
+    `token_flops`: those of a trained token, for `flops`.
     """
     sizes = sizes or BatchSizes.of(train)
-    limits = []
-    if train.epochs is not None:
-        limits.append(sizes.steps_in(int(train.epochs * order.epoch_windows)))
-    if train.tokens is not None:
-        limits.append(sizes.steps_in(train.tokens // order.n_ctx))
+    limits = {}
     if train.max_steps is not None:
-        limits.append(train.max_steps)
-    steps = max(done, min(limits))
+        limits["max_steps"] = train.max_steps
+    if train.epochs is not None:
+        limits["epochs"] = sizes.steps_in(int(train.epochs * order.epoch_windows))
+    if train.tokens is not None:
+        limits["tokens"] = sizes.steps_in(train.tokens // order.n_ctx)
+    if train.flops is not None:
+        limits["flops"] = sizes.steps_in(train.flops // (token_flops * order.n_ctx))
+    return limits
+
+
+def total_steps(
+    order: WindowOrder,
+    train: TrainConfig,
+    token_flops: int,
+    sizes: BatchSizes | None = None,
+    done: int = 0,
+) -> int:
+    """Optimizer steps of the run: the smallest of `step_limits`.
+
+    A run that has `done` more steps already has no further ones.
+    """
+    limits = step_limits(order, train, token_flops, sizes)
+    first = min(limits, key=limits.__getitem__)
+    steps = max(done, limits[first])
     if steps < 1:
         raise ConfigError(
-            f"train.epochs {train.epochs} or train.tokens {train.tokens} holds fewer windows of "
-            f"model.n_ctx {order.n_ctx} than one batch of train.global_batch {train.global_batch}; "
-            "lower one"
+            f"train.{first} {getattr(train, first)} holds fewer windows of model.n_ctx "
+            f"{order.n_ctx} than one batch of train.global_batch {train.global_batch}; raise it, "
+            "or lower one of them"
         )
     return steps

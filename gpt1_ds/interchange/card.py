@@ -91,6 +91,7 @@ def model_card(
     if task:
         rows["task"] = f"{task['name']} ({task['kind']}): {', '.join(task['classes'])}"
         rows["weights from"] = state["init"]
+    rows |= _work(run, state["step"], config)
     rows |= _last_scores(run, state["step"])
     card = CARD.format(
         pipeline=_pipeline_tag(task, labels),
@@ -123,6 +124,16 @@ def _head(task: Json, out: Path, is_loadable: bool) -> str:
     if described.kind != task["kind"]:
         return text
     return text + PROGRAM.format(program=snippet(described, str(out)))
+
+
+def _work(run: Path, step: int, config: GPTConfig) -> dict[str, str]:
+    """Tokens and FLOPs of pre-training, at the last line that was logged up to `step`."""
+    trained = [record for record in read_metrics(run, "train") if record["step"] <= step]
+    tokens = trained[-1].get("tokens") if trained else None
+    if not isinstance(tokens, int):
+        return {}
+    flops = f"{config.flops_per_token * tokens:.3g}"
+    return {f"tokens, FLOPs, step {trained[-1]['step']}": f"{tokens:,}, {flops}"}
 
 
 def _last_scores(run: Path, step: int) -> dict[str, str]:

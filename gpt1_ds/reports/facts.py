@@ -72,7 +72,10 @@ def _state(run: RunFiles) -> Facts:
     model = run.state.get("model")
     if model:
         try:
-            facts["parameters"] = f"{GPTConfig(**model).parameters:,}"
+            shape = GPTConfig(**model)
+            facts["parameters"] = f"{shape.parameters:,}"
+            for record in with_number(run.train[-1:], "tokens"):
+                facts["FLOPs spent"] = f"{shape.flops_per_token * record['tokens']:.3g}"
         except (TypeError, ArithmeticError) as error:
             run.lost.append(f"state.json: model is not one that this version knows ({error})")
     return facts

@@ -28,7 +28,7 @@ from gpt1_ds.runs.task_data import TaskData
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig, TrainConfig
 
 ConfigT = TypeVar("ConfigT", bound=PretrainConfig)
-BUDGETS = ("max_steps", "tokens", "epochs")
+BUDGETS = ("max_steps", "tokens", "flops", "epochs")
 """The settings of `train` that end a run, of which the first to be reached counts."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpt1_ds.checkpoints.state import CheckpointState
-from gpt1_ds.data.batches import Batches, BatchSizes, Share, total_steps
+from gpt1_ds.data.batches import Batches, BatchSizes, Share, step_limits, total_steps
 from gpt1_ds.data.manifest import Manifest
 from gpt1_ds.data.opening import fingerprint, open_streams
 from gpt1_ds.data.order import WindowOrder
@@ -30,6 +30,8 @@ class Corpora:
     valid: dict[str, TokenStream]
     order: WindowOrder
     sizes: BatchSizes
+    token_flops: int
+    """FLOPs of a trained token, in which `train.flops` counts."""
     total_steps: int
 
 
@@ -68,12 +70,13 @@ class Pretraining(Run[PretrainConfig]):
         )
 
 
-def open_corpora(config: PretrainConfig, n_ctx: int, manifest: Manifest) -> Corpora:
+def open_corpora(config: PretrainConfig, shape: GPTConfig, manifest: Manifest) -> Corpora:
     train, valid = (open_streams(config.data, manifest, split) for split in ("train", "valid"))
     tokens = {name: stream.tokens for name, stream in train.items()}
-    order = WindowOrder(tokens, n_ctx, config.run.seed, config.data.weights)
-    steps = total_steps(order, config.train)
-    return Corpora(train, valid, order, BatchSizes.of(config.train), steps)
+    order = WindowOrder(tokens, shape.n_ctx, config.run.seed, config.data.weights)
+    steps = total_steps(order, config.train, shape.flops_per_token)
+    sizes = BatchSizes.of(config.train)
+    return Corpora(train, valid, order, sizes, shape.flops_per_token, steps)
 
 
 def facts_of(
@@ -97,7 +100,8 @@ def continued(data: Corpora, train: TrainConfig, state: CheckpointState) -> Corp
     sizes = BatchSizes.of(train)
     trained = data.order.index_of(state.cursor) - skipped_windows(data, state)
     sizes = replace(sizes, more=trained - sizes.before(state.step))
-    return replace(data, sizes=sizes, total_steps=total_steps(data.order, train, sizes, state.step))
+    steps = total_steps(data.order, train, data.token_flops, sizes, state.step)
+    return replace(data, sizes=sizes, total_steps=steps)
 
 
 def skipped_windows(data: Corpora, state: CheckpointState) -> int:
@@ -117,6 +121,8 @@ def announce(run: Pretraining, step: int) -> None:
     counts = zip(order.corpora, order.tokens, strict=True)
     corpora = ", ".join(f"{name} {tokens:,}" for name, tokens in counts)
     epochs = sizes.before(run.total_steps) / order.epoch_windows
+    limits = step_limits(order, train, run.data.token_flops, sizes)
+    flops = sizes.before(run.total_steps) * order.n_ctx * run.data.token_flops
     ramp = f"{sizes.start} to " if sizes.ramp else ""
     micro_batch = run.ds["train_micro_batch_size_per_gpu"]
     variant = zero_variant(run.ds)
@@ -128,5 +134,14 @@ def announce(run: Pretraining, step: int) -> None:
             "data": f"{corpora} tokens; {epochs:.2f} epochs",
             "batch": f"{ramp}{train.global_batch} windows a step on {ranks} ranks, micro-batch "
             f"{micro_batch}, ZeRO-{variant}, {run.precision}",
+            "budget": f"{_budget(train, limits)}; {flops:.3g} FLOPs at its end",
         },
     )
+
+
+def _budget(train: TrainConfig, limits: dict[str, int]) -> str:
+    """The budgets of a run, the one that ends it first."""
+    first, *others = sorted(limits, key=limits.__getitem__)
+    shown = f"train.{first}={getattr(train, first):g} ends it at step {limits[first]}"
+    later = ", ".join(f"train.{name} at {limits[name]}" for name in others)
+    return f"{shown} ({later})" if later else shown

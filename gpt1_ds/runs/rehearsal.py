@@ -136,7 +136,8 @@ def prepare(
     ds = with_defaults(ds, elements, on_gpu=True)  # else the engine takes those of a CPU
     plan = Rehearsed(config, ds, shape, ranks, manifest, config.train.max_steps or STEPS)
     if manifest is not None:
-        plan = plan._replace(total_steps=total_steps(_order(plan), config.train))
+        steps = total_steps(_order(plan), config.train, shape.flops_per_token)
+        plan = plan._replace(total_steps=steps)
     if layers is not None:
         plan = plan.with_layers(layers)
     free = memory_left()

@@ -242,18 +242,28 @@ def _check_together(config: PretrainConfig) -> None:
         raise ConfigError(f"model.n_embd {width} is not a multiple of model.n_head {heads}")
     train = config.train
     tuning = isinstance(config, FinetuneConfig)
-    if train.max_steps is None and train.epochs is None and (train.tokens is None or tuning):
+    ends = [train.max_steps, train.epochs, *([] if tuning else [train.tokens, train.flops])]
+    if all(end is None for end in ends):
         raise ConfigError(
-            "train.max_steps, train.epochs and train.tokens are all null; give one of them"
+            "train.max_steps, train.epochs, train.tokens and train.flops are all null; give one of "
+            "them"
         )
-    if tuning and (train.tokens or train.batch_warmup_steps):
+    if tuning and (train.tokens or train.flops or train.batch_warmup_steps):
         raise ConfigError(
-            "train.tokens and train.batch_warmup_steps are for pre-training; take train.epochs"
+            "train.tokens, train.flops and train.batch_warmup_steps are for pre-training; take "
+            "train.epochs"
         )
-    if tuning and config.eval.zero_shot:
+    every = config.eval.zero_shot_every
+    if tuning and (config.eval.zero_shot or every is not None):
+        name = "eval.zero_shot" if config.eval.zero_shot else "eval.zero_shot_every"
         raise ConfigError(
-            "eval.zero_shot is for pre-training; score a fine-tuned run on its task, and its "
+            f"{name} is for pre-training; score a fine-tuned run on its task, and its "
             "pre-training run with gpt1_ds.eval --zero-shot"
+        )
+    if every is not None and not config.eval.zero_shot:
+        raise ConfigError(
+            f"eval.zero_shot_every is {every}, but eval.zero_shot names no benchmark; add "
+            "eval.zero_shot=[blimp], or leave it out"
         )
     if train.batch_warmup_steps and not 0 < (train.batch_start or 0) <= train.global_batch:
         raise ConfigError(

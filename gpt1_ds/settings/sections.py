@@ -28,6 +28,7 @@ WIDTH = Bounds(high=10_000_000, open_low=True)
 RAMP = Bounds(high=10_000_000)
 """A run adds up the batches of its ramp at the start."""
 AMOUNT = Bounds(high=1e18, open_low=True)
+WORK = Bounds(high=1e30, open_low=True)
 SECONDS = Bounds(high=1e9, open_low=True)
 
 
@@ -144,11 +145,14 @@ class TokenizerConfig:
 @dataclass
 class TrainConfig:
     max_steps: int | None = setting(None, COUNT)
-    """Optimizer steps; with train.epochs or train.tokens also given, whichever ends first."""
+    """Optimizer steps; with train.epochs, train.tokens or train.flops also given, whichever ends
+    first."""
     epochs: float | None = setting(100.0, AMOUNT)
     """Passes over the training data."""
     tokens: float | None = setting(None, AMOUNT)
-    """Pre-training: targets seen; of max_steps, epochs and tokens, whichever ends first."""
+    """Pre-training: targets seen; of max_steps, epochs, tokens and flops, whichever ends first."""
+    flops: float | None = setting(None, WORK)
+    """Pre-training: FLOPs of the trained tokens (docs/pretraining.md); whichever ends first."""
     global_batch: int = setting(64, COUNT)
     """Windows (fine-tuning: examples) an optimizer step, over all ranks."""
     batch_warmup_steps: int = setting(0, RAMP)

@@ -145,22 +145,28 @@ def test_an_error_in_the_reader_reaches_the_loop(files):
 def test_total_steps():
     order = WindowOrder({"a": 1000}, 10, 0, {})
 
-    def steps(epochs, max_steps, tokens=None, batch=8, **ramp):
+    def steps(epochs, max_steps, tokens=None, batch=8, **more):
         train = TrainConfig(
-            max_steps=max_steps, epochs=epochs, tokens=tokens, global_batch=batch, **ramp
+            max_steps=max_steps, epochs=epochs, tokens=tokens, global_batch=batch, **more
         )
-        return total_steps(order, train)
+        return total_steps(order, train, 7)
 
     assert (steps(2, None), steps(2, 7), steps(None, 99)) == (25, 7, 99)
     assert (steps(2, None, 800), steps(2, 7, 800)) == (10, 7)
     assert (steps(None, None, 879.0), steps(1, None, 1e9)) == (10, 12)
+    # A step of 8 windows of 10 tokens takes 560 FLOPs where a token takes 7.
+    work = (5600.0, 5599.0, 560.0, 1e30)
+    assert [steps(9, 99, flops=flops) for flops in work] == [10, 9, 1, 99]
+    assert steps(None, None, 800, flops=5040.0) == 9 and steps(None, None, 800, flops=1e9) == 10
     # 2 + 2 + 4 + 4 + 6 + 6 windows in the ramp, then 8 a step.
     ramp = {"batch_start": 2, "batch_warmup_steps": 6}
     windows = (2, 3, 4, 8, 23, 24, 31, 32)
     counts = [steps(None, None, 10 * count, **ramp) for count in windows]
     assert counts == [1, 1, 2, 3, 5, 6, 6, 7]
-    with pytest.raises(ConfigError, match="global_batch"):
+    with pytest.raises(ConfigError, match="train.epochs 1 holds fewer .* global_batch"):
         steps(1, None, batch=300)
+    with pytest.raises(ConfigError, match="train.flops 559 holds fewer windows"):
+        steps(1, None, flops=559)
 
 
 def test_the_batch_grows_in_multiples_of_its_start():

@@ -157,17 +157,22 @@ def test_a_block_is_at_most_an_epoch():
 def test_the_fewest_steps_count():
     order = WindowOrder({"a": 1000}, 10, 0, {})
     assert (
-        total_steps(order, TrainConfig(max_steps=None, epochs=1.0, tokens=None, global_batch=100))
+        total_steps(
+            order, TrainConfig(max_steps=None, epochs=1.0, tokens=None, global_batch=100), 1
+        )
         == 1
     )
     with pytest.raises(ConfigError, match="holds fewer windows of model.n_ctx 10 than one batch"):
-        total_steps(order, TrainConfig(max_steps=None, epochs=1.0, tokens=None, global_batch=101))
+        total_steps(
+            order, TrainConfig(max_steps=None, epochs=1.0, tokens=None, global_batch=101), 1
+        )
     # 100 windows an epoch: 50 steps of 2. 400 tokens are 40 windows.
     assert (
-        total_steps(order, TrainConfig(max_steps=49, epochs=1.0, tokens=None, global_batch=2)) == 49
+        total_steps(order, TrainConfig(max_steps=49, epochs=1.0, tokens=None, global_batch=2), 1)
+        == 49
     )
     assert (
-        total_steps(order, TrainConfig(max_steps=51, epochs=1.0, tokens=400.0, global_batch=2))
+        total_steps(order, TrainConfig(max_steps=51, epochs=1.0, tokens=400.0, global_batch=2), 1)
         == 20
     )
 

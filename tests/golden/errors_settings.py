@@ -44,6 +44,7 @@ TRAIN = {
     "interval of 0": "checkpoint.every=0",
     "width and heads": "model.n_embd=100",
     "no end": "train.epochs=null",
+    "interval of no benchmark": "eval.zero_shot_every=5",
     "ramp without a start": "train.batch_warmup_steps=10",
     "ramp with a large start": "train.batch_warmup_steps=10 train.batch_start=128",
     "betas": "optim.betas=[0.9,1.0]",

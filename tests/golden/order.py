@@ -188,4 +188,4 @@ def steps_of_runs() -> dict[str, int]:
         "fewest": TrainConfig(max_steps=1000, epochs=3.0, tokens=5e5, global_batch=16),
         "ramp": TrainConfig(epochs=1.0, global_batch=64, batch_start=8, batch_warmup_steps=100),
     }
-    return {name: total_steps(order, train) for name, train in runs.items()}
+    return {name: total_steps(order, train, 1) for name, train in runs.items()}

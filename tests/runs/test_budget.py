@@ -16,6 +16,8 @@ from tests.settings.test_deepspeed_json import FOLDER
 from tests.support.fine_tuning import TINY, arguments, logged, task_of
 
 N_CTX = 32
+BLOCK_WEIGHTS, VOCABULARY, N_LAYER, N_EMBD = 12 * 32**2, 512, 2, 32
+TOKEN_FLOPS = 6 * (N_LAYER * BLOCK_WEIGHTS + VOCABULARY * N_EMBD) + 12 * N_LAYER * N_CTX * N_EMBD
 CASES = "tests.support.cases_losses"
 
 
@@ -43,13 +45,14 @@ def places(metrics: list[dict]) -> list[tuple[int, int]]:
     return [(line["step"], line["tokens"] // N_CTX) for line in lines]
 
 
-@pytest.mark.parametrize("budget", ["tokens", "epochs"])
+@pytest.mark.parametrize("budget", ["tokens", "epochs", "flops"])
 def test_a_changed_batch_ends_where_the_budget_says(start, tiny_shards, tmp_path, budget):
     """Six steps of 8 windows, then steps of 16, up to 112 windows or a little more."""
 
     def words(windows: int) -> list[str]:
         epochs = windows / order_of(tiny_shards).epoch_windows
-        value = {"tokens": windows * N_CTX, "epochs": epochs}[budget]
+        flops = windows * N_CTX * TOKEN_FLOPS
+        value = {"tokens": windows * N_CTX, "epochs": epochs, "flops": flops}[budget]
         return ["train.epochs=null", f"train.{budget}={value}"]
 
     start(*words(50))
@@ -57,6 +60,8 @@ def test_a_changed_batch_ends_where_the_budget_says(start, tiny_shards, tmp_path
     windows = [8, 16, 24, 32, 40, 48, 64, 80, 96, 112]
     assert places(metrics) == list(enumerate(windows, 1)), "the number of tokens never jumps"
     assert "steps    6 of 10 done" in said
+    flops = 112 * N_CTX * TOKEN_FLOPS
+    assert f"train.{budget}=" in said and f"ends it at step 10; {flops:.3g} FLOPs" in said
     metrics, said = start("train.global_batch=4", *words(100))
     assert places(metrics) == list(enumerate(windows, 1)), "it is past that end already"
     assert "nothing to do, all 10 steps are done" in said
@@ -134,6 +139,6 @@ def test_sizes_that_changed_count_from_what_was_trained(tiny_shards):
     order = order_of(tiny_shards)
     for windows, steps in ((20, 6), (48, 6), (64, 7), (120, 10)):
         train = TrainConfig(epochs=None, tokens=windows * N_CTX)
-        assert total_steps(order, train, sizes, 6) == steps
+        assert total_steps(order, train, 1, sizes, 6) == steps
     for kind in ("cosine", "linear", "wsd"):
         assert lr_at(30, 20, 1.0, ScheduleConfig(kind=kind, warmup_steps=2)) == 0.0

@@ -29,6 +29,7 @@ DOMAINS = {
     "train.max_steps": COUNT,
     "train.epochs": (TINY, 1e18),
     "train.tokens": (TINY, 1e18),
+    "train.flops": (TINY, 1e30),
     "train.global_batch": COUNT,
     "train.batch_warmup_steps": (0, 10_000_000),
     "train.batch_start": COUNT,
@@ -91,6 +92,7 @@ NEIGHBOURS = {
     "model.n_embd": ["model.n_head=1"],
     "train.epochs": ["train.max_steps=1"],
     "train.batch_warmup_steps": ["train.batch_start=1"],
+    "eval.zero_shot_every": ["eval.zero_shot=[blimp]"],
 }
 """Other settings that make a value of this one possible."""
 
@@ -109,8 +111,10 @@ def numbers(cls: type[PretrainConfig]) -> dict[str, tuple[type, bool]]:
 
 
 def accepted(cls: type[PretrainConfig], name: str, text: str) -> bool:
+    is_of_others = cls is FinetuneConfig and name.startswith("eval.zero_shot")
+    neighbours = [] if is_of_others else NEIGHBOURS.get(name, [])
     try:
-        load(cls, None, [*NEIGHBOURS.get(name, []), f"{name}={text}"])
+        load(cls, None, [*neighbours, f"{name}={text}"])
     except ConfigError as error:
         assert name in str(error) and "\n" not in str(error)
         return False
@@ -125,7 +129,12 @@ def test_every_number_has_a_domain():
 def test_no_number_outside_its_domain_is_accepted(cls):
     for name, (kind, nullable) in numbers(cls).items():
         low, high = DOMAINS[name]
-        if cls is FinetuneConfig and name in ("train.tokens", "train.batch_warmup_steps"):
+        if cls is FinetuneConfig and name in (
+            "train.tokens",
+            "train.flops",
+            "train.batch_warmup_steps",
+            "eval.zero_shot_every",
+        ):
             low, high = (0, 0) if name == "train.batch_warmup_steps" else (math.inf, -math.inf)
         assert accepted(cls, name, "null") == nullable, name
         for text, number in HOSTILE.items():

@@ -66,7 +66,7 @@ def test_overrides_win_over_yaml_and_yaml_over_defaults(tmp_path):
         ("schedule.kind=cosin", ["schedule.kind", "did you mean 'cosine'"]),
         ("run.name=../x", ["run.name", "../x"]),
         ("train.batch_warmup_steps=5", ["train.batch_start is None", "train.global_batch 64"]),
-        ("train.epochs=null", ["train.max_steps, train.epochs and train.tokens"]),
+        ("train.epochs=null", ["train.max_steps, train.epochs, train.tokens and train.flops"]),
         ("nonsense", ["nonsense", "section.key=value"]),
     ],
 )

@@ -184,7 +184,6 @@ INTEGERS = [
     "train.max_skipped",
     "eval.every",
     "eval.batches",
-    "eval.zero_shot_every",
     "eval.zero_shot_sample",
     "checkpoint.every",
     "checkpoint.keep",
@@ -230,17 +229,27 @@ def refused(cls: type[PretrainConfig], *overrides: str) -> str:
 
 def test_one_end_of_the_run_must_be_given():
     assert "are all null" in refused(PretrainConfig, "train.epochs=null")
-    for end in ("train.max_steps=5", "train.tokens=5"):
+    for end in ("train.max_steps=5", "train.tokens=5", "train.flops=1e17"):
         load(PretrainConfig, None, ["train.epochs=null", end])
     load(FinetuneConfig, None, ["train.epochs=null", "train.max_steps=5"])
-    assert "are all null" in refused(FinetuneConfig, "train.epochs=null", "train.tokens=5")
+    for end in ("train.tokens=5", "train.flops=5"):
+        assert "are all null" in refused(FinetuneConfig, "train.epochs=null", end)
 
 
 def test_settings_of_pre_training_alone():
-    words = "train.tokens and train.batch_warmup_steps are for pre-training"
+    words = "train.tokens, train.flops and train.batch_warmup_steps are for pre-training"
     assert words in refused(FinetuneConfig, "train.tokens=5")
+    assert words in refused(FinetuneConfig, "train.flops=5")
     assert words in refused(FinetuneConfig, "train.batch_warmup_steps=1", "train.batch_start=1")
     load(PretrainConfig, None, ["train.tokens=5"])
+    assert "eval.zero_shot_every is for pre" in refused(FinetuneConfig, "eval.zero_shot_every=1")
+
+
+def test_an_interval_of_no_benchmark():
+    words = "eval.zero_shot_every is 5, but eval.zero_shot names no benchmark"
+    assert words in refused(PretrainConfig, "eval.zero_shot_every=5")
+    assert words in refused(PretrainConfig, "eval.zero_shot_every=5", "eval.zero_shot=[]")
+    load(PretrainConfig, None, ["eval.zero_shot_every=5", "eval.zero_shot=[blimp]"])
 
 
 def test_the_first_batch_of_a_batch_that_grows():

@@ -86,6 +86,8 @@ def generate(
     prompt is longer than the context, only its end is read. When the context is full, its newer
     half becomes the new context.
     """
+    if max_new_tokens < 1:
+        return
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for first in range(0, len(by_length), BATCH_SEQUENCES):
         indices = by_length[first : first + BATCH_SEQUENCES]

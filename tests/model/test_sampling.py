@@ -84,6 +84,10 @@ def chosen(temperature: float, top_k: int, top_p: float) -> set[int]:
     return {sampling.choose(logits_V, generator) for _ in range(500)}
 
 
+def test_no_new_token_is_no_work():
+    assert continuations(model_of(40, 8, 0.0), [[4], [4, 7]], 0) == [[], []]
+
+
 def test_which_tokens_may_be_chosen():
     assert chosen(1.0, 0, 1.0) == chosen(1.0, 5, 1.0) == chosen(1.0, 99, 1.0) == {0, 1, 2, 3, 4}
     assert chosen(0.0, 0, 1.0) == chosen(1.0, 1, 1.0) == {1}

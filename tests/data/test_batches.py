@@ -163,7 +163,9 @@ def test_total_steps():
     windows = (2, 3, 4, 8, 23, 24, 31, 32)
     counts = [steps(None, None, 10 * count, **ramp) for count in windows]
     assert counts == [1, 1, 2, 3, 5, 6, 6, 7]
-    with pytest.raises(ConfigError, match="train.epochs 1 holds fewer .* global_batch"):
+    with pytest.raises(
+        ConfigError, match="train.epochs 1 holds fewer .* than one batch of train.global"
+    ):
         steps(1, None, batch=300)
     with pytest.raises(ConfigError, match="train.flops 559 holds fewer windows"):
         steps(1, None, flops=559)

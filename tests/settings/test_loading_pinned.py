@@ -42,6 +42,7 @@ SECTIONS = {
         "max_steps": None,
         "epochs": 100.0,
         "tokens": None,
+        "flops": None,
         "global_batch": 64,
         "batch_warmup_steps": 0,
         "batch_start": None,

@@ -27,6 +27,7 @@ def test_a_documented_command_is_accepted_by_its_program(line):
     [
         ("python -m gpt1_ds.eval runs/gpt1 --dta shards", "--dta"),
         ("python -m gpt1_ds.evaluate runs/gpt1", "no such module"),
+        ("python -m gpt1_ds.suite --init runs/a --tasks rte --grid optim.lr=1e-4,a", "float"),
         ("python gpt1_ds/train.py --deepspeed_config ds_configs/none.json", "none.json"),
         ("deepspeed gpt1_ds/train.py --deepspeed_config ds_configs/cpu.json optim.lrr=1", "lrr"),
         ("deepspeed --ranks 2 gpt1_ds/train.py --deepspeed_config ds_configs/cpu.json", "--ranks"),

@@ -18,6 +18,8 @@ from typing import NamedTuple, NoReturn
 from unittest import mock
 
 from gpt1_ds.base.errors import UserError
+from gpt1_ds.runs.suite_grid import grid_points
+from gpt1_ds.runs.suite_options import sorted_words
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 from tests.conftest import BIN, ROOT
@@ -313,4 +315,7 @@ def _check_settings(name: str, args: argparse.Namespace, words: list[str]) -> No
         return
     tasks = name in ("gpt1_ds.finetune", "gpt1_ds.suite")
     config = getattr(args, "config", None)
-    load(FinetuneConfig if tasks else PretrainConfig, config, overrides)
+    grid = sorted_words(words).grid if name == "gpt1_ds.suite" else []
+    fixed = [word for word in overrides if word not in grid]
+    for point in grid_points(grid, fixed).values():
+        load(FinetuneConfig if tasks else PretrainConfig, config, [*fixed, *point])

@@ -83,6 +83,7 @@ def _restore_alone(store: Store, folder: Path, names: list[str], has_own: bool) 
 
 
 def _restore_newest(store: Store, folder: Path, names: list[str], has_own: bool) -> None:
+    damaged = False
     for name in names:
         if attempted(partial(store.read, f"checkpoints/{name}/{MANIFEST}"), store) is None:
             continue  # a copy that was cut off
@@ -91,8 +92,9 @@ def _restore_newest(store: Store, folder: Path, names: list[str], has_own: bool)
         if not fault:
             _fetch_run_files(store, folder)
             return
+        damaged = True
         warn(f"{SETTING} {store.shown}: {name}: {fault}; trying the checkpoint before it")
-    if not has_own:
+    if damaged and not has_own:
         raise DataError(
             f"{SETTING} {store.shown}: no checkpoint there passes its manifest; restore one, or "
             f"set {SETTING}=null to begin anew"

@@ -123,6 +123,11 @@ def test_a_damaged_copy_is_passed_over(source, tmp_path, capsys):
     (checkpoint(copies, 1) / "MANIFEST.json").write_text("{}")
     with pytest.raises(DataError, match="no checkpoint there passes its manifest"):
         restored(tmp_path / "other" / "gpt1", url)
+    for step in (1, 3):  # what a kill leaves before the first copy is whole
+        (checkpoint(copies, step) / "MANIFEST.json").rename(tmp_path / f"{step}.json")
+    assert restored(tmp_path / "anew" / "gpt1", url) == []
+    for step in (1, 3):
+        (tmp_path / f"{step}.json").rename(checkpoint(copies, step) / "MANIFEST.json")
     assert not prune(store, 3) and store.steps() == ["step-00000003", "step-00000001"]
 
 

@@ -5,6 +5,7 @@ May import `model`, `settings` and `base`. The files, in reading order:
 - `checking`: reads damaged files, and keeps what has the expected form.
 - `run_files`: reads the files of a run folder.
 - `facts`: the final numbers of a run, with their names.
+- `expected_curves`: the losses that shipped configurations had, and runs like them.
 - `expected`: what to compare a run's figures with: chance, and the paper's results.
 - `charts`: the data of the page's charts, and its file for download.
 - `blocks`: the parts that the page is made of.

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.checking import is_lost
 from gpt1_ds.reports.expected import Expected
-from gpt1_ds.reports.run_files import AXES, Curve, RunFiles, keys_of, with_number
+from gpt1_ds.reports.expected_curves import curves_of
+from gpt1_ds.reports.run_files import AXES, LOSSES, Curve, RunFiles, keys_of, with_number
 
 FIRST_COLUMNS = ("run", "step", "split", "corpus")
 MOST_MARKS = 200
@@ -24,6 +25,8 @@ def page_data(runs: Sequence[RunFiles], expected: Sequence[Expected]) -> Json:
     for chart in charts:
         if chart["title"] == "Task scores":
             chart["references"] = _references(expected)
+        if chart["title"] == LOSSES:
+            chart["bands"] = list(map(_rounded_points, _bands(runs)))
     packed = gzip.compress(records_csv(runs).encode(), compresslevel=6, mtime=0)
     axes = [{"name": name, "has_data": _has_data(charts, i)} for i, name in enumerate(AXES)]
     return {
@@ -33,6 +36,17 @@ def page_data(runs: Sequence[RunFiles], expected: Sequence[Expected]) -> Json:
         "marks": sum((list(_marks(*numbered)) for numbered in enumerate(runs)), []),
         "csv": base64.b64encode(packed).decode(),
     }
+
+
+def _bands(runs: Sequence[RunFiles]) -> Iterator[Json]:
+    """What the losses are compared with: places, lowest and highest loss of expected curves."""
+    for number, run in enumerate(runs):
+        for curve in curves_of(run):
+            points = []
+            for step, loss, tolerance in curve.points:
+                points.append([*run.place(step), loss - tolerance, loss + tolerance])
+            label = f"expected of {curve.name}, {curve.corpus}"
+            yield {"run": number, "label": label, "points": points}
 
 
 def _references(expected: Sequence[Expected]) -> list[Json]:
@@ -103,8 +117,15 @@ def _series(runs: Sequence[RunFiles], number: int, kinds: Sequence[str], curve: 
 def _rounded(chart: Json) -> Json:
     """Places have seven digits: more than a screen shows, and a smaller page."""
     for series in chart["series"]:
-        series["points"] = [[*map(_short, point[:-1]), point[-1]] for point in series["points"]]
+        _rounded_points(series)
     return chart
+
+
+def _rounded_points(series: Json) -> Json:
+    places = len(AXES)
+    points = series["points"]
+    series["points"] = [[*map(_short, point[:places]), *point[places:]] for point in points]
+    return series
 
 
 def _short(place: float | None) -> float | None:

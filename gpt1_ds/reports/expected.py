@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.checking import is_number
+from gpt1_ds.reports.expected_curves import compared
 from gpt1_ds.reports.run_files import RunFiles, with_number
 
 PAPER = {
@@ -61,7 +62,7 @@ def paper_score(row: str, variant: str) -> str:
 
 def expected_of(run: RunFiles) -> list[Expected]:
     """Everything that is known beforehand about the figures that this run has."""
-    return [*_first_loss(run), *_perplexity(run), *_task_scores(run)]
+    return [*_first_loss(run), *_curves(run), *_perplexity(run), *_task_scores(run)]
 
 
 def _first_loss(run: RunFiles) -> Iterator[Expected]:
@@ -75,6 +76,16 @@ def _first_loss(run: RunFiles) -> Iterator[Expected]:
         if record["step"] == 0:
             name = f"validation loss before training, {record.get('corpus', 'all')}"
             yield Expected(name, f"{record['loss']:.4f}", f"{math.log(vocabulary):.4f}", source)
+
+
+def _curves(run: RunFiles) -> Iterator[Expected]:
+    """The last step of each expected curve that the run has come to."""
+    for curve, point, loss in compared(run):
+        name = f"validation loss at step {point.step:,}, {curve.corpus}"
+        is_inside = abs(loss - point.loss) <= point.tolerance
+        verdict = "within it" if is_inside else "outside of it"
+        expected = f"{point.loss:.3f} ± {point.tolerance:.3f}, {verdict}"
+        yield Expected(name, f"{loss:.4f}", expected, f"{curve.name}: {curve.source}")
 
 
 def _perplexity(run: RunFiles) -> Iterator[Expected]:

@@ -39,6 +39,8 @@ CHARTS = {
     "slowest_ratio": "Slowest rank: its data and forward, as a multiple of the others' median",
 }
 """Keys of training records with their own chart, and its title."""
+LOSSES = "Loss, nats"
+"""The title of the first chart."""
 PART_LOSSES = {"task_loss": "task", "lm_loss": "language model"}
 """The two losses that fine-tuning adds up."""
 STEP_PARTS = ("data", "forward", "backward", "optimizer", "communication")
@@ -174,7 +176,7 @@ class RunFiles:
             losses.append(Curve(label, self.train, key))
         for corpus in self.corpora:
             losses.append(Curve(f"validation {corpus}", self.valid_of(corpus), "loss"))
-        charts = {"Loss, nats": losses}
+        charts = {LOSSES: losses}
         for key, title in CHARTS.items():
             charts[title] = [Curve("", self.train, key)]
         parts = [Curve(part, self.train, f"{part}_seconds") for part in STEP_PARTS]

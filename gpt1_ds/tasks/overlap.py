@@ -56,8 +56,8 @@ def ngram_hashes(words_W: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 class Overlap:
     """The texts of all examples, and which of their n-grams a training text was seen to have.
 
-    Memory: 25 bytes for each n-gram of a different text (a text of W words has W - 12), besides the
-    word hashes and the filters. It does not depend on the size of the training text.
+    Memory: the texts, 25 bytes for each n-gram of a different one (a text of W words has W - 12),
+    the word hashes and 0.1 GB of filters. It does not depend on the size of the training text.
     """
 
     def __init__(self, texts: Iterable[str]):

@@ -5,10 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
+from gpt1_ds.reports.charts import page_data
 from gpt1_ds.reports.expected import PAPER_MODEL, expected_of
+from gpt1_ds.reports.expected_curves import EXPECTED, curves_of
 from gpt1_ds.reports.run_files import RunFiles
-from tests.support.report_runs import make_fine_tuning, make_run
+from gpt1_ds.settings.loading import load, to_yaml
+from gpt1_ds.settings.sections import PretrainConfig
+from gpt1_ds.settings.shipped import CONFIGS
+from tests.support.report_runs import lines, make_fine_tuning, make_run
 
 
 def with_model(folder: Path, **model: object) -> RunFiles:
@@ -65,3 +71,52 @@ def test_splits_and_tasks_that_the_paper_has_or_not(tmp_path):
     assert [figure.expected for figure in expected_of(run)] == ["0.5000"]
     run.result = {}
     assert expected_of(run) == []
+
+
+@pytest.fixture
+def like_quickstart(tmp_path: Path) -> Path:
+    """A run with the settings and the shards of the shipped configuration, up to step 300."""
+    content = yaml.safe_load((EXPECTED / "quickstart.yaml").read_text())
+    (losses,) = content["losses"].values()
+    folder = make_run(tmp_path / "a")
+    config = load(PretrainConfig, CONFIGS / "quickstart.yaml", ["run.seed=5", "log.every=3"])
+    (folder / "config.yaml").write_text(to_yaml(config))
+    [state] = folder.glob("checkpoints/*/state.json")
+    state.write_text(json.dumps({"model": {"vocab_size": 2000}, "data": content["data"]}))
+    valid = [
+        {"step": step, "split": "valid", "corpus": "stories", "loss": losses[step][0] + 0.01}
+        for step in (0, 100, 200, 300)
+    ]
+    train = {"step": 300, "split": "train", "loss": 4.0, "tokens": 9600, "elapsed_seconds": 60.0}
+    (folder / "metrics.jsonl").write_text(lines(*valid, train))
+    return folder
+
+
+def test_a_shipped_curve_stands_behind_that_of_a_run_like_it(like_quickstart, tmp_path):
+    run = RunFiles(like_quickstart)
+    (curve,) = curves_of(run)
+    assert [point.step for point in curve.points] == [0, 100, 200, 300], "no further than the run"
+    assert all(0 < point.tolerance < 0.5 for point in curve.points)
+    (figure,) = [found for found in expected_of(run) if "at step 300" in found.figure]
+    assert "within it" in figure.expected and figure.source.startswith("quickstart: ")
+    (chart,) = [chart for chart in page_data([run], [])["charts"] if "bands" in chart]
+    (band,) = chart["bands"]
+    step, _, seconds, _, low, high = band["points"][-1]
+    assert (step, seconds) == (300, 60)
+    assert high - low == pytest.approx(2 * curve.points[-1].tolerance)
+    run.valid[-1]["loss"] += 1
+    assert any("outside of it" in found.expected for found in expected_of(run))
+
+
+@pytest.mark.parametrize("change", ["optim.lr=1e-3", "model.n_ctx=64", "train.max_steps=500"])
+def test_a_run_with_other_settings_or_data_has_no_expected_curve(like_quickstart, change):
+    run = RunFiles(like_quickstart)
+    section, _, setting = change.partition(".")
+    key, _, value = setting.partition("=")
+    run.config[section][key] = yaml.safe_load(value)
+    assert curves_of(run) == []
+    run = RunFiles(like_quickstart)
+    del run.config["train"]["grad_clip"]  # as a version without this setting
+    assert curves_of(run)
+    run.state["data"] = {**run.state["data"], "train/stories": "1 tokens, sha256 ab"}
+    assert curves_of(run) == []

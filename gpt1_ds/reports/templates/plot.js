@@ -106,6 +106,16 @@ function visibleSeries(chart, view) {
   return found;
 }
 
+// What the curves are compared with: {x, low, high} each.
+function visibleBands(chart, view) {
+  return (chart.bands || []).map(band => {
+    const placed = band.points.filter(point => point[view.axis] !== null).map(point => ({
+      x: point[view.axis] / view.unit, low: point[point.length - 2], high: point[point.length - 1],
+    }));
+    return {...band, points: placed.filter(point => point.x > 0 || !view.isLogAxis)};
+  }).filter(band => band.points.length && !view.isHiddenRun(band.run));
+}
+
 const lowest = values => values.reduce((a, b) => a < b ? a : b, Infinity);
 const highest = values => values.reduce((a, b) => a > b ? a : b, -Infinity);
 
@@ -125,9 +135,9 @@ function verticalRange(chart, values, isLog) {
 function makeFrame(chart, series, box, view) {
   const width = Math.max(260, box.clientWidth);
   const height = view.isFirst ? Math.min(430, Math.max(270, width * 0.42)) : 205;
-  const references = chart.references || [];
+  const references = chart.references || [], bands = visibleBands(chart, view);
   const all = series.flatMap(s => s.points.flatMap(p => view.smoothing ? [p.y, p.raw] : [p.y]))
-    .concat(references.map(reference => reference.value));
+    .concat(references.map(reference => reference.value), bands.flatMap(band => band.points.flatMap(p => [p.low, p.high])));
   const isLog = view.isLog && all.some(value => value > 0);
   const [low, high] = verticalRange(chart, isLog ? all.filter(value => value > 0) : all, isLog);
   const xs = series.flatMap(s => s.points.map(point => point.x));
@@ -138,7 +148,7 @@ function makeFrame(chart, series, box, view) {
   const right = width - RIGHT - letters * LETTER;
   const X = makeScale(first, last, LEFT, right, view.isLogAxis, Math.max(3, Math.floor(width / 90)));
   const Y = makeScale(low, high, height - BOTTOM, TOP, isLog, view.isFirst ? 6 : 4);
-  return {chart, series, references, width, height, right, first, last, X, Y, isLog, letters};
+  return {chart, series, references, bands, width, height, right, first, last, X, Y, isLog, letters};
 }
 
 // The parts of a drawing
@@ -184,6 +194,16 @@ function drawMarks(plot, frame, marks, view) {
 function pathOf(points, key, frame) {
   const drawn = frame.isLog ? points.filter(point => point[key] > 0) : points;
   return drawn.map((p, i) => `${i ? "L" : "M"}${frame.X(p.x).toFixed(1)} ${frame.Y(p[key]).toFixed(1)}`).join("");
+}
+
+// Behind the curves: the expected loss with its tolerance.
+function drawBands(plot, frame) {
+  for (const {points, label} of frame.bands) {
+    const place = (p, y) => `${frame.X(p.x).toFixed(1)} ${frame.Y(y).toFixed(1)}`;
+    const ring = [...points.map(p => place(p, p.high)), ...[...points].reverse().map(p => place(p, p.low))];
+    const band = svg("path", plot, {class: "band", d: `M${ring.join("L")}Z`, "data-points": points.length});
+    svg("title", band, {}, label);
+  }
 }
 
 function drawCurves(plot, frame, view) {
@@ -304,6 +324,7 @@ function drawPlot(chart, box, marks, view) {
   });
   drawAxes(plot, frame, view);
   drawMarks(plot, frame, marks, view);
+  drawBands(plot, frame);
   drawCurves(plot, frame, view);
   if (frame.letters) drawNames(plot, frame);
   drawEnds(plot, frame);

@@ -23,7 +23,7 @@ const isHidden = (chart, series) => state.hidden.has(keyOf(chart, series)) || st
 function currentView() {
   const isTime = state.axis === TIME;
   return {
-    axis: state.axis, isHidden, hasRuns: runs.length > 1,
+    axis: state.axis, isHidden, isHiddenRun: run => state.hiddenRuns.has(run), hasRuns: runs.length > 1,
     axisName: isTime ? timeName : axes[state.axis].name, unit: isTime ? timeSeconds : 1,
     isLog: byId("log").checked, isLogAxis: byId("log-axis").checked, smoothing: +byId("smoothing").value,
   };

@@ -7,6 +7,7 @@ own, and with a mask that is a function of the window's key and the element's pl
 `gpt1_ds/model/kernels.py`. About half a minute.
 """
 
+import argparse
 import os
 
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # what is cached is not counted
@@ -55,6 +56,9 @@ def count(way: str) -> tuple[float, float, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.manual_seed(0)
     torch._logging.set_logs(inductor_metrics=True)  # else they are not counted
     for way in WAYS:

@@ -7,6 +7,7 @@ GPT-1 on one rank, on the device at hand: half a minute, 5 GB of memory, 2 GB in
 The copies are hashed as if there were other ranks: the numbers go with a gather that is there.
 """
 
+import argparse
 import importlib
 import os
 import sys
@@ -40,7 +41,12 @@ SHAPE = GPTConfig(40_000, 12, 12, 768, 512)
 TIMES = 3
 
 
-def main(name: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of a shipped DeepSpeed JSON, such as zero1_bf16")
+    name = parser.parse_args().name
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     rendezvous.join_process_group(60)
@@ -84,4 +90,4 @@ def least_seconds(action: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -45,7 +45,7 @@ def ends(tiny_run: Path, tiny_shards: Path, sample: Path, tmp_path_factory) -> d
     novel = next((sample / "books" / "train").glob("*.txt"))
     cases = {
         "start": ("train", 800 * MB, [*train, *large, "run.name=start"]),
-        "validation": ("train", 300 * MB, [*train, *batch, "run.name=validation"]),
+        "validation": ("train", 600 * MB, [*train, *batch, "run.name=validation"]),
         "step": ("train", 1500 * MB, [*train, *batch, "run.name=step"]),
         "finetune": ("finetune", 700 * MB, [*tuned, "train.micro_batch=800"]),
         "eval": ("eval", MB, [str(tiny_run), "--data", str(novel)]),
@@ -126,3 +126,5 @@ def test_which_errors_are_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert "more were asked for" in str(as_user_error(caught.value))
+    # Python's words where there is no memory left for the stack of a thread.
+    assert "ulimit -u" in str(as_user_error(RuntimeError("can't start new thread")))

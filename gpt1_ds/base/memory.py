@@ -16,8 +16,9 @@ _SIGNS = (
     "out of memory",
     "bad_alloc",
     "bad allocation",
+    "can't start new thread",
 )
-"""What torch, numpy, CUDA and the C++ library write, in small letters."""
+"""What torch, numpy, CUDA, the C++ library and Python write, in small letters."""
 _ASKED = re.compile(r"allocate (?:about )?([\d.]+) ?(bytes|[KMGT]iB)")
 _ON_A_GPU = re.compile(
     r"total capacity of ([\d.]+) ([KMGT]iB) of which ([\d.]+) ([KMGT]iB) is free"
@@ -40,6 +41,8 @@ def shortage(error: BaseException) -> str:
     text = str(error)
     asked, on_a_gpu = _ASKED.search(text), _ON_A_GPU.search(text)
     more = f"{_bytes(*asked.groups()) / GB:.2f} GB more were asked for, " if asked else ""
+    if "new thread" in text:
+        more = "a thread was asked for, which `ulimit -u` may forbid too, "
     if on_a_gpu:
         total, total_unit, free, unit = on_a_gpu.groups()
         there = f"{_bytes(free, unit) / GB:.2f} of {_bytes(total, total_unit) / GB:.1f} GB are free"

@@ -125,8 +125,10 @@ class Meeting:
         timeout = timedelta(seconds=nccl.group_timeout(backend, self.timeout_seconds))
         with _reached(env):
             store = self._open(env)
+            # Else gloo would look for the ranks of the start before at their old addresses.
+            own = dist.PrefixStore(f"gpt1_ds/{_start()}", store)
             dist.init_process_group(
-                backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout
+                backend, store=own, rank=env.rank, world_size=env.world_size, timeout=timeout
             )
             if env.world_size > 1:
                 heartbeat.start_heartbeat(store, env.rank, env.world_size, patience)
@@ -312,10 +314,13 @@ def _waiting_shown(env: RankEnv) -> Iterator[None]:
         met.set()
 
 
+def _start() -> str:
+    """The number of this start under torchrun, which keeps its store over restarts."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def _take_rank(store: dist.TCPStore, env: RankEnv) -> None:
-    # torchrun keeps its store over restarts, so the key contains the number of the restart.
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if store.add(f"gpt1_ds/{start}/rank/{env.rank}", 1) > 1:
+    if store.add(f"gpt1_ds/{_start()}/rank/{env.rank}", 1) > 1:
         raise ConfigError(
             f"RANK={env.rank} is taken by another process of this run; give each its own, "
             f"from 0 to {env.world_size - 1}",

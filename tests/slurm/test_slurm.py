@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tests.support.slurm_jobs import (
     STEPS,
     Job,
     assert_same_run,
+    port_of,
     rank_processes,
     status,
     usr1_pending,
@@ -211,17 +211,36 @@ def test_preemption_stops_requeues_and_changes_nothing(cluster, submit, side_by_
     assert_same_run(preempted.run, side_by_side[0].run)
 
 
-def test_a_killed_rank_ends_the_start_at_once_and_the_job_goes_on_from_the_checkpoint(submit):
+def test_a_killed_rank_is_followed_by_a_start_in_the_same_allocation(submit):
     job = submit("pretrain", *SMALL, name="killed")
     job.until_step(SAVED + 2)
-    os.kill(rank_processes("killed")[1], signal.SIGKILL)
-    killed = time.monotonic()
-    job.until_requeued()
-    assert time.monotonic() - killed < 60
+    before, port = rank_processes("killed"), port_of("killed")
+    os.kill(before[1], signal.SIGKILL)
+    job.until(lambda: port_of("killed") not in (port, None), "the next start", 60)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
     log = job.ended()
+    assert job.field("Restarts") == "0" and "starting again on the same nodes in 2 s" in log
     resumed = [line for line in log.splitlines() if line.startswith("steps    ")][1]
     assert int(resumed.split()[1]) >= SAVED and "lost a peer" in log
     assert job.steps() == list(range(1, STEPS + 1))
+
+
+def test_starts_in_one_allocation_end_with_the_budget(submit):
+    """Each start is killed before its first checkpoint; the pause before the next one grows."""
+    late = [f"checkpoint.every={2 * STEPS}", "train.max_steps=100000"]
+    job = submit("pretrain", *SMALL, *late, name="doomed", GPT1_RESTARTS="2")
+    for start in (1, 2):
+        job.until(
+            lambda start=start: job.log.count("steps    ") == start and job.steps()[-1:] > [2],
+            "some steps",
+        )
+        port = port_of("doomed")
+        os.kill(rank_processes("doomed")[0], signal.SIGKILL)
+        job.until(lambda port=port: port_of("doomed") != port, "the end of the start", 60)
+    log = job.ended("FAILED", "137:0")
+    assert log.count("starting again on the same nodes in 12 s") == 1
+    assert "not queued again: 2 of 2 starts without a checkpoint" in log
+    assert job.field("Restarts") == "0"
 
 
 def test_a_failing_job_is_requeued_as_often_as_its_budget_allows(submit):

@@ -100,7 +100,17 @@ def status(run: Path) -> dict:
 
 def rank_processes(name: str) -> list[int]:
     """The process ids of the ranks of run `name` on all nodes, by rank."""
-    found = {}
+    return [process for _, process, _ in _ranks(name)]
+
+
+def port_of(name: str) -> str | None:
+    """The MASTER_PORT of the ranks of run `name`; None if there are none."""
+    return next((port for _, _, port in _ranks(name)), None)
+
+
+def _ranks(name: str) -> list[tuple[int, int, str]]:
+    """Rank, process id and MASTER_PORT of each rank of run `name`, by rank."""
+    found = []
     for entry in Path("/proc").iterdir():
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -113,8 +123,9 @@ def rank_processes(name: str) -> list[int]:
             and words[1].endswith(b"train.py")
             and b"SLURM_PROCID" in environ
         ):
-            found[int(environ[b"SLURM_PROCID"])] = int(entry.name)
-    return [found[rank] for rank in sorted(found)]
+            place = int(environ[b"SLURM_PROCID"]), int(entry.name)
+            found.append((*place, environ[b"MASTER_PORT"].decode()))
+    return sorted(found)
 
 
 def usr1_pending(name: str) -> int:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, UserError
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.distributed.environment import RankEnv
+from gpt1_ds.distributed.environment import RankEnv, start_number
 
 POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 20.0
@@ -39,9 +39,7 @@ class Exchange:
     """The ranks' facts and errors, in one or more rounds; all ranks take part in each round."""
 
     def __init__(self, store: dist.Store, env: RankEnv, timeout_seconds: float):
-        # torchrun keeps its store over restarts, so the prefix has the number of the restart.
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = dist.PrefixStore(f"gpt1_ds/start/{start}", store)
+        self.store = dist.PrefixStore(f"gpt1_ds/start/{start_number(os.environ)}", store)
         self.env = env
         self.timeout_seconds = timeout_seconds
         self.round = 0

@@ -175,6 +175,15 @@ def ranks_here(environ: Mapping[str, str], world_size: int) -> int:
     return next((int(size) for size in sizes if size.isdigit() and int(size) > 0), world_size)
 
 
+def start_number(environ: Mapping[str, str]) -> str:
+    """How often torchrun has started the ranks again; 0 elsewhere.
+
+    torchrun keeps its store over starts. So a key or prefix there contains this number: else a
+    start would find what the one before it has left.
+    """
+    return environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def free_port() -> int:
     """A port of the loopback interface that is not in use now."""
     with socket.socket() as probe:

@@ -35,6 +35,7 @@ from gpt1_ds.base.errors import (
     UserError,
     report,
 )
+from gpt1_ds.distributed.environment import start_number
 from gpt1_ds.distributed.waiting import Waits
 
 T = TypeVar("T")
@@ -232,10 +233,8 @@ def start_heartbeat(
 ) -> None:
     """Start the heartbeat of this process; `store` is the store of the process group."""
     global _heartbeat
-    # torchrun keeps its store over restarts, so the prefix has the number of the restart.
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     own: dist.Store = store.clone()  # type: ignore[attr-defined]
-    own = dist.PrefixStore(f"gpt1_ds/heartbeat/{start}", own)
+    own = dist.PrefixStore(f"gpt1_ds/heartbeat/{start_number(os.environ)}", own)
     _heartbeat = Heartbeat(own, rank, world_size, patience)
 
 

@@ -25,7 +25,7 @@ from gpt1_ds.base.protocols import Json
 from gpt1_ds.distributed import heartbeat, nccl
 from gpt1_ds.distributed.agreement import PATIENCE_SECONDS, Exchange
 from gpt1_ds.distributed.descriptors import make_room
-from gpt1_ds.distributed.environment import RankEnv, rank_environment, ranks_here
+from gpt1_ds.distributed.environment import RankEnv, rank_environment, ranks_here, start_number
 
 NOTICE_SECONDS = 20.0
 """Time between two lines about a rank that still waits."""
@@ -126,7 +126,7 @@ class Meeting:
         with _reached(env):
             store = self._open(env)
             # Else gloo would look for the ranks of the start before at their old addresses.
-            own = dist.PrefixStore(f"gpt1_ds/{_start()}", store)
+            own = dist.PrefixStore(f"gpt1_ds/{start_number(os.environ)}", store)
             dist.init_process_group(
                 backend, store=own, rank=env.rank, world_size=env.world_size, timeout=timeout
             )
@@ -314,13 +314,8 @@ def _waiting_shown(env: RankEnv) -> Iterator[None]:
         met.set()
 
 
-def _start() -> str:
-    """The number of this start under torchrun, which keeps its store over restarts."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-
 def _take_rank(store: dist.TCPStore, env: RankEnv) -> None:
-    if store.add(f"gpt1_ds/{_start()}/rank/{env.rank}", 1) > 1:
+    if store.add(f"gpt1_ds/{start_number(os.environ)}/rank/{env.rank}", 1) > 1:
         raise ConfigError(
             f"RANK={env.rank} is taken by another process of this run; give each its own, "
             f"from 0 to {env.world_size - 1}",

@@ -2,18 +2,17 @@
 instance a node."""
 
 import json
-import os
-import signal
 import subprocess
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.distributed.environment import free_port
 from tests.conftest import ROOT, succeed
+from tests.support.launched_runs import command, steps_logged
 from tests.support.ranks import die_with_parent
 
 SMALL = (
@@ -80,13 +79,12 @@ def test_deepspeed_with_a_hostfile_trains_the_same(tiny_shards, by_mpirun, tmp_p
 
 
 def test_torchrun_starts_a_killed_rank_again_and_the_run_resumes(tiny_shards, tmp_path):
-    runs = {}
+    options = ("--standalone", "--nproc_per_node=2", "--max_restarts=1")
     for name in ("whole", "killed"):
-        options = ("--standalone", "--nproc_per_node=2", "--max_restarts=1")
-        words = (*SMALL, f"data.shards={tiny_shards}", f"run.dir={tmp_path}", f"run.name={name}")
-        more = ("train.max_steps=40", "checkpoint.every=5", "eval.every=40")
-        runs[name] = subprocess.Popen(
-            list(map(str, ("torchrun", *options, *words, *more))),
+        words = command(tiny_shards, tmp_path / name)
+        train = words.index("gpt1_ds/train.py")
+        launcher = subprocess.Popen(
+            ["torchrun", *options, *words[train:]],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -95,27 +93,15 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_resumes(tiny_shards, tm
             preexec_fn=die_with_parent,
         )
         if name == "killed":
-            until_step(tmp_path / name / "metrics.jsonl", 7)
-            os.kill(children_of(runs[name].pid)[1], signal.SIGKILL)
-        printed, _ = runs[name].communicate(timeout=200)
-        assert runs[name].returncode == 0, printed
+            deadline = time.monotonic() + 120
+            while steps_logged(tmp_path / name)[-1:] < [12]:
+                assert time.monotonic() < deadline, "no step 12"
+                time.sleep(0.05)
+            psutil.Process(launcher.pid).children()[1].kill()
+        printed, _ = launcher.communicate(timeout=200)
+        assert launcher.returncode == 0, printed
     assert printed.count("run      ") == 2
-    ours, theirs = (load_weights(tmp_path / name)[0] for name in runs)
+    ours, theirs = (load_weights(tmp_path / name / "run")[0] for name in ("killed", "whole"))
     assert ours.keys() == theirs.keys() and all(
         torch.equal(ours[name], theirs[name]) for name in ours
     )
-
-
-def until_step(metrics: Path, step: int) -> None:
-    """Wait until a run has logged a step, two minutes at most."""
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
-        assert time.monotonic() < deadline, f"{metrics}: no step {step}"
-        time.sleep(0.05)
-
-
-def children_of(process: int) -> list[int]:
-    """Process ids of the ranks that a launcher has started, in their order."""
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    ranks = [pid for pid in found if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
-    return sorted(map(int, ranks))

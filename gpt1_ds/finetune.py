@@ -226,7 +226,6 @@ def train_step(
             micro = collate(mine, data.tokenizer.special_ids, examples[0], width).to(device)
             numbers, n_sequences = [batch[index] for index in share], micro.ids_BST.shape[1]
             keys_BS2 = dropout_keys(config.run.seed, step, numbers, n_sequences)
-            keys_BS2 = collectives.upload(keys_BS2, device)
         lm_targets_BST = micro.lm_targets_BST if config.task.lm_coef else None
         with timer.part("forward"):
             task_loss, lm_loss, _ = engine(

@@ -180,7 +180,6 @@ def train_step(
     losses = []
     for ids_bT, keys_b2 in zip(micro_batches, keys_B2.split(len(micro_batches[0])), strict=True):
         ids_bT = collectives.upload(ids_bT, engine.device)
-        keys_b2 = collectives.upload(keys_b2, engine.device)
         with timer.part("forward"):
             _, nll_bT = engine(ids_bT[:, :-1], ids_bT[:, 1:], dropout_keys_B2=keys_b2)
             loss = nll_bT.mean()

@@ -15,6 +15,7 @@ from gpt1_ds.base.memory import is_shortage
 from gpt1_ds.base.protocols import Engine
 from gpt1_ds.distributed.console import say
 from gpt1_ds.model.gpt import SITES, Block, DropoutKeys, KeysValues
+from gpt1_ds.model.kernels import keys_of_places
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 
 EQUAL_ON_GPU = False
@@ -124,8 +125,8 @@ def sample_inputs(block: Block, sequences: int, tokens: int) -> tuple[Tensor, Te
     states_BTC = torch.zeros(
         sequences, tokens, len(weight), dtype=weight.dtype, device=weight.device, requires_grad=True
     )
-    keys_PB2 = torch.zeros(SITES, sequences, 2, dtype=torch.int32, device=weight.device)
-    return states_BTC, keys_PB2
+    keys_B2 = torch.zeros(sequences, 2, dtype=torch.int32)
+    return states_BTC, keys_of_places(keys_B2, SITES, weight.device)
 
 
 class TrainingBlock(nn.Module):

@@ -34,8 +34,8 @@ from gpt1_ds.model.kernels import (
     dropout,
     gelu,
     head_cross_entropy,
+    keys_of_places,
     linear,
-    site_keys,
 )
 
 VOCAB_MULTIPLE = 128
@@ -49,7 +49,8 @@ KeysValues = tuple[Tensor, Tensor]
 KVCache = list[KeysValues]
 """Keys and values of each block."""
 DropoutKeys = Tensor | tuple[None, ...]
-"""A key for each place and sequence, (P, B, 2) int32. Outside training: None for each place."""
+"""A key for each place and sequence, (P, B, 2) int32, on a GPU (P, 0, 2): see `keys_of_places`.
+Outside training: None for each place."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,8 @@ class GPT(nn.Module):
 
         The call adds the new keys and values to the list `cache`. In later calls with this list,
         `ids_BT` are the next tokens only. In training each sequence has its own dropout key, a pair
-        of int32 in `dropout_keys_B2`. By default the keys are drawn from the global generator.
+        of int32 in `dropout_keys_B2`. By default the keys are drawn from the global generator. A
+        GPU does not look at them: they may stay on the CPU.
         """
         past_tokens = cache[0][0].shape[2] if cache else 0
         T = ids_BT.shape[1]
@@ -318,9 +320,8 @@ class GPT(nn.Module):
         if not self.training:
             return (None,) * places
         if keys_B2 is None:
-            keys_B2 = torch.empty(len(ids_BT), 2, dtype=torch.int32, device=ids_BT.device)
-            keys_B2.random_(-(2**31), None)
-        return site_keys(keys_B2, places)
+            keys_B2 = torch.empty(len(ids_BT), 2, dtype=torch.int32).random_(-(2**31), None)
+        return keys_of_places(keys_B2, places, ids_BT.device)
 
 
 def likeliest(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:

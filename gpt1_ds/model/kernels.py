@@ -67,6 +67,17 @@ def site_keys(keys_B2: Tensor, sites: int) -> Tensor:
     return keys_PB2 ^ (keys_PB2 >> 13) ^ keys_B2.flip(-1)
 
 
+def keys_of_places(keys_B2: Tensor, places: int, device: torch.device) -> Tensor:
+    """The keys that a model on `device` hands to its places with dropout: `site_keys` on a CPU.
+
+    A GPU draws its masks from its generator, and asks only whether there is a key. It gets keys of
+    no sequence, (P, 0, 2), which the host neither copies nor mixes.
+    """
+    if device.type != "cpu":
+        return torch.empty(places, 0, 2, dtype=torch.int32, device=device)
+    return site_keys(keys_B2, places)
+
+
 def dropout(x: Tensor, p: float, keys_B2: Tensor | None) -> Tensor:
     """Dropout of `x` (B, ..) with probability `p`. Without keys (outside training) it returns `x`.
 

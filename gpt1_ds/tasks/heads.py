@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gpt1_ds.data.order import mix
 from gpt1_ds.model.gpt import GPT, SITES, pass_over_defaults
-from gpt1_ds.model.kernels import dropout, site_keys
+from gpt1_ds.model.kernels import dropout, keys_of_places
 from gpt1_ds.settings.sections import TaskConfig
 from gpt1_ds.tasks.examples import IGNORE
 
@@ -99,7 +99,7 @@ class TaskModel(nn.Module):
         keys_B2 = None
         if self.training:
             assert dropout_keys_BS2 is not None
-            keys_B2 = site_keys(dropout_keys_BS2[:, 0], sites)[-1]
+            keys_B2 = keys_of_places(dropout_keys_BS2[:, 0], sites, ids_BST.device)[-1]
         logits = self._logits(hidden_BSTC, end_BS, keys_B2).float()
         # Not a buffer: the engine would round it to the precision of the model.
         weights_K = logits.new_tensor(self.class_weights) if self.class_weights else None

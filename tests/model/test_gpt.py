@@ -1,11 +1,14 @@
 """The model is the one of the paper: shape, initial weights, causality, plain formulas."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt1_ds.engine.counting import counted
 from gpt1_ds.model.gpt import GPT, GPTConfig
 
 TINY = GPTConfig(vocab_size=300, n_layer=2, n_head=4, n_embd=32, n_ctx=24)
@@ -144,3 +147,27 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(ids)[0], model(ids)[0])
     model.eval()
     assert torch.equal(model(ids)[0], model(ids)[0])
+
+
+def operators_of_a_step(train: bool = True, **change) -> Counter:
+    """Of forward and backward on a device that is no CPU; the dropout keys are on the CPU."""
+    keys = torch.ones(2, 2, dtype=torch.int32)
+    ids = torch.zeros(2, 21, dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        model = GPT(replace(TINY, **change)).train(train)
+    with counted() as counts:
+        model(ids[:, :-1], ids[:, 1:], dropout_keys_B2=keys)[1].mean().backward()
+    return counts.operators
+
+
+def test_away_from_a_cpu_dropout_keys_are_neither_mixed_nor_copied():
+    """Training has the operators of no training, and those of torch's dropout at each place."""
+    without = operators_of_a_step(train=False)
+    nothing = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    assert operators_of_a_step(**nothing) == without
+    places = 1 + 3 * TINY.n_layer
+    assert operators_of_a_step() - without == {
+        "bernoulli_": places,
+        "div_": places,
+        "mul": 2 * places,
+    }

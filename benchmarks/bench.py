@@ -1,12 +1,13 @@
 """Runs all CPU benchmarks, one after the other, as `make bench` does.
 
     python benchmarks/bench.py SHARDS [--only ROW ..] [--corpus stories] [--nanogpt PATH]
-        [--max-size 1e8]
+        [--shakespeare FILE] [--max-size 1e8]
 
 SHARDS is quickstart/shards after `make quickstart`, or your own folder. --help lists the rows with
 their minutes on 2 idle CPU cores. Each row prints its own table. If a row fails, the others still
 run. The `test` extra installs transformers and tokenizers for comparison; `pip install
-mosaicml-streaming` adds one more library; nanoGPT needs a checkout. benchmarks/README.md has the
+mosaicml-streaming` adds one more library; nanoGPT needs a checkout, and `shakespeare` char-rnn's
+tinyshakespeare/input.txt, without which it is left out. benchmarks/README.md has the
 target figures and the measured ones. For a GPU there is `gpu.py`, which is run separately.
 """
 
@@ -37,6 +38,7 @@ ROWS = {
     "loading": (3, "loading.py"),
     "finetuning": (3, "finetuning.py --data SAMPLE/tasks/SST-2 --tokenizer SHARDS/tokenizer"),
     "generation": (4, "generation.py"),
+    "shakespeare": (6, "shakespeare.py TEXT NANOGPT"),
     "growth-model": (1, "growth.py model"),
     "growth-corpus": (1, "growth.py corpus SHARDS/tokenizer --max-size MAX_SIZE"),
     "gather": (1, "scale.py gather"),
@@ -65,6 +67,12 @@ def main(argv: list[str]) -> int:
         "--nanogpt", type=Path, metavar="PATH", help="checkout of nanoGPT; left out without it"
     )
     parser.add_argument(
+        "--shakespeare",
+        type=Path,
+        metavar="FILE",
+        help="text of `shakespeare`; left out without it",
+    )
+    parser.add_argument(
         "--max-size",
         type=float,
         default=1e8,
@@ -86,9 +94,13 @@ def main(argv: list[str]) -> int:
             "SAMPLE": sample,
             "CORPUS": args.corpus,
             "NANOGPT": nanogpt,
+            "TEXT": str(args.shakespeare.resolve()) if args.shakespeare else "",
             "MAX_SIZE": f"{args.max_size:.0f}",
         }
         for name in args.only or ROWS:
+            if name == "shakespeare" and not args.shakespeare:
+                print("\n== shakespeare: left out, since --shakespeare FILE is not given")
+                continue
             minutes, words = ROWS[name]
             print(f"\n== {name}: {words} (about {minutes} min)", flush=True)
             for placeholder, value in filled.items():

@@ -37,6 +37,7 @@ from data_prep.building.layout import Layout, ShardBuilder, plan_shards
 from data_prep.building.parts import Parts
 from data_prep.building.ranks import CLAIM, Ranks
 from data_prep.building.survivors import decide
+from data_prep.building.word_budget import MAX_WORDS, WordBudget
 from data_prep.reading.cleaning import BAD_TEXT, Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, find_sources, in_ranges, is_divisible
 from data_prep.reading.formats import BLOCK_LINES
@@ -133,6 +134,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="most tokens in one shard (default: 16777216, 32 MiB)",
     )
+    option(
+        "--max-words",
+        type=int,
+        metavar="N",
+        help="at most so many words of training text, between white space and over all corpora:"
+        " whole documents in a random order, until the next one would exceed it (default: all)",
+    )
+    option(
+        "--seed",
+        type=int,
+        default=42,
+        metavar="N",
+        help="seed of that order, which depends on nothing else but the texts (default: 42)",
+    )
     option("--out", type=path, required=True, metavar="DIR", help="shard directory to make")
     option = parser.add_argument_group("cleaning and duplicates").add_argument
     add_option(option)
@@ -173,6 +188,8 @@ def _check(args: argparse.Namespace) -> None:
         ("--near-duplicates", near, 0 <= near <= 1, "between 0 and 1"),
         ("--shard-tokens", shard_tokens, shard_tokens >= SAMPLE_TOKENS, least),
         ("--duplicate-paragraphs", paragraphs, paragraphs >= 0, "at least 0"),
+        ("--max-words", args.max_words, args.max_words is None or args.max_words > 0, "above 0"),
+        ("--seed", args.seed, 0 <= args.seed < 2**63, "at least 0 and below 2^63"),
     ):
         if not fits:
             raise ConfigError(f"{option} {value:g}: must be {bounds}")
@@ -248,7 +265,8 @@ def _compare(args: argparse.Namespace, ranks: Ranks, parts: Parts) -> None:
 def _plan_shards(args: argparse.Namespace, parts: Parts) -> Layout:
     with _writing(args.out):
         decide(parts)
-    return plan_shards(parts, args.validation_fraction, args.shard_tokens)
+    budget = WordBudget(args.max_words, args.seed) if args.max_words else None
+    return plan_shards(parts, args.validation_fraction, args.shard_tokens, budget)
 
 
 def _write(args: argparse.Namespace, ranks: Ranks, layout: Layout, builder: ShardBuilder) -> None:
@@ -303,6 +321,8 @@ def _settings(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, objec
         "sample_tokens": SAMPLE_TOKENS,
         "shard_tokens": args.shard_tokens,
         "validation_fraction": args.validation_fraction,
+        MAX_WORDS: args.max_words,
+        "max_words_seed": args.seed if args.max_words else None,
     }
 
 

@@ -27,17 +27,20 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import sentencepiece
 
+from data_prep.inspect_shards import documents
 from data_prep.reading.cleaning import Cleaning, add_option, parse_steps
 from data_prep.reading.corpus import Source, SourceReader, find_sources
 from data_prep.reading.folders import MOST_NAMES, PassedOver, shown
-from gpt1_ds.base.errors import ConfigError, DataError, command
+from gpt1_ds.base.errors import ConfigError, DataError, command, near
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.progress import Progress
 from gpt1_ds.base.streams import keep_going_without_output
+from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.tokenizer import CONTROL_PIECES, MODEL_FILE
 
 CHUNK_CHARACTERS = 1000
@@ -72,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         help="pieces, with 5 control pieces, <unk> and 256 bytes among them (default: 40000)",
     )
     option("--out", type=path, required=True, metavar="DIR", help="folder for tokenizer.model")
+    option(
+        "--documents-of",
+        type=path,
+        metavar="SHARDS",
+        help="learn only from the documents that this shard directory trains on, of another"
+        " tokenizer but the same --corpus; for build_shards --max-words (default: all)",
+    )
     option = parser.add_argument_group("how it learns").add_argument
     option(
         "--sample-bytes",
@@ -110,7 +120,8 @@ def main(argv: list[str]) -> None:
         if not least <= value <= most:
             raise ConfigError(f"{name} {value}: must be at least {least} and at most {most}")
     rule = _rule(args.case, args.normalization_rule)
-    text = _TrainingText(sources, cleaning, args.sample_bytes, args.seed)
+    chosen = _documents_of(args.documents_of, sources) if args.documents_of else None
+    text = _TrainingText(sources, cleaning, args.sample_bytes, args.seed, chosen)
     model = _train(text, args.vocab_size, rule)
     record = {
         "normalization": cleaning.record(),
@@ -121,6 +132,8 @@ def main(argv: list[str]) -> None:
         "sources": text.sources_read,
         "vocab_size": args.vocab_size,
     }
+    if chosen is not None:
+        record["documents"] = {corpus: sorted(ids) for corpus, ids in chosen.items()}
     record_text = json.dumps(record, indent=1, ensure_ascii=False)
     path = args.out / MODEL_FILE
     try:
@@ -142,12 +155,39 @@ def _rule(case: str | None, rule: str | None) -> str:
     return rule or CASES[case or "fold"]
 
 
-class _TrainingText:
-    """The training lines: all of a small corpus, a seeded share of a large one."""
+def _documents_of(shards: Path, sources: list[Source]) -> dict[str, set[str]]:
+    """By corpus: the ids of its training documents in a shard directory."""
+    manifest = read_manifest(shards)
+    corpora = list(dict.fromkeys(source.corpus for source in sources))
+    chosen = {}
+    for corpus in corpora:
+        if corpus not in manifest.splits["train"]:
+            raise ConfigError(
+                f"--documents-of {shards}: it does not train on corpus {corpus}; "
+                f"{near(corpus, manifest.splits['train'])}"
+            )
+        found = documents(shards, manifest, "train", corpus)
+        chosen[corpus] = {spans[0].document for spans in found}
+    return chosen
 
-    def __init__(self, sources: list[Source], cleaning: Cleaning, sample_bytes: int, seed: int):
+
+class _TrainingText:
+    """The training lines: all of a small corpus, a seeded share of a large one.
+
+    Of the `chosen` documents only, if they are given: ids by corpus.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        cleaning: Cleaning,
+        sample_bytes: int,
+        seed: int,
+        chosen: dict[str, set[str]] | None = None,
+    ):
         self._sources = sources
         self._cleaning = cleaning
+        self._chosen = chosen
         text_bytes = sum(source.cost for source in sources)
         self._share = min(1.0, sample_bytes / text_bytes)
         self._random = random.Random(seed)
@@ -175,6 +215,8 @@ class _TrainingText:
             for source in self._sources:
                 reader = SourceReader(source, self._cleaning)
                 for fragment in reader.fragments():
+                    if self._chosen and fragment.id not in self._chosen[source.corpus]:
+                        continue
                     for line in fragment.text.split("\n"):
                         if self._share == 1 or self._random.random() < self._share:
                             self.bytes += len(line.encode())

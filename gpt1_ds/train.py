@@ -70,6 +70,7 @@ from gpt1_ds.runs.setup import (
     start_engine,
 )
 from gpt1_ds.runs.wall_time import CHECKPOINTS, VALIDATION
+from gpt1_ds.runs.words import reached, words_of_corpora
 from gpt1_ds.runs.zero_shot import SPLIT as ZERO_SHOT
 from gpt1_ds.runs.zero_shot import open_benchmarks, score_benchmarks, zero_shot_due
 from gpt1_ds.settings.sections import PretrainConfig
@@ -87,10 +88,11 @@ def main(argv: list[str]) -> None:
     stop = StopFlag()
     memory = MemoryNeed(settings)
     with collectives.peer_faults(), memory.explained():
+        words = words_of_corpora(manifest)
         manifest = sound_manifest(config.data, manifest)
         tell_of_line_breaks(config.data.shards, manifest, tokenizer)
         shape = GPTConfig(tokenizer.vocab_size, **shape_of(config.model))
-        data = open_corpora(config, shape, manifest)
+        data = open_corpora(config, shape, manifest, words)
         facts = facts_of(config, shape, tokenizer, manifest)
         torch.manual_seed(config.run.seed)  # the same draw on every rank
         folder = claim_folder(config, tokenizer, settings.from_scratch)
@@ -156,7 +158,7 @@ def train(run: Pretraining, batches: Batches, losses: LossHistory) -> None:
             say(f"step {step}: the last step is done; validating, then saving the checkpoint")
         if not evaluate(run, step):
             break
-        if step % config.checkpoint.every == 0 or last:
+        if step % config.checkpoint.every == 0 or last or words_reached(run, step):
             commit(run, losses, step, cursor, must=last)
         run.poll()
         if last:
@@ -215,6 +217,7 @@ def log_step(
     since = max(step - len(losses.steps), run.log.resume_step)
     loss = losses.check(step, cursor)
     tokens = sizes.before(step) * n_ctx
+    words = run.data.words_at(step)
     speed = run.throughput.read(tokens - sizes.before(since) * n_ctx)
     run.log.log(
         step,
@@ -224,6 +227,7 @@ def log_step(
         grad_norm=grad_norm(engine),
         **speed,
         tokens=tokens,
+        **({} if words is None else {"words": round(words)}),
         skipped_steps=skipped_steps(engine),
         **loss_scale(engine),
         **norms,
@@ -242,6 +246,12 @@ def log_step(
     if stuck := run.plateau.check(step, loss):
         say(f"warning: {stuck}")
     losses.start_line(loss)
+
+
+def words_reached(run: Pretraining, step: int) -> int:
+    """The one of `checkpoint.at_words` that this step is the first to reach; 0: none."""
+    words_at = run.data.words_at
+    return reached(run.config.checkpoint.at_words, words_at(step - 1), words_at(step))
 
 
 def evaluate(run: Pretraining, step: int, at_start: bool = False) -> bool:
@@ -310,7 +320,13 @@ def commit(
 ) -> None:
     """A checkpoint of `step`, with the place in the data after it; Spike if its loss is one."""
     losses.check(step, cursor)
-    state = replace(run.facts, step=step, cursor=cursor, losses=losses.to_dict())
+    state = replace(
+        run.facts,
+        step=step,
+        cursor=cursor,
+        losses=losses.to_dict(),
+        at_words=words_reached(run, step) or None,
+    )
     run.commit(state, must, stopping)
 
 

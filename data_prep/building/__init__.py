@@ -8,6 +8,7 @@ May import `data_prep.reading`, `gpt1_ds.base` and `gpt1_ds.data`. In reading or
 - `duplicates`: which documents and paragraphs occur more than once
 - `parts`: the tokens read back, without what is dropped, and in which split
 - `survivors`: which of several equal documents and paragraphs stays
+- `word_budget`: which documents are trained on, if their words are limited
 - `layout`: which of them lie in which sample and shard; writes the shards
 - `consistency`: whether a finished manifest agrees with itself and its folder
 - `corpus_table`: the table that a build prints at its end

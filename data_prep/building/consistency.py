@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.building.earlier import manifest_sha256
+from data_prep.building.word_budget import MAX_WORDS
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import file_sha256
 from gpt1_ds.data.manifest import MANIFEST, SAMPLE_TOKENS, SPLITS, CorpusEntry, Manifest
@@ -160,7 +161,8 @@ def _preparation_problems(manifest: Manifest) -> Iterator[str]:
             if (entry is not None) != (record["text"][split]["text_bytes"] > 0):
                 yield f"{place}.text.{split}.text_bytes does not fit splits.{split}"
         kept = sum(entry.documents for entry in entries.values() if entry)
-        dropped = sum(record["dropped"][reason] for reason in DOCUMENT_REASONS)
+        reasons = (*DOCUMENT_REASONS, *({MAX_WORDS} & record["dropped"].keys()))
+        dropped = sum(record["dropped"][reason] for reason in reasons)
         if kept + dropped != record["documents_read"]:
             yield (
                 f"{place}: {record['documents_read']} documents were read, but {kept} are in the"

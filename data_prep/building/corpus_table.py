@@ -30,7 +30,10 @@ def print_corpus_table(manifest: Manifest) -> None:
         dropped = [f"{count:,} {reason}" for reason, count in record["dropped"].items() if count]
         mended = [f"{count:,} {fault} mended" for fault, count in record["mended"].items() if count]
         notes = ", ".join(dropped + mended) or "nothing"
-        print(f"{'':<16}validation: {record['split']}; dropped: {notes}{_left_out(record)}")
+        words = record["text"]["train"].get("words")  # older manifests do not have it
+        shown_words = "" if words is None else f"; {words:,} words of training text"
+        split = f"validation: {record['split']}{shown_words}"
+        print(f"{'':<16}{split}; dropped: {notes}{_left_out(record)}")
 
 
 def warn_of_splits(manifest: Manifest) -> None:

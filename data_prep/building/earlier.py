@@ -17,7 +17,7 @@ PLAN = ".plan.json"
 """What the directory is built from, with the sources' times. It stays there, so that a rerun needs
 not read them again. At the end, the manifest's hash is added."""
 LOCK = ".lock"
-WORK_FORMAT = 2
+WORK_FORMAT = 3
 """Of the files in `WORK`. An unfinished build of another format is built anew."""
 _OTHER_FOLDER = "choose another folder or delete this one"
 

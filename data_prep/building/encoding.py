@@ -40,6 +40,7 @@ DOCUMENT = np.dtype(
         ("begin", "<i8"),
         ("tokens", "<i8"),
         ("bytes", "<i8"),
+        ("words", "<i8"),
         ("fallback", "<i8"),
         ("key", "<u8"),
         ("heldout", "?"),
@@ -47,8 +48,8 @@ DOCUMENT = np.dtype(
     ]
 )
 """`begin` and `tokens`: its place in the part, `<eot>` included. `bytes`: of its text as UTF-8.
-`fallback`: tokens that stand for a byte outside the vocabulary. `key`: 64 bits of its text's
-BLAKE2b."""
+`words`: of its text, between white space. `fallback`: tokens that stand for a byte outside the
+vocabulary. `key`: 64 bits of its text's BLAKE2b."""
 TEXT = np.dtype(
     [
         ("document", "<u4"),
@@ -56,6 +57,7 @@ TEXT = np.dtype(
         ("begin", "<i8"),
         ("tokens", "<i8"),
         ("bytes", "<i8"),
+        ("words", "<i8"),
         ("fallback", "<i8"),
     ]
 )
@@ -195,6 +197,7 @@ class _OpenDocument:
         self.begin = begin
         """Its first token in the part."""
         self.bytes = len(text)
+        self.words = 0
         self.fallback = 0
         self._digest = hashlib.blake2b(text, digest_size=16)
 
@@ -214,9 +217,9 @@ class _PartWriter:
         self._encoder, self._name = encoder, name
         self._temporary = encoder.work / f".{name}.{os.getpid()}.tmp"
         self._file = open(self._temporary, "wb")
-        self._documents: list[tuple[int, int, int, int, int, bool, bool]] = []
+        self._documents: list[tuple[int, int, int, int, int, int, bool, bool]] = []
         """Rows of `DOCUMENT`."""
-        self._texts: list[tuple[int, bool, int, int, int, int]] = []
+        self._texts: list[tuple[int, bool, int, int, int, int, int]] = []
         """Rows of `TEXT`."""
         self._keys: list[TextKey] = []
         self._ids: list[str] = []
@@ -247,6 +250,7 @@ class _PartWriter:
             is_whole = fragment.last and self._open.begin == here + batch.ends[line]
             if len(lines) > 1 or not is_whole:
                 self._add_paragraphs(batch, line, lines, here)
+            self._open.words += len(fragment.text.split())
             self._open.fallback += batch.fallback[end] - batch.fallback[line]
             line = end
             if self._signatures:
@@ -302,19 +306,20 @@ class _PartWriter:
             self._keys.append(TextKey(digest, len(self._texts)))
             document = len(self._documents)
             # Without the paragraph, the text lacks its line end too.
-            row = (document, False, here + begin, end - begin, len(raw) + 1, fallback)
-            self._texts.append(row)
+            counts = (end - begin, len(raw) + 1, len(text.split()), fallback)
+            self._texts.append((document, False, here + begin, *counts))
 
     def _end_document(self, document: _OpenDocument, fragment: Fragment, end: int) -> None:
         digest, row = document.digest(), len(self._documents)
         if self._signatures:
             self._keys += [TextKey(band, NEAR | row) for band in self._signatures.end()]
         self._keys.append(TextKey(digest, len(self._texts)))
-        self._texts.append((row, True, 0, 0, 0, 0))
+        self._texts.append((row, True, 0, 0, 0, 0, 0))
         key = int.from_bytes(digest[:8], "little")
         tokens = end + 1 - document.begin
-        place = (document.begin, tokens, document.bytes, document.fallback, key)
-        self._documents.append((*place, fragment.heldout, fragment.bad))
+        counts = (tokens, document.bytes, document.words, document.fallback)
+        row_of = (document.begin, *counts, key, fragment.heldout, fragment.bad)
+        self._documents.append(row_of)
         self._ids.append(fragment.id)
         self._open = None
 

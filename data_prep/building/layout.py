@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.building.parts import Parts, SplitRule
+from data_prep.building.word_budget import MAX_WORDS, WordBudget, unchosen
 from data_prep.reading.folders import MOST_NAMES
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import write_atomically
@@ -44,6 +45,10 @@ class ShardPlan:
         return self.file.partition("/")[0]
 
 
+COUNTED = {"text_bytes": "bytes", "words": "words", "unknown": "fallback"}
+"""What the manifest tells of the text of a split, and the columns of `DOCUMENT` that it sums."""
+
+
 @dataclass
 class Layout:
     shards: list[ShardPlan]
@@ -52,23 +57,26 @@ class Layout:
     """The manifest's record of each."""
 
 
-def plan_shards(parts: Parts, fraction: float, shard_tokens: int) -> Layout:
+def plan_shards(
+    parts: Parts, fraction: float, shard_tokens: int, budget: WordBudget | None = None
+) -> Layout:
     """Rules, counts and shards of every corpus. DataError for a corpus that is left with nothing.
 
     `fraction` is the share of documents that a split by hash gives to validation.
     """
     layout = Layout([], {}, {})
+    dropped_of = {}
     for corpus in dict.fromkeys(unit.corpus for unit in parts.units):
-        rule, dropped = _rule(parts, corpus, fraction)
-        layout.rules[corpus] = rule
-        texts = {}
+        layout.rules[corpus], dropped_of[corpus] = _rule(parts, corpus, fraction)
+    if budget:
+        layout.rules = budget.chosen(parts, layout.rules)
+    for corpus, rule in layout.rules.items():
+        dropped, texts = dropped_of[corpus], {}
         for split in SPLITS:
             layout.shards += _plan(parts, corpus, split, rule, shard_tokens)
-            kept = [parts.kept(part, split, rule).documents_K for part in parts.of(corpus)]
-            texts[split] = {
-                "text_bytes": int(sum(documents_K["bytes"].sum() for documents_K in kept)),
-                "unknown": int(sum(documents_K["fallback"].sum() for documents_K in kept)),
-            }
+            texts[split] = _counts(parts, corpus, split, rule)
+        if budget:
+            dropped[MAX_WORDS] = unchosen(parts, corpus, rule)
         counts, sources = _read_of(parts, corpus)
         left_out = _left_out(parts, corpus)
         faults = ("invalid_utf8", "latin1", "nul", "utf16")
@@ -82,6 +90,16 @@ def plan_shards(parts: Parts, fraction: float, shard_tokens: int) -> Layout:
             **left_out,
         }
     return layout
+
+
+def _counts(parts: Parts, corpus: str, split: str, rule: SplitRule) -> dict[str, int]:
+    """The text of a split, in the units of `COUNTED`."""
+    counts = dict.fromkeys(COUNTED, 0)
+    for part in parts.of(corpus):
+        documents_K = parts.kept(part, split, rule).documents_K
+        for name, column in COUNTED.items():
+            counts[name] += int(documents_K[column].sum())
+    return counts
 
 
 def _read_of(parts: Parts, corpus: str) -> tuple[Counter[str], list[dict[str, object]]]:

@@ -17,6 +17,7 @@ import numpy as np
 from data_prep.building.duplicates import Duplicates
 from data_prep.building.encoding import Unit
 from gpt1_ds.base.files import write_atomically
+from gpt1_ds.data.order import mix
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class SplitRule:
     name: str
     below: int = 0
     """For `hash`: the keys that are validation are smaller."""
+    seed: int = 0
+    """Of the choice of training documents (`word_budget.py`)."""
+    train_below: int | None = None
+    """The chosen documents' draws are smaller; None: all others than validation are chosen."""
 
     def is_valid(self, validation: bool, documents_D: np.ndarray) -> np.ndarray:
         """(D,) bool for documents of a unit; `validation`: the unit was given as validation."""
@@ -34,6 +39,18 @@ class SplitRule:
         if self.name == "published":
             return documents_D["heldout"]
         return documents_D["key"] < np.uint64(self.below)
+
+    def is_train(self, validation: bool, documents_D: np.ndarray) -> np.ndarray:
+        """(D,) bool: the documents that are trained on."""
+        chosen_D = ~self.is_valid(validation, documents_D)
+        if self.train_below is not None:
+            chosen_D &= draws(documents_D, self.seed) < np.uint64(self.train_below)
+        return chosen_D
+
+
+def draws(documents_D: np.ndarray, seed: int) -> np.ndarray:
+    """(D,) uint64: the place of each document in a random order, which depends on its text."""
+    return mix(seed, 5, documents_D["key"])
 
 
 REASONS = ("empty", "bad_text", "duplicate", "near_duplicate")
@@ -127,7 +144,7 @@ class Parts:
         documents_D, paragraphs_P = tables["documents"].copy(), tables["texts"][paragraphs]
         if self.line_breaks:
             _drop_leading_breaks(documents_D, paragraphs_P)
-        for name in ("tokens", "bytes", "fallback"):
+        for name in ("tokens", "bytes", "words", "fallback"):
             np.subtract.at(documents_D[name], paragraphs_P["document"], paragraphs_P[name])
         rows_K = np.flatnonzero(reasons_D == 0)
         counts = np.bincount(reasons_D, minlength=len(REASONS) + 1)[1:].tolist()
@@ -137,8 +154,8 @@ class Parts:
 
     def _kept(self, part: int, split: str, rule: SplitRule) -> KeptDocuments:
         documents_K, rows_K, paragraphs_P, _ = self.deduplicated(part)
-        valid_K = rule.is_valid(self.unit_of[part].validation, documents_K)
-        chosen_K = valid_K == (split == "valid")
+        chosen = rule.is_valid if split == "valid" else rule.is_train
+        chosen_K = chosen(self.unit_of[part].validation, documents_K)
         documents_K, rows_K = documents_K[chosen_K], rows_K[chosen_K]
         paragraphs_P = paragraphs_P[np.isin(paragraphs_P["document"], rows_K)]
         begins_P = paragraphs_P["begin"]

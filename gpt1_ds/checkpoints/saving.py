@@ -47,6 +47,7 @@ from gpt1_ds.checkpoints.folder import (
     STATE,
     WEIGHTS,
     checkpoint_folders,
+    read_state,
     rng_file,
     step_folder,
     step_of,
@@ -207,8 +208,18 @@ class Saves:
         for old in checkpoint_folders(self.root)[self.config.keep :]:
             if self.mirror and self.mirror.holds(old):
                 continue  # the next commit deletes it
-            if not self.config.keep_every or step_of(old) % self.config.keep_every:
+            if not self._is_kept(old):
                 self.removal.add(old)
+
+    def _is_kept(self, old: Path) -> bool:
+        """Whether a checkpoint stays for good, by `keep_every` or its own mark of `at_words`."""
+        every = self.config.keep_every
+        if every and step_of(old) % every == 0:
+            return True
+        try:
+            return read_state(old).at_words is not None
+        except DataError:
+            return False
 
     def _tell_hanging(self, own: str | None) -> None:
         """Say once that a write hangs on some rank, with the file (`own`: this rank's), and once

@@ -45,6 +45,8 @@ class CheckpointState:
     """The checkpoint whose weights fine-tuning began with, or "none"."""
     init_sha256: str | None = None
     """The hash of its manifest."""
+    at_words: int | None = None
+    """The one of `checkpoint.at_words` that this step reached: the checkpoint is kept for good."""
     task: Json | None = None
     """Name, kind, classes and config of the task."""
     imported: str | None = None

@@ -38,6 +38,7 @@ class Summary(NamedTuple):
 LAST = (
     Last("steps", "step", "{:,}"),
     Last("tokens", "tokens", "{:,}"),
+    Last("words seen", "words", "{:,}"),
     Last("epoch", "epoch", "{:.2f}"),
     Last("training loss", "loss", "{:.4f}"),
 )

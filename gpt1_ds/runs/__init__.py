@@ -14,6 +14,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `losses`: the losses it remembers, loss spikes, and the list of skipped steps.
 - `plateau`: a run that predicts no more than how often each token occurs.
 - `budget`: what a resumed run says if its schedule ends at another step than before.
+- `words`: the words of text it has seen, and checkpoints at some numbers of them.
 - `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
 - `zero_shot`: benchmarks that a pre-training run scores as it goes on.
 - `provenance`: what a result was made from, and what differs from another start.

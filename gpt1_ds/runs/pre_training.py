@@ -1,6 +1,6 @@
 """What a pre-training run has besides: its corpora, the sizes of its batches, and where it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpt1_ds.checkpoints.state import CheckpointState
@@ -18,6 +18,7 @@ from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
 from gpt1_ds.runs.plateau import Plateau
 from gpt1_ds.runs.setup import Run, Settings, Started
+from gpt1_ds.runs.words import words_a_token
 from gpt1_ds.settings.sections import PretrainConfig, TrainConfig
 from gpt1_ds.tasks.benchmarks import Benchmark
 
@@ -33,6 +34,14 @@ class Corpora:
     token_flops: int
     """FLOPs of a trained token, in which `train.flops` counts."""
     total_steps: int
+    words_a_token: float | None = None
+    """Words of text for each trained token; None if the manifest does not count them."""
+
+    def words_at(self, step: int) -> float | None:
+        """Words of text seen in the first `step` steps."""
+        if self.words_a_token is None:
+            return None
+        return self.sizes.before(step) * self.order.n_ctx * self.words_a_token
 
 
 class Pretraining(Run[PretrainConfig]):
@@ -70,13 +79,20 @@ class Pretraining(Run[PretrainConfig]):
         )
 
 
-def open_corpora(config: PretrainConfig, shape: GPTConfig, manifest: Manifest) -> Corpora:
+def open_corpora(
+    config: PretrainConfig,
+    shape: GPTConfig,
+    manifest: Manifest,
+    words: Mapping[str, float] | None = None,
+) -> Corpora:
+    """The corpora of the sound shards in `manifest`; `words`: words a token of each corpus."""
     train, valid = (open_streams(config.data, manifest, split) for split in ("train", "valid"))
     tokens = {name: stream.tokens for name, stream in train.items()}
     order = WindowOrder(tokens, shape.n_ctx, config.run.seed, config.data.weights)
     steps = total_steps(order, config.train, shape.flops_per_token)
     sizes = BatchSizes.of(config.train)
-    return Corpora(train, valid, order, sizes, shape.flops_per_token, steps)
+    ratio = words_a_token(order, words or {}, config)
+    return Corpora(train, valid, order, sizes, shape.flops_per_token, steps, ratio)
 
 
 def facts_of(
@@ -131,12 +147,17 @@ def announce(run: Pretraining, step: int) -> None:
         {
             "model": f"{shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, "
             f"{shape.parameters:,} parameters",
-            "data": f"{corpora} tokens; {epochs:.2f} epochs",
+            "data": f"{corpora} tokens; {epochs:.2f} epochs{_words(run.data)}",
             "batch": f"{ramp}{train.global_batch} windows a step on {ranks} ranks, micro-batch "
             f"{micro_batch}, ZeRO-{variant}, {run.precision}",
             "budget": f"{_budget(train, limits)}; {flops:.3g} FLOPs at its end",
         },
     )
+
+
+def _words(data: Corpora) -> str:
+    words = data.words_at(data.total_steps)
+    return "" if words is None else f", {words:,.0f} words seen at the end"
 
 
 def _budget(train: TrainConfig, limits: dict[str, int]) -> str:

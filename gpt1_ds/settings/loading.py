@@ -260,6 +260,8 @@ def _check_together(config: PretrainConfig) -> None:
             f"{name} is for pre-training; score a fine-tuned run on its task, and its "
             "pre-training run with gpt1_ds.eval --zero-shot"
         )
+    if tuning and config.checkpoint.at_words:
+        raise ConfigError("checkpoint.at_words is for pre-training; take checkpoint.keep_every")
     if every is not None and not config.eval.zero_shot:
         raise ConfigError(
             f"eval.zero_shot_every is {every}, but eval.zero_shot names no benchmark; add "

@@ -245,6 +245,9 @@ class CheckpointConfig:
     """Checkpoints kept, newest first."""
     keep_every: int | None = setting(None, COUNT)
     """Beside them, every checkpoint of a multiple of so many steps is kept for good; null: none."""
+    at_words: list[float] | None = setting(None, COUNT)
+    """Pre-training: one more, kept for good, at the first step at which so many words of text were
+    seen, [1e6, 2e6] (docs/pretraining.md); null: none."""
     mirror: str | None = setting(None, path=True)
     """URL (s3://, gs://, file://) to which each checkpoint is copied in the background, and from
     which a start whose run folder is gone or older restores the newest one; null: none."""

@@ -122,6 +122,43 @@ def test_published_heldout_part_is_validation_only_beside_training_parts(
     assert (both.splits["train"]["n"].documents, both.splits["valid"]["n"].documents) == (100, 300)
 
 
+def test_at_most_so_many_words_are_trained_on(
+    corpora: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other documents for another seed; the same ones for two ranks, and for another tokenizer."""
+    lines = (corpora / "news" / "news.en-00001-of-00100").read_text().splitlines()
+    corpus = ["--corpus", f"n={corpora / 'news'}"]
+    budget = [*corpus, "--max-words", "6000"]
+    build(tokenizer, tmp_path / "one", *budget)
+    texts = documents(tmp_path / "one", "train", "n")
+    words = sum(len(text.split()) for text in texts.values())
+    assert (
+        6000 - 60 < words <= 6000
+        and texts.items()
+        <= {f"news.en-00001-of-00100#{i}": line for i, line in enumerate(lines)}.items()
+    )
+    assert f"; {words:,} words of training text" in capsys.readouterr().out
+    record = read_manifest(tmp_path / "one").preparation
+    settings, dropped = record["settings"], record["corpora"]["n"]["dropped"]
+    assert (settings["max_words"], settings["max_words_seed"]) == (6000, 42)
+    valid = read_manifest(tmp_path / "one").splits["valid"]["n"].documents
+    assert dropped["max_words"] == 397 - valid - len(texts) and verify(tmp_path / "one") == []
+    two = ["--tokenizer", str(tokenizer), *budget, "--out", str(tmp_path / "two")]
+    assert run(*mpirun(2, *two)).returncode == 0
+    assert_same_files(tmp_path / "one", tmp_path / "two")
+    learn = ["--vocab-size", "300", "--documents-of", str(tmp_path / "one"), *corpus]
+    train_tokenizer.main([*learn, "--out", str(tmp_path / "tok")])
+    assert "documents" in json.loads((tmp_path / "tok" / "preparation.json").read_text())
+    build(tmp_path / "tok", tmp_path / "three", *budget)
+    assert documents(tmp_path / "three", "train", "n") == texts
+    build(tokenizer, tmp_path / "other", *budget, "--seed", "1")
+    assert len(documents(tmp_path / "other", "train", "n").keys() - texts.keys()) > 50
+    with pytest.raises(DataError, match="built with max_words 6000, now None"):
+        build(tokenizer, tmp_path / "one", *corpus)
+    with pytest.raises(ConfigError, match="--documents-of .*: it does not train on corpus m"):
+        train_tokenizer.main([*learn, "--corpus", f"m={corpora / 'news'}", "--out", "x"])
+
+
 @pytest.mark.parametrize("fraction, expected", [("0", 0), ("0.25", 100), ("0.9", 357)])
 def test_validation_fraction(
     corpora: Path, tokenizer: Path, tmp_path: Path, fraction: str, expected: int
@@ -149,6 +186,8 @@ def test_refusals(options, alone: Path, corpora: Path, tokenizer: Path, tmp_path
     out = ["--out", str(tmp_path / "out")]
     with pytest.raises(ConfigError, match="--validation-fraction 1.5"):
         build_shards.main([*options, *out, "--validation-fraction", "1.5"])
+    with pytest.raises(ConfigError, match="--max-words 0: must be above 0"):
+        build_shards.main([*options, *out, "--max-words", "0"])
     with pytest.raises(ConfigError, match="--shard-tokens 10"):
         build_shards.main([*options, *out, "--shard-tokens", "10"])
     with pytest.raises(DataError, match="no such tokenizer"):

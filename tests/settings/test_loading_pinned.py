@@ -76,6 +76,7 @@ SECTIONS = {
         "every": 1000,
         "keep": 3,
         "keep_every": None,
+        "at_words": None,
         "mirror": None,
         "mirror_keep": 3,
         "compare_replicas": True,

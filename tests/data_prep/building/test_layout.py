@@ -105,11 +105,11 @@ def parts_of(
 def write_part(work: Path, name: str, documents: list[Document], texts: list[Text]) -> None:
     rows, begin = [], 0
     for tokens, key, heldout, bad in documents:
-        rows.append((begin, tokens, 10 * tokens, tokens // 2, key, heldout, bad))
+        rows.append((begin, tokens, 10 * tokens, 2 * tokens, tokens // 2, key, heldout, bad))
         begin += tokens
     np.arange(begin, dtype="<u2").tofile(work / f"{name}.tokens")
     table = [
-        (document, whole, at, tokens, 10 * tokens, tokens // 2)
+        (document, whole, at, tokens, 10 * tokens, 2 * tokens, tokens // 2)
         for document, whole, at, tokens, _ in texts
     ]
     digests = [text[4].to_bytes(16, "little") for text in texts]
@@ -137,8 +137,8 @@ def test_documents_below_the_fraction_are_validation(tmp_path):
     ]
     assert [shard.split for shard in layout.shards] == ["train", "valid"]
     assert layout.corpora["a"]["text"] == {
-        "train": {"text_bytes": 120, "unknown": 5},
-        "valid": {"text_bytes": 30, "unknown": 1},
+        "train": {"text_bytes": 120, "words": 24, "unknown": 5},
+        "valid": {"text_bytes": 30, "words": 6, "unknown": 1},
     }
 
 

@@ -14,6 +14,7 @@ from data_prep.building.earlier import manifest_sha256
 from data_prep.building.word_budget import MAX_WORDS
 from gpt1_ds.base.errors import DataError
 from gpt1_ds.base.files import file_sha256
+from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.manifest import MANIFEST, SAMPLE_TOKENS, SPLITS, CorpusEntry, Manifest
 from gpt1_ds.data.tokenizer import SPECIAL_NAMES, load_tokenizer
 
@@ -103,7 +104,7 @@ def find_contradictions(root: Path, manifest: Manifest) -> list[str]:
         for corpus, entry in corpora.items():
             problems += _entry_problems(entry, split, corpus)
     if not problems:
-        problems += _preparation_problems(manifest)
+        problems += [*_preparation_problems(manifest), *_word_problems(manifest.preparation)]
     sealed = manifest_sha256(root)
     if sealed not in (None, file_sha256(path)):
         problems.append("is not the one that build_shards wrote there (its sha256 differs)")
@@ -171,6 +172,22 @@ def _preparation_problems(manifest: Manifest) -> Iterator[str]:
         given = any(source["validation"] for source in record["sources"])
         if given != (record["split"] == "given"):
             yield f"{place}.split is {record['split']}, which does not fit its sources"
+
+
+def _word_problems(preparation: Json) -> Iterator[str]:
+    """Manifests of an early version have neither words nor a limit of them."""
+    total = 0
+    for corpus, record in preparation["corpora"].items():
+        for split in SPLITS:
+            words = record["text"][split].get("words", 0)
+            if not _is_count(words):
+                place = f"preparation.corpora.{corpus}.text.{split}.words"
+                yield f"{place} is {words!r}, but must be {COUNT.name}"
+            elif split == "train":
+                total += words
+    limit = preparation["settings"].get(MAX_WORDS)
+    if limit is not None and (not _is_count(limit) or limit < total):
+        yield f"preparation.settings.{MAX_WORDS} is {limit!r}, but {total} words are in the shards"
 
 
 def _tokenizer_problems(root: Path, manifest: Manifest) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import build_shards
+from data_prep.building.consistency import _word_problems
 from data_prep.building.earlier import PLAN
 from data_prep.verify_shards import verify
 from gpt1_ds.base.errors import DataError
@@ -98,3 +99,23 @@ def test_every_changed_value_is_found(shards: Path, tmp_path: Path) -> None:
     for change, text in unseen.items():
         (root / MANIFEST).write_text(text)
         assert problems(root), change
+
+
+@pytest.mark.parametrize(
+    "limit, words, problem",
+    [
+        (None, 70, None),
+        (70, 70, None),
+        (69, 70, "settings.max_words is 69, but 70 words are in the shards"),
+        ("x", 70, "settings.max_words is 'x'"),
+        (None, -1, "corpora.a.text.train.words is -1, but must be a whole number"),
+        (None, "x", "corpora.a.text.train.words is 'x'"),
+        (10, None, None),  # of an early version
+    ],
+)
+def test_words_are_counts_within_their_limit(limit, words, problem) -> None:
+    text = {"train": {} if words is None else {"words": words}, "valid": {"words": 1000}}
+    preparation = {"settings": {"max_words": limit}, "corpora": {"a": {"text": text}}}
+    found = list(_word_problems(preparation))
+    assert len(found) == (problem is not None)
+    assert problem is None or problem in found[0]

@@ -22,7 +22,7 @@ from gpt1_ds.base.records import MOST_STEPS, SKIPPED_FILE, read_metrics, read_ob
 from gpt1_ds.data.batches import SETTINGS_OF_SIZES, BatchSizes
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
-from gpt1_ds.data.order import Cursor, WindowOrder
+from gpt1_ds.data.order import GROUPED_1, Cursor, WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
     tokens = {name: stream.tokens for name, stream in streams.items()}
     n_ctx = config.model.n_ctx
     assert n_ctx  # `load` takes it from the preset.
-    order = WindowOrder(tokens, n_ctx, config.run.seed, config.data.weights)
+    kind = config.data.order or GROUPED_1  # which early versions did not record
+    order = WindowOrder(tokens, n_ctx, config.run.seed, config.data.weights, kind)
     first, size = windows_of(args.run, args.step, BatchSizes.of(config.train), order)
     corpora, starts = order.locate(first + np.arange(size))
     print("window\tcorpus\tfirst\tlast\tdocument\tshard\tsample")

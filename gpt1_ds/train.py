@@ -46,6 +46,7 @@ from gpt1_ds.engine.update import skipped_steps, was_skipped
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.perplexity import validation_loss
 from gpt1_ds.model.sampling import sample_text
+from gpt1_ds.runs.data_order import with_order
 from gpt1_ds.runs.directory import claim_folder
 from gpt1_ds.runs.ending import (
     after_pretraining,
@@ -88,6 +89,8 @@ def main(argv: list[str]) -> None:
     stop = StopFlag()
     memory = MemoryNeed(settings)
     with collectives.peer_faults(), memory.explained():
+        settings = with_order(settings)
+        config = settings.config
         words = words_of_corpora(manifest)
         manifest = sound_manifest(config.data, manifest)
         tell_of_line_breaks(config.data.shards, manifest, tokenizer)

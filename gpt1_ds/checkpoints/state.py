@@ -23,8 +23,8 @@ NEEDED = ("step", "model", "tokenizer_sha256")
 class CheckpointState:
     """What `state.json` holds; the order of the fields is the order of the keys in the file.
 
-    Pre-training sets `losses` and `data`; fine-tuning sets `best`, `init` and `task`; an imported
-    folder sets `imported` and has neither a cursor nor a seed.
+    Pre-training sets `losses`, `data` and `order`; fine-tuning sets `best`, `init` and `task`; an
+    imported folder sets `imported` and has neither a cursor nor a seed.
     """
 
     step: int
@@ -41,6 +41,8 @@ class CheckpointState:
     seed: int | None = None
     data: dict[str, str] | None = None
     """A fingerprint of the shards of each corpus; fine-tuning: of the examples of train and dev."""
+    order: str | None = None
+    """`kind` of the `WindowOrder`; None: grouped-1, as in early versions, or fine-tuning."""
     init: str | None = None
     """The checkpoint whose weights fine-tuning began with, or "none"."""
     init_sha256: str | None = None

@@ -15,7 +15,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,13 +23,16 @@ import numpy as np
 import torch
 
 from gpt1_ds.base.errors import ConfigError
-from gpt1_ds.data.order import GROUP_WINDOWS, Cursor, WindowOrder, mix
+from gpt1_ds.data.manifest import Shard
+from gpt1_ds.data.order import Cursor, WindowOrder, mix
 from gpt1_ds.data.remote import ShardCache
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.settings.sections import TrainConfig
 
 TABLE_WINDOWS = 2_048
 """Windows that are read in one call, for several steps, which saves NumPy's cost per call."""
+SAMPLE_WINDOWS = 4_096
+"""Windows that are looked up to find out which shards to download."""
 BATCHES_AHEAD = 2
 JOIN_SECONDS = 5.0
 POLL_SECONDS = 0.2
@@ -185,17 +188,14 @@ class Batches:
         return _Table(first, ids_WT.reshape(steps, len(own_B), -1))
 
     def _fetch_ahead(self, cache: ShardCache, first: int) -> None:
-        """Start to download the shards of the current and the next group of windows."""
+        """Start to download the shards of the windows that follow, up to the next groups."""
         # The windows of a group are in random order, so a sample of them covers all its shards.
-        corpus_W, start_W = self.order.locate(first + np.arange(0, 2 * GROUP_WINDOWS, 32))
-        shards = {}
-        ends = np.flatnonzero(np.diff(corpus_W)) + 1
-        for run in np.split(np.arange(len(corpus_W)), ends):
-            for shard in self.streams[corpus_W[run[0]]].shards_at(start_W[run]):
-                shards[shard.file] = shard
+        ahead = self.order.windows_ahead
+        index_W = first + np.arange(0, ahead, max(1, ahead // SAMPLE_WINDOWS))
+        shards = shards_of(self.order, self.streams, index_W)
         for stream in self.streams:
             stream.unmap()
-        cache.fetch_ahead(shards.values())
+        cache.fetch_ahead(shards)
 
     def _dropout_keys(self, first: int, size: int) -> torch.Tensor:
         """A key (B, 2) int32 for each of this rank's windows of a step.
@@ -268,6 +268,19 @@ def _put(ahead: "queue.Queue[Batch | BaseException]", batch: Batch, stop: thread
         # the loop would wait 5 ms longer.
         time.sleep(YIELD_SECONDS)
         return
+
+
+def shards_of(
+    order: WindowOrder, streams: Sequence[TokenStream], index_W: np.ndarray
+) -> list[Shard]:
+    """The shards where these windows of the order begin, in the order of their first use."""
+    corpus_W, start_W = order.locate(index_W)
+    shards = {}
+    ends = np.flatnonzero(np.diff(corpus_W)) + 1
+    for run in np.split(np.arange(len(corpus_W)), ends):
+        for shard in streams[corpus_W[run[0]]].shards_at(start_W[run]):
+            shards[shard.file] = shard
+    return list(shards.values())
 
 
 def step_limits(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gpt1_ds.base.errors import ConfigError, DataError, near
 from gpt1_ds.data.manifest import MANIFEST, Manifest, find_damage, read_manifest
+from gpt1_ds.data.order import GLOBAL, GROUPED
 from gpt1_ds.data.remote import ShardCache, shard_cache
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer
@@ -26,8 +27,18 @@ def local_shards(data: DataConfig) -> Path:
     return root
 
 
+def is_remote(data: DataConfig) -> bool:
+    """Whether the shards lie behind a URL."""
+    return "://" in data.shards
+
+
+def order_kind(data: DataConfig) -> str:
+    """The order of windows of a new run: of `order.SHUFFLES`."""
+    return data.order or (GROUPED if is_remote(data) else GLOBAL)
+
+
 def _root_and_cache(data: DataConfig) -> tuple[Path, ShardCache | None]:
-    if "://" not in data.shards:
+    if not is_remote(data):
         return Path(data.shards), None
     cache = shard_cache(data.shards, data.cache, data.cache_bytes)
     return cache.root, cache

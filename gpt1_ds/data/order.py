@@ -4,15 +4,21 @@ Names of arrays end with their shape: N windows, C corpora.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from gpt1_ds.base.errors import ConfigError
 
-GROUP_WINDOWS = 65_536
-"""Number of neighbouring windows that are shuffled together. So training needs only a few shards at
-a time."""
+GLOBAL, GROUPED, GROUPED_1 = "global", "grouped", "grouped-1"
+"""The ways to shuffle the windows of a corpus; the last one is that of early versions."""
+GROUP_TOKENS = 1 << 25
+"""Most tokens of a group of neighbouring windows. Such a group lies in a few shards."""
+LANES = 12
+"""Groups that are read at a time in the order GROUPED, each from another part of the corpus."""
+GROUPED_1_WINDOWS = 65_536
+"""Windows of a group in the order GROUPED_1, which reads one group at a time."""
 BLOCK_WINDOWS = 8_192
 """Length of the blocks of the mixture in which each corpus has its exact share."""
 
@@ -70,16 +76,87 @@ def permute(index_N: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray
     return value_N.astype(np.int64)
 
 
+def _shuffle_globally(
+    place_N: np.ndarray, windows: int, key_N: np.ndarray, n_ctx: int
+) -> np.ndarray:
+    """The window at each place of an epoch: a permutation of the whole corpus."""
+    return permute(place_N, windows, key_N)
+
+
+def _shuffle_in_lanes(
+    place_N: np.ndarray, windows: int, key_N: np.ndarray, n_ctx: int
+) -> np.ndarray:
+    """The window at each place of an epoch, where neighbours come from `LANES` groups at once.
+
+    The corpus is cut into lanes, and each lane into groups of equal size. The lanes take turns.
+    Each reads its groups one after another in random order, and a group's windows in random order.
+    The lanes change their groups at different times, so that the shards of one more group at a time
+    are needed. The few windows that the division leaves come last.
+    """
+    groups = -(-windows * n_ctx // (LANES * GROUP_TOKENS))
+    size = windows // (LANES * groups)
+    lane_windows = groups * size
+    window_N = np.empty_like(place_N)
+    even = place_N < LANES * lane_windows
+    if even.any():
+        turn_E, lane_E = np.divmod(place_N[even], LANES)
+        turn_E = (turn_E + lane_E * size // LANES) % lane_windows
+        slot_E, inside_E = np.divmod(turn_E, size)
+        group_E = lane_E * groups + permute(slot_E, groups, mix(key_N[even], lane_E))
+        within_E = permute(inside_E, size, mix(key_N[even], LANES + group_E))
+        window_N[even] = group_E * size + within_E
+    if not even.all():
+        first = LANES * lane_windows
+        within = permute(place_N[~even] - first, windows - first, key_N[~even])
+        window_N[~even] = first + within
+    return window_N
+
+
+def _shuffle_in_one_group(
+    place_N: np.ndarray, windows: int, key_N: np.ndarray, n_ctx: int
+) -> np.ndarray:
+    """The window at each place of an epoch: groups in random order, one after another."""
+    groups, tail = divmod(windows, GROUPED_1_WINDOWS)
+    group_N, inside_N = np.divmod(place_N, GROUPED_1_WINDOWS)
+    window_N = np.empty_like(place_N)
+    full = group_N < groups
+    if full.any():
+        group_N[full] = permute(group_N[full], groups, key_N[full])
+        within = permute(inside_N[full], GROUPED_1_WINDOWS, mix(key_N[full], group_N[full]))
+        window_N[full] = group_N[full] * GROUPED_1_WINDOWS + within
+    if tail and not full.all():
+        within = permute(inside_N[~full], tail, mix(key_N[~full], groups))
+        window_N[~full] = groups * GROUPED_1_WINDOWS + within
+    return window_N
+
+
+Shuffle = Callable[[np.ndarray, int, np.ndarray, int], np.ndarray]
+SHUFFLES: dict[str, Shuffle] = {
+    GLOBAL: _shuffle_globally,
+    GROUPED: _shuffle_in_lanes,
+    GROUPED_1: _shuffle_in_one_group,
+}
+"""(place in an epoch (N,), windows of the corpus, key of the epoch (N,), n_ctx) -> window (N,)."""
+
+
 class WindowOrder:
     """Finds the corpus and the first token of each window of the training order, vectorised.
 
     `tokens` is the length of each corpus's stream. One pass over the mixture (an epoch) has as many
     windows as all corpora together. `weights` divides these windows among the corpora (default: by
     size). If the share of a corpus is larger than its size, the corpus is read again. ConfigError
-    if a share above 0 is less than one window.
+    if a share above 0 is less than one window. `kind` is one of `SHUFFLES`.
     """
 
-    def __init__(self, tokens: dict[str, int], n_ctx: int, seed: int, weights: dict[str, float]):
+    def __init__(
+        self,
+        tokens: dict[str, int],
+        n_ctx: int,
+        seed: int,
+        weights: dict[str, float],
+        kind: str = GLOBAL,
+    ):
+        self.kind = kind
         self.corpora = list(tokens)
         self.n_ctx = n_ctx
         self.seed = seed
@@ -102,6 +179,13 @@ class WindowOrder:
         # negative number of windows in a block.
         block = max(BLOCK_WINDOWS, -(-2 * self.epoch_windows // smallest))
         self.block = int(min(self.epoch_windows, block))
+
+    @property
+    def windows_ahead(self) -> int:
+        """After so many windows some shards are no longer needed, and others are."""
+        if self.kind == GROUPED_1:
+            return 2 * GROUPED_1_WINDOWS
+        return max(1, 2 * GROUP_TOKENS // self.n_ctx)
 
     def index_of(self, cursor: Cursor) -> int:
         """Number of windows before `cursor`, over all epochs."""
@@ -157,23 +241,10 @@ class WindowOrder:
         return slot_N * whole + (high_N << 20) + low_N
 
     def _first_token(self, number: int, ordinal_N: np.ndarray) -> np.ndarray:
-        """First token of a corpus's `ordinal`-th window in reading order, counted over its epochs.
-
-        The groups of neighbouring windows are shuffled, and the windows within each group.
-        """
+        """First token of a corpus's `ordinal`-th window, counted over its epochs."""
         windows, tokens = self.windows[number], self.tokens[number]
         epoch_N, place_N = np.divmod(ordinal_N, windows)
-        groups, tail = divmod(windows, GROUP_WINDOWS)
-        group_N, inside_N = np.divmod(place_N, GROUP_WINDOWS)
         key_N = mix(self.seed, 2, number, epoch_N)
-        window_N = np.empty_like(place_N)
-        full = group_N < groups
-        if full.any():
-            group_N[full] = permute(group_N[full], groups, key_N[full])
-            within = permute(inside_N[full], GROUP_WINDOWS, mix(key_N[full], group_N[full]))
-            window_N[full] = group_N[full] * GROUP_WINDOWS + within
-        if tail and not full.all():
-            within = permute(inside_N[~full], tail, mix(key_N[~full], groups))
-            window_N[~full] = groups * GROUP_WINDOWS + within
+        window_N = SHUFFLES[self.kind](place_N, windows, key_N, self.n_ctx)
         phase_N = (mix(self.seed, 3, number, epoch_N) % np.uint64(tokens)).astype(np.int64)
         return (phase_N + window_N * self.n_ctx) % tokens

@@ -115,16 +115,18 @@ class ShardCache:
             if not self._is_whole(path, shard):
                 with self._lock(shard.sha256):
                     if not self._is_whole(path, shard):
-                        self._make_room(shard.bytes)
-                        self._fetch(shard.file, path, shard)
+                        self._fetch(shard.file, path, shard, self._reserve(path, shard.bytes))
         return path
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
         """Let threads download these shards in this order, as many as the size limit allows.
 
-        Returns at once.
+        Returns at once. Shards of an earlier call that are still to come are given up.
         """
         room = self._limit_bytes
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ahead.get_nowait()
         for shard in shards:
             room -= shard.bytes
             if room >= 0:
@@ -150,6 +152,21 @@ class ShardCache:
             self._checked.discard(path)
         return path in self._checked
 
+    def _reserve(self, path: Path, size: int) -> Path:
+        """Make room for a file of `size` bytes: an empty file that counts as the download.
+
+        Downloads begin one after another, else each would take the same room for itself.
+        """
+        part = self._part_of(path)
+        with self._lock("room"):
+            self._make_room(size)
+            part.touch()
+        return part
+
+    def _part_of(self, path: Path) -> Path:
+        """A new temporary name for the download of `path`."""
+        return path.with_name(f"{path.name}.{os.getpid()}-{next(self._part_numbers)}.part")
+
     def _make_room(self, size: int) -> None:
         """Remove the least recently used files until there is room for `size` more bytes.
 
@@ -173,14 +190,16 @@ class ShardCache:
                 path.unlink(missing_ok=True)
                 total -= file_bytes
 
-    def _fetch(self, name: str, path: Path, shard: Shard | None = None) -> None:
+    def _fetch(
+        self, name: str, path: Path, shard: Shard | None = None, reserved: Path | None = None
+    ) -> None:
         """Download `url/name` to `path`, with several attempts if it fails."""
         url, reason = below(self._url, name), ""
         shown, files = hide_secrets(url), self._files
         for attempt in range(self._attempts):
             if attempt:
                 time.sleep(min(self._stall_seconds, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
-            part = path.with_name(f"{path.name}.{os.getpid()}-{next(self._part_numbers)}.part")
+            part = self._part_of(path) if attempt or reserved is None else reserved
             try:
                 with self._local_faults(part):
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ shards of a stream), N bytes of a file.
 
 import functools
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from gpt1_ds.data.manifest import MANIFEST, Manifest, Shard, find_damage
 from gpt1_ds.data.remote import ShardCache
 
 MAP_ATTEMPTS = 3
+MAPPED_SHARDS = 64
+"""Of a stream: a mapped file counts among the open files of the process."""
 
 
 class Span(NamedTuple):
@@ -44,7 +47,7 @@ class TokenStream:
         manifest: Manifest,
         split: str,
         corpus: str,
-        max_open: int = 64,
+        max_open: int = MAPPED_SHARDS,
         cache: ShardCache | None = None,
     ):
         entry = manifest.splits.get(split, {}).get(corpus)
@@ -161,13 +164,11 @@ class _Mapped:
     """The memory-mapped bytes of a shard, and the positions of its tokens in them."""
 
     def __init__(self, path: Path, shard: Shard, token_bytes: int):
-        if problem := find_damage(path, shard, hashed=False):
-            raise DataError(f"{path}: {problem}; build it again")
         try:
-            with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = _map_file(path, shard.bytes)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: shard cannot be read ({error})") from error
+            problem = find_damage(path, shard, hashed=False) or f"shard cannot be read ({error})"
+            raise DataError(f"{path}: {problem}; build it again") from error
         # The first batch after a seek should read only the pages that it needs. From the second
         # batch on, `places` allows the kernel to read ahead.
         self._map.madvise(mmap.MADV_RANDOM)
@@ -189,6 +190,20 @@ class _Mapped:
         sample_B = self.ends_S.searchsorted(positions_B, side="right")
         bytes_B = self._shift_S[sample_B] + positions_B * self._token_bytes
         return bytes_B, self.ends_S[sample_B] - positions_B
+
+
+def _map_file(path: Path, size: int) -> mmap.mmap:
+    """The bytes of a file; ValueError if they are not `size`.
+
+    It takes few system calls: the first batch of the order GLOBAL may have to open 64 shards.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        if os.fstat(file).st_size != size:
+            raise ValueError(f"it has not {size} bytes")
+        return mmap.mmap(file, size, prot=mmap.PROT_READ)
+    finally:
+        os.close(file)
 
 
 def _runs(sorted_B: np.ndarray) -> list[tuple[int, int, int]]:

@@ -34,6 +34,7 @@ FIXED_SECTIONS = ("model", "data", "task")
 FREE = (
     "model.preset",  # the numbers that it stands for are compared
     "data.shards",  # `setup.check_data` compares their hashes: they may lie elsewhere
+    "data.order",  # `data_order.with_order` compares it with the checkpoint's
     "data.verify",
     "data.quarantine",
     "data.cache",

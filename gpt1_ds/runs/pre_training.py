@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.batches import Batches, BatchSizes, Share, step_limits, total_steps
 from gpt1_ds.data.manifest import Manifest
-from gpt1_ds.data.opening import fingerprint, open_streams
+from gpt1_ds.data.opening import fingerprint, open_streams, order_kind
 from gpt1_ds.data.order import WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer
@@ -16,6 +16,7 @@ from gpt1_ds.engine.memory import zero_variant
 from gpt1_ds.engine.optimizer import warmup_steps
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.budget import tell_schedule
+from gpt1_ds.runs.data_order import check_cache, recorded_kind
 from gpt1_ds.runs.plateau import Plateau
 from gpt1_ds.runs.setup import Run, Settings, Started
 from gpt1_ds.runs.words import words_a_token
@@ -58,6 +59,7 @@ class Pretraining(Run[PretrainConfig]):
         config, state = settings.config, started.state
         self.benchmarks = benchmarks
         self.data = continued(data, config.train, state)
+        check_cache(data.order, list(data.train.values()), config.data, state.cursor)
 
         def earlier_total(earlier: PretrainConfig) -> int:
             return continued(data, earlier.train, state).total_steps
@@ -88,7 +90,8 @@ def open_corpora(
     """The corpora of the sound shards in `manifest`; `words`: words a token of each corpus."""
     train, valid = (open_streams(config.data, manifest, split) for split in ("train", "valid"))
     tokens = {name: stream.tokens for name, stream in train.items()}
-    order = WindowOrder(tokens, shape.n_ctx, config.run.seed, config.data.weights)
+    kind = order_kind(config.data)
+    order = WindowOrder(tokens, shape.n_ctx, config.run.seed, config.data.weights, kind)
     steps = total_steps(order, config.train, shape.flops_per_token)
     sizes = BatchSizes.of(config.train)
     ratio = words_a_token(order, words or {}, config)
@@ -105,6 +108,7 @@ def facts_of(
         tokenizer_sha256=tokenizer.sha256,
         seed=config.run.seed,
         data=fingerprint(manifest),
+        order=recorded_kind(config.data),
     )
 
 
@@ -147,7 +151,7 @@ def announce(run: Pretraining, step: int) -> None:
         {
             "model": f"{shape.n_layer} layers x {shape.n_embd}, context {shape.n_ctx}, "
             f"{shape.parameters:,} parameters",
-            "data": f"{corpora} tokens; {epochs:.2f} epochs{_words(run.data)}",
+            "data": f"{corpora} tokens; {epochs:.2f} epochs{_words(run.data)}, order {order.kind}",
             "batch": f"{ramp}{train.global_batch} windows a step on {ranks} ranks, micro-batch "
             f"{micro_batch}, ZeRO-{variant}, {run.precision}",
             "budget": f"{_budget(train, limits)}; {flops:.3g} FLOPs at its end",

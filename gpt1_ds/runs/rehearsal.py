@@ -26,7 +26,7 @@ from gpt1_ds.checkpoints.deepspeed_files import write_deepspeed_files
 from gpt1_ds.checkpoints.writing import FileWriter, MemoryFile, WriteContent
 from gpt1_ds.data.batches import Batch, Batches, Share, total_steps
 from gpt1_ds.data.manifest import MANIFEST, Manifest, read_manifest
-from gpt1_ds.data.opening import open_streams
+from gpt1_ds.data.opening import open_streams, order_kind
 from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.token_stream import TokenStream
 from gpt1_ds.engine.building import without_memory
@@ -270,7 +270,8 @@ def _streams(plan: Rehearsed) -> dict[str, TokenStream]:
 def _order(plan: Rehearsed) -> WindowOrder:
     tokens = {name: stream.tokens for name, stream in _streams(plan).items()}
     config = plan.config
-    return WindowOrder(tokens, plan.shape.n_ctx, config.run.seed, config.data.weights)
+    kind = order_kind(config.data)
+    return WindowOrder(tokens, plan.shape.n_ctx, config.run.seed, config.data.weights, kind)
 
 
 class SizesOnly(FileWriter):

@@ -1,12 +1,23 @@
 """The order of windows, as numbers: a resumed run must find the order that it began with."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.data.batches import BatchSizes, total_steps
-from gpt1_ds.data.order import BLOCK_WINDOWS, GROUP_WINDOWS, WindowOrder, mix, permute
+from gpt1_ds.data.order import (
+    BLOCK_WINDOWS,
+    GROUPED_1,
+    GROUPED_1_WINDOWS,
+    WindowOrder,
+    mix,
+    permute,
+)
 from gpt1_ds.settings.sections import TrainConfig
+
+early = partial(WindowOrder, kind=GROUPED_1)
 
 
 def test_the_hash_is_splitmix64():
@@ -53,13 +64,13 @@ def located(order: WindowOrder, index: list[int]) -> list[tuple[int, int]]:
 
 def test_two_epochs_of_one_corpus():
     starts = [35, 27, 14, 2, 23, 6, 22, 10, 31, 18, 34, 17, 22, 13, 21, 5, 9, 26, 1, 30]
-    order = WindowOrder({"a": 37}, 4, 1, {})
+    order = early({"a": 37}, 4, 1, {})
     assert order.windows == [10] and order.epoch_windows == 10
     assert located(order, list(range(20))) == [(0, start) for start in starts]
 
 
 def test_an_epoch_of_a_weighted_mixture():
-    order = WindowOrder({"a": 37, "b": 11}, 4, 1, {"a": 1, "b": 3})
+    order = early({"a": 37, "b": 11}, 4, 1, {"a": 1, "b": 3})
     assert order.windows == [10, 3] and order.bounds.tolist() == [0, 3, 13]
     assert located(order, list(range(13))) == [
         (1, 2),
@@ -79,7 +90,7 @@ def test_an_epoch_of_a_weighted_mixture():
 
 
 def test_several_blocks():
-    order = WindowOrder({"a": 100_000, "b": 3_001}, 4, 5, {})
+    order = early({"a": 100_000, "b": 3_001}, 4, 5, {})
     assert (order.windows, order.block) == ([25_000, 751], BLOCK_WINDOWS)
     starts = [68853, 84081, 93681, 42621, 26489, 7457, 32928, 87600, 75486]
     index = [0, 1, 8191, 8192, 25_749, 25_750, 25_751, 25_752, 60_000]
@@ -90,7 +101,7 @@ def test_several_blocks():
 
 
 def test_a_corpus_without_weight_has_no_windows():
-    order = WindowOrder({"a": 100_000, "b": 40, "c": 900}, 4, 5, {"a": 2, "c": 1})
+    order = early({"a": 100_000, "b": 40, "c": 900}, 4, 5, {"a": 2, "c": 1})
     assert order.bounds.tolist() == [0, 16_823, 16_823, 25_235] and order.block == BLOCK_WINDOWS
     index = [0, 1, 8191, 8192, 8193, 25_000, 25_226, 25_227, 99_999]
     assert located(order, index) == [
@@ -107,8 +118,8 @@ def test_a_corpus_without_weight_has_no_windows():
 
 
 def test_several_groups():
-    order = WindowOrder({"a": 700_001, "b": 90_000}, 4, 9, {})
-    assert GROUP_WINDOWS == 65_536 and order.windows == [175_001, 22_500]
+    order = early({"a": 700_001, "b": 90_000}, 4, 9, {})
+    assert GROUPED_1_WINDOWS == 65_536 and order.windows == [175_001, 22_500]
     index = [
         0,
         1,
@@ -141,7 +152,7 @@ def test_several_groups():
 
 
 def test_a_trillion_tokens():
-    order = WindowOrder({"a": 10**13, "b": 10**9}, 512, 1, {})
+    order = early({"a": 10**13, "b": 10**9}, 512, 1, {})
     # Two windows of the small corpus in each block: 2 * 19,533,203,125 / 1,953,125, rounded up.
     assert order.block == 20_002
     starts = [6992726869118, 4199840640126, 6782544275582, 4464799556942]
@@ -150,12 +161,12 @@ def test_a_trillion_tokens():
 
 
 def test_a_block_is_at_most_an_epoch():
-    assert WindowOrder({"a": 40, "b": 4}, 4, 1, {}).block == 11
-    assert WindowOrder({"a": 400_000, "b": 8}, 4, 1, {}).block == 100_002
+    assert early({"a": 40, "b": 4}, 4, 1, {}).block == 11
+    assert early({"a": 400_000, "b": 8}, 4, 1, {}).block == 100_002
 
 
 def test_the_fewest_steps_count():
-    order = WindowOrder({"a": 1000}, 10, 0, {})
+    order = early({"a": 1000}, 10, 0, {})
     assert (
         total_steps(
             order, TrainConfig(max_steps=None, epochs=1.0, tokens=None, global_batch=100), 1

@@ -14,11 +14,13 @@ import pytest
 
 from gpt1_ds.base.errors import ConfigError, DataError
 from gpt1_ds.base.urls import is_local_fault
+from gpt1_ds.data import batches as batches_module
+from gpt1_ds.data import order as order_module
 from gpt1_ds.data import remote
 from gpt1_ds.data.batches import Batches, Share
 from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.opening import local_shards, open_streams, sound_manifest
-from gpt1_ds.data.order import Cursor, WindowOrder
+from gpt1_ds.data.order import GLOBAL, GROUPED, Cursor, WindowOrder
 from gpt1_ds.data.remote import ShardCache
 from gpt1_ds.settings.sections import DataConfig
 from tests.conftest import ROOT, run
@@ -141,6 +143,36 @@ def test_batches_are_those_of_the_folder_itself_also_with_little_room(built, ser
         batches.append(np.concatenate([np.concatenate(step.micro_batches) for _, step in steps]))
     assert (batches[0] == batches[1]).all()
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 25_000
+
+
+def test_the_grouped_order_needs_few_shards_at_a_time(tmp_path, monkeypatch):
+    """An epoch of 24 shards through a cache of 12, in three lanes, and then the global order.
+
+    A group of a shard's size lies in two shards, and a lane's first group is read at both ends of
+    the epoch: each shard is needed three times at most. Without groups the cache is of no use.
+    """
+    for name, value in (("LANES", 3), ("GROUP_TOKENS", 1000), ("BLOCK_WINDOWS", 8)):
+        monkeypatch.setattr(order_module, name, value)
+    monkeypatch.setattr(batches_module, "TABLE_WINDOWS", 32)
+    built = build(tmp_path / "remote", {"a": [[500, 500]] * 24})
+    limit = 12 * built.shard().bytes
+    requests = {}
+    for kind, epochs in ((GROUPED, 1.0), (GLOBAL, 0.25)):
+        folder = tmp_path / kind
+        order = WindowOrder({"a": 24_000}, 20, 5, {}, kind)
+        with serve(built.root) as server:
+            data = DataConfig(shards=server.url, cache=str(folder), cache_bytes=limit)
+            streams = open_streams(data, built.manifest, "train")
+            batches = Batches(streams, order, Cursor(), 32, 32, Share(0, 1))
+            read = []
+            for _, batch in zip(range(int(epochs * 1200 / 32)), batches, strict=False):
+                read.append(batch.micro_batches[0].numpy())
+                kept = [int(path.name.split(".")[1]) for path in folder.glob("*.tar")]
+                assert sum(kept) <= limit
+            requests[kind] = len(server.requests)
+        _, starts = order.locate(np.arange(32 * len(read)))
+        assert (np.concatenate(read) == built.tokens[(starts[:, None] + range(21)) % 24_000]).all()
+    assert requests[GROUPED] <= 3 * 24 < requests[GLOBAL], requests
 
 
 FETCH = """

@@ -124,6 +124,7 @@ def test_a_damaged_record_is_one_line(shards, tmp_path):
 def run(shards, tmp_path) -> tuple[Path, PretrainConfig]:
     config = PretrainConfig(data=DataConfig(shards=str(shards)))
     config.model.n_ctx, config.train.global_batch, config.run.seed = 700, 6, 11
+    config.data.order = "global"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     return tmp_path, config
 

@@ -1,14 +1,14 @@
 """The global order: hashes, permutations, windows of mixtures and epochs, batches, steps."""
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from gpt1_ds.data.batches import Batches, BatchSizes, Share, total_steps
 from gpt1_ds.data.opening import fingerprint, open_streams
-from gpt1_ds.data.order import Cursor, WindowOrder, mix, permute
+from gpt1_ds.data.order import GLOBAL, GROUPED, GROUPED_1, Cursor, WindowOrder, mix, permute
 from gpt1_ds.settings.sections import DataConfig, TrainConfig
 from tests.golden.store import Group, array, scratch
 from tests.support.shards_built import Built, build
@@ -19,7 +19,10 @@ N_CTX = 32
 SEED = 42
 SEVERAL = {"books": 70_001, "news": 12_345, "web": 230_017}
 LARGE = {"all": 512 * 150_000 + 17, "few": 512 * 30_000}
-"""More windows than one group of the shuffle and one block of the mixture."""
+"""More windows than one group of the early order and one block of the mixture."""
+VERY_LARGE = {"all": 10**9 + 17, "few": 10**7}
+early = partial(WindowOrder, kind=GROUPED_1)
+NEW = (GLOBAL, GROUPED)
 
 
 def located(order: WindowOrder, index: Iterable[int] | np.ndarray) -> dict[str, Any]:
@@ -53,47 +56,73 @@ def permutation_with_a_key_for_each_element() -> dict[str, Any]:
 @ORDER.value
 def windows_of_one_corpus() -> dict[str, Any]:
     """Three epochs."""
-    order = WindowOrder({"books": 70_001}, N_CTX, SEED, {})
+    order = early({"books": 70_001}, N_CTX, SEED, {})
     return located(order, range(3 * order.epoch_windows))
 
 
 @ORDER.value
 def windows_of_several_corpora_by_size() -> dict[str, Any]:
-    order = WindowOrder(SEVERAL, N_CTX, SEED, {})
+    order = early(SEVERAL, N_CTX, SEED, {})
     return located(order, range(3 * order.epoch_windows))
 
 
 @ORDER.value
 def windows_of_a_mixture() -> dict[str, Any]:
     """The small corpus repeats within an epoch, the large one takes several."""
-    order = WindowOrder(SEVERAL, N_CTX, SEED, {"books": 1.0, "news": 2.0, "web": 0.5})
+    order = early(SEVERAL, N_CTX, SEED, {"books": 1.0, "news": 2.0, "web": 0.5})
     return located(order, range(3 * order.epoch_windows))
 
 
 @ORDER.value
 def windows_of_a_mixture_without_one_corpus() -> dict[str, Any]:
-    order = WindowOrder(SEVERAL, N_CTX, SEED, {"books": 0.7, "web": 0.3})
+    order = early(SEVERAL, N_CTX, SEED, {"books": 0.7, "web": 0.3})
     return located(order, range(2 * order.epoch_windows))
 
 
 @ORDER.value
 def windows_of_a_small_share() -> dict[str, Any]:
     """The block of the mixture grows until the small share has two windows in it."""
-    order = WindowOrder(LARGE, 512, SEED, {"all": 10_000.0, "few": 1.0})
+    order = early(LARGE, 512, SEED, {"all": 10_000.0, "few": 1.0})
     return {"block": order.block, **located(order, range(0, order.epoch_windows, 7))}
 
 
 @ORDER.value
 def windows_of_large_corpora() -> dict[str, Any]:
     """Whole groups of the shuffle and a last, smaller one, over two epochs."""
-    order = WindowOrder(LARGE, 512, SEED, {})
+    order = early(LARGE, 512, SEED, {})
     return located(order, range(0, 2 * order.epoch_windows, 13))
 
 
 @ORDER.value
 def windows_under_other_seeds() -> dict[str, Any]:
-    orders = {seed: WindowOrder(SEVERAL, N_CTX, seed, {}) for seed in (0, 1, 2**31)}
+    orders = {seed: early(SEVERAL, N_CTX, seed, {}) for seed in (0, 1, 2**31)}
     return {str(seed): located(order, range(2000)) for seed, order in orders.items()}
+
+
+@ORDER.value
+def windows_of_one_corpus_in_the_new_orders() -> dict[str, Any]:
+    """Two epochs."""
+    orders = {kind: WindowOrder({"books": 70_001}, N_CTX, SEED, {}, kind) for kind in NEW}
+    return {kind: located(order, range(2 * order.epoch_windows)) for kind, order in orders.items()}
+
+
+@ORDER.value
+def windows_of_a_mixture_in_the_new_orders() -> dict[str, Any]:
+    weights = {"books": 1.0, "news": 2.0, "web": 0.5}
+    orders = {kind: WindowOrder(SEVERAL, N_CTX, SEED, weights, kind) for kind in NEW}
+    return {kind: located(order, range(2 * order.epoch_windows)) for kind, order in orders.items()}
+
+
+@ORDER.value
+def windows_of_large_corpora_in_the_new_orders() -> dict[str, Any]:
+    """Several groups in each lane of the large one, and the rest of the division."""
+    orders = {kind: WindowOrder(VERY_LARGE, 512, SEED, {}, kind) for kind in NEW}
+    found = {}
+    for kind, order in orders.items():
+        ends = np.arange(100) + np.array([[0], [order.epoch_windows - 50]])
+        spread = np.arange(0, 2 * order.epoch_windows, 997)
+        found[kind] = located(order, np.concatenate([spread, ends.ravel()]))
+    return found
 
 
 @ORDER.value
@@ -114,7 +143,7 @@ def batches(rank: int, world_size: int, sizes: BatchSizes, weights: dict[str, fl
     data = DataConfig(shards=str(shards().root), weights=weights)
     streams = open_streams(data, shards().manifest, "train")
     tokens = {name: stream.tokens for name, stream in streams.items()}
-    order = WindowOrder(tokens, N_CTX, SEED, weights)
+    order = early(tokens, N_CTX, SEED, weights)
     return Batches(streams, order, Cursor(), sizes, 2, Share(rank, world_size))
 
 
@@ -180,7 +209,7 @@ def batch_sizes_of_ramps() -> dict[str, Any]:
 
 @ORDER.value
 def steps_of_runs() -> dict[str, int]:
-    order = WindowOrder(SEVERAL, N_CTX, SEED, {})
+    order = early(SEVERAL, N_CTX, SEED, {})
     runs = {
         "max_steps": TrainConfig(max_steps=77, epochs=None),
         "epochs": TrainConfig(epochs=2.5, global_batch=64),

@@ -1,4 +1,4 @@
-"""Measures loading against other libraries, resuming, big manifests, and the shuffle's quality.
+"""Measures loading against other libraries, resuming, big manifests, and the mixture.
 
     python benchmarks/loading.py                    two minutes; 50 million tokens below TMPDIR
     python benchmarks/loading.py --shards shards    on shards of your own
@@ -251,36 +251,7 @@ def big_manifest(scratch: Path, like: Shard, n_shards: int) -> None:
     )
 
 
-def shuffle_quality() -> None:
-    tokens = 10**9  # BooksCorpus
-    ranks = []
-    for seed in range(5):
-        order = order_of(tokens, seed)
-        _, start = order.locate(np.arange(order.epoch_windows))
-        ranks.append(abs(np.corrcoef(np.argsort(np.argsort(start)), np.arange(len(start)))[0, 1]))
-    groups = [start[at : at + 65_536] for at in range(0, len(start) - 65_536, 65_536)]
-    within = [
-        abs(np.corrcoef(np.argsort(np.argsort(group)), np.arange(65_536))[0, 1]) for group in groups
-    ]
-    perfect = np.random.default_rng(0).permutation(start)
-
-    def neighbours(at: np.ndarray) -> float:
-        documents = np.sort(
-            (at[: len(at) // BATCH * BATCH] // BOOK_TOKENS).reshape(-1, BATCH), axis=1
-        )
-        return (np.diff(documents, axis=1) == 0).sum(axis=1).mean()
-
-    print(
-        f"\nshuffle of {tokens:,} tokens in books of {BOOK_TOKENS:,}\n"
-        f"  rank correlation of place and time: over an epoch {np.mean(ranks):.3f} in size, mean "
-        "of 5 seeds (its "
-        f"{len(groups)} groups in random order: {len(groups) ** -0.5 * 0.8:.3f}); within a group "
-        "of 65,536 windows "
-        f"at most {max(within):.4f}\n"
-        f"  windows of a batch of {BATCH} whose book another has too: {neighbours(start):.2f}; in "
-        "a perfect shuffle "
-        f"{neighbours(perfect):.2f}; without one {neighbours(np.sort(start)):.2f}"
-    )
+def mixture() -> None:
     mixed = WindowOrder(
         {"books": 10**9, "lm1b": 8 * 10**8, "small": 10**7},
         N_CTX,
@@ -290,7 +261,7 @@ def shuffle_quality() -> None:
     corpus, _ = mixed.locate(np.arange(mixed.epoch_windows))
     shares = np.bincount(corpus) / len(corpus)
     print(
-        "  mixture asked 50 %, 40 %, 10 %: over an epoch "
+        "\nmixture asked 50 %, 40 %, 10 %: over an epoch "
         + ", ".join(f"{share:.4%}" for share in shares)
     )
 
@@ -320,7 +291,7 @@ def main(argv: list[str]) -> None:
         compare(root, manifest, scratch)
         like = max(manifest.shards(), key=lambda shard: shard.tokens)
         resume(scratch, like)
-        shuffle_quality()
+        mixture()
         big_manifest(scratch, like, args.manifest_shards)
 
 

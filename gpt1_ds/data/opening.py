@@ -7,11 +7,15 @@ from gpt1_ds.base.errors import ConfigError, DataError, near
 from gpt1_ds.data.manifest import MANIFEST, Manifest, find_damage, read_manifest
 from gpt1_ds.data.order import GLOBAL, GROUPED
 from gpt1_ds.data.remote import ShardCache, shard_cache
-from gpt1_ds.data.token_stream import TokenStream
+from gpt1_ds.data.token_stream import FEW_SHARDS, TokenStream
 from gpt1_ds.data.tokenizer import Tokenizer
 from gpt1_ds.distributed import collectives
 from gpt1_ds.distributed.console import progress, say
+from gpt1_ds.distributed.descriptors import room_for
 from gpt1_ds.settings.sections import DataConfig
+
+MOST_MAPPED = 1024
+"""Shards of a split that stay mapped, if the limit of open files allows it."""
 
 
 def local_shards(data: DataConfig) -> Path:
@@ -141,13 +145,19 @@ def open_streams(data: DataConfig, manifest: Manifest, split: str) -> dict[str, 
                 f"data.weights.{name}: no such corpus in {data.shards}; {near(name, in_training)}"
             )
     root, cache = _root_and_cache(data)
-    streams = {}
+    shards = {}
     for name, entry in manifest.splits.get(split, {}).items():
         wanted = split != "train" or not data.weights or data.weights.get(name, 0) > 0
         if wanted and entry.tokens > 1:
-            streams[name] = TokenStream(root, manifest, split, name, cache=cache)
-    if not streams:
+            shards[name] = len(entry.shards)
+    if not shards:
         raise DataError(_no_text(data, manifest, split))
+    total = sum(shards.values())
+    room = room_for(min(total, MOST_MAPPED))
+    streams = {}
+    for name, count in shards.items():
+        max_open = max(FEW_SHARDS, room * count // total)
+        streams[name] = TokenStream(root, manifest, split, name, max_open, cache)
     return streams
 
 

@@ -55,32 +55,45 @@ def _absorb(state: np.ndarray, word: np.ndarray | int) -> np.ndarray:
     return state
 
 
-def permute(index_N: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
+def permute(
+    index_N: np.ndarray, size: int, key: np.ndarray | int, tight: bool = False
+) -> np.ndarray:
     """The image of each index below `size` under the permutation that `key` selects, (N,) int64.
 
     It takes O(1) time and memory for each element. It is a Feistel network of four rounds over the
-    next even number of bits, which is applied again until the value is below `size`.
+    next even number of bits, which is applied again until the value is below `size`. `tight`: over
+    as few bits as `size` has, so that it is applied less often; early orders are not.
     """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    bits = max(size - 1, 1).bit_length()
+    bits = max(2, bits) if tight else bits + bits % 2
+    right_bits = bits - bits // 2
+    masks = np.uint64((1 << bits // 2) - 1), np.uint64((1 << right_bits) - 1)
+    key_K = _one_if_equal(np.atleast_1d(mix(key)))
+    rounds = [_absorb(key_K, number) for number in range(4)]  # equals mix(key, number)
     value_N = np.asarray(index_N).astype(np.uint64)
-    key_N = np.broadcast_to(mix(key), value_N.shape)
-    rounds = [_absorb(key_N, number) for number in range(4)]  # equals mix(key, number)
-    outside = np.arange(len(value_N))
+    outside, value_O = np.arange(len(value_N)), value_N
     while len(outside):
-        left, right = value_N[outside] >> shift, value_N[outside] & mask
-        for state_N in rounds:
-            left, right = right, left ^ (_absorb(state_N[outside], right) & mask)
-        value_N[outside] = (left << shift) | right
-        outside = outside[value_N[outside] >= np.uint64(size)]
+        halves = [value_O >> np.uint64(right_bits), value_O & masks[1]]
+        for number, state_K in enumerate(rounds):
+            state_O = state_K if len(state_K) == 1 else state_K[outside]
+            halves[number % 2] ^= _absorb(state_O, halves[1 - number % 2]) & masks[number % 2]
+        value_O = (halves[0] << np.uint64(right_bits)) | halves[1]
+        value_N[outside] = value_O
+        again = value_O >= np.uint64(size)
+        outside, value_O = outside[again], value_O[again]
     return value_N.astype(np.int64)
+
+
+def _one_if_equal(values_N: np.ndarray) -> np.ndarray:
+    """The first value alone, (1,), if all are equal, which saves work for each of them."""
+    return values_N[:1] if len(values_N) and (values_N == values_N[0]).all() else values_N
 
 
 def _shuffle_globally(
     place_N: np.ndarray, windows: int, key_N: np.ndarray, n_ctx: int
 ) -> np.ndarray:
     """The window at each place of an epoch: a permutation of the whole corpus."""
-    return permute(place_N, windows, key_N)
+    return permute(place_N, windows, key_N, tight=True)
 
 
 def _shuffle_in_lanes(
@@ -102,12 +115,12 @@ def _shuffle_in_lanes(
         turn_E, lane_E = np.divmod(place_N[even], LANES)
         turn_E = (turn_E + lane_E * size // LANES) % lane_windows
         slot_E, inside_E = np.divmod(turn_E, size)
-        group_E = lane_E * groups + permute(slot_E, groups, mix(key_N[even], lane_E))
-        within_E = permute(inside_E, size, mix(key_N[even], LANES + group_E))
+        group_E = lane_E * groups + permute(slot_E, groups, mix(key_N[even], lane_E), True)
+        within_E = permute(inside_E, size, mix(key_N[even], LANES + group_E), True)
         window_N[even] = group_E * size + within_E
     if not even.all():
         first = LANES * lane_windows
-        within = permute(place_N[~even] - first, windows - first, key_N[~even])
+        within = permute(place_N[~even] - first, windows - first, key_N[~even], True)
         window_N[~even] = first + within
     return window_N
 
@@ -122,8 +135,9 @@ def _shuffle_in_one_group(
     full = group_N < groups
     if full.any():
         group_N[full] = permute(group_N[full], groups, key_N[full])
-        within = permute(inside_N[full], GROUPED_1_WINDOWS, mix(key_N[full], group_N[full]))
-        window_N[full] = group_N[full] * GROUPED_1_WINDOWS + within
+        key_F = mix(key_N[full], group_N[full])
+        within_F = permute(inside_N[full], GROUPED_1_WINDOWS, key_F)
+        window_N[full] = group_N[full] * GROUPED_1_WINDOWS + within_F
     if tail and not full.all():
         within = permute(inside_N[~full], tail, mix(key_N[~full], groups))
         window_N[~full] = groups * GROUPED_1_WINDOWS + within
@@ -225,7 +239,8 @@ class WindowOrder:
         for size in np.unique(end_N - start_N):
             here = end_N - start_N == size
             key = mix(self.seed, 1, epoch_N[here], start_N[here])
-            place_N[here] = permute(slot_N[here] - start_N[here], int(size), key)
+            inside = slot_N[here] - start_N[here]
+            place_N[here] = permute(inside, int(size), key, tight=self.kind != GROUPED_1)
         return place_N
 
     def _windows_before(self, slot_N: np.ndarray) -> np.ndarray:
@@ -244,7 +259,8 @@ class WindowOrder:
         """First token of a corpus's `ordinal`-th window, counted over its epochs."""
         windows, tokens = self.windows[number], self.tokens[number]
         epoch_N, place_N = np.divmod(ordinal_N, windows)
-        key_N = mix(self.seed, 2, number, epoch_N)
+        epoch_E = _one_if_equal(epoch_N)
+        key_N = np.broadcast_to(mix(self.seed, 2, number, epoch_E), place_N.shape)
         window_N = SHUFFLES[self.kind](place_N, windows, key_N, self.n_ctx)
-        phase_N = (mix(self.seed, 3, number, epoch_N) % np.uint64(tokens)).astype(np.int64)
+        phase_N = (mix(self.seed, 3, number, epoch_E) % np.uint64(tokens)).astype(np.int64)
         return (phase_N + window_N * self.n_ctx) % tokens

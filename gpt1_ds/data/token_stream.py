@@ -18,8 +18,8 @@ from gpt1_ds.data.manifest import MANIFEST, Manifest, Shard, find_damage
 from gpt1_ds.data.remote import ShardCache
 
 MAP_ATTEMPTS = 3
-MAPPED_SHARDS = 64
-"""Of a stream: a mapped file counts among the open files of the process."""
+FEW_SHARDS = 64
+"""Are mapped at once in any case: a mapped file counts among the open files of the process."""
 
 
 class Span(NamedTuple):
@@ -47,7 +47,7 @@ class TokenStream:
         manifest: Manifest,
         split: str,
         corpus: str,
-        max_open: int = MAPPED_SHARDS,
+        max_open: int = FEW_SHARDS,
         cache: ShardCache | None = None,
     ):
         entry = manifest.splits.get(split, {}).get(corpus)

@@ -1,4 +1,4 @@
-"""Room for the connections of thousands of ranks: the limit of open files (`ulimit -n`).
+"""Room for the connections of thousands of ranks, and for shards: the limit of open files.
 
 Rank 0 holds the connections of all ranks to the store. With gloo each rank is also connected to
 every other one. Many systems give a process 1,024 files at first, and more only if it asks.
@@ -38,6 +38,19 @@ def make_room(rank: int, world_size: int, on_gpu: bool) -> None:
             f"{wanted}; of a service: LimitNOFILE={wanted}; of a container: --ulimit "
             f"nofile={wanted}), or start fewer ranks"
         )
+
+
+def room_for(files: int) -> int:
+    """How many of `files` more files fit beside `SPARE`, after the limit is raised for them."""
+    before = _open_files() + SPARE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return files
+    if soft < before + files:
+        wanted = before + files
+        soft = max(soft, wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(0, min(files, soft - before))
 
 
 def connections(rank: int, world_size: int, on_gpu: bool) -> int:

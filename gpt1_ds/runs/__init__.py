@@ -15,6 +15,7 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `plateau`: a run that predicts no more than how often each token occurs.
 - `budget`: what a resumed run says if its schedule ends at another step than before.
 - `words`: the words of text it has seen, and checkpoints at some numbers of them.
+- `data_order`: the order of windows, which stays as the run began, and what it costs from a URL.
 - `pre_training`: what a pre-training run has besides: corpora, sizes of batches, where it ends.
 - `zero_shot`: benchmarks that a pre-training run scores as it goes on.
 - `provenance`: what a result was made from, and what differs from another start.

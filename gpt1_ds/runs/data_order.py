@@ -1,5 +1,6 @@
 """The order of windows of a run: it stays as it began; a start says what it costs behind a URL."""
 
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -87,7 +88,7 @@ def check_cache(
                 "again; raise it"
             )
         return
-    shards = [shard for stream in streams for shard in stream.shards]
+    shards = list(itertools.chain.from_iterable(stream.shards for stream in streams))
     if _bytes(shards) > limit:
         raise ConfigError(
             f"data.cache_bytes {limit}: below the {_bytes(shards)} bytes of the shards in {url}, "

@@ -43,9 +43,10 @@ def kind(request, monkeypatch) -> str:
     return request.param
 
 
+@pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1000, 4097])
-def test_permute_is_a_permutation_that_its_key_names(size):
-    first, second = permute(np.arange(size), size, 1), permute(np.arange(size), size, 2)
+def test_permute_is_a_permutation_that_its_key_names(size, tight):
+    first, second = (permute(np.arange(size), size, key, tight) for key in (1, 2))
     assert sorted(first) == list(range(size)) == sorted(second)
     assert size < 10 or (first != second).any()
 

@@ -55,3 +55,22 @@ def test_a_run_that_cannot_have_its_connections_is_refused():
     [line] = process.stderr.splitlines()
     assert line.startswith("error: 1,000 ranks need 4,0") and "its limit is 1,024" not in line
     assert "open files in rank 0, whose limit is 1,024; raise the hard limit" in line
+
+
+ROOM = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+from gpt1_ds.distributed.descriptors import room_for
+print(room_for(1000), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(300, 5000), (4000, 5000), (300, 900), (64, 100)])
+def test_shards_get_what_the_limit_leaves(soft, hard):
+    words = [sys.executable, "-c", ROOM, str(soft), str(hard)]
+    room, now, most = map(int, subprocess.check_output(words, cwd=ROOT, text=True).split())
+    assert most == hard and now >= soft
+    if hard == 5000:
+        assert room == 1000 and now == soft if soft == 4000 else 1256 <= now <= 1300
+    else:
+        assert now == hard and max(0, hard - 300) <= room <= max(0, hard - 256)

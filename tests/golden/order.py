@@ -49,6 +49,12 @@ def permutations() -> dict[str, Any]:
 
 
 @ORDER.value
+def tight_permutations() -> dict[str, Any]:
+    sizes = (1, 2, 3, 5, 8, 65, 1000, 8192, 100_003)
+    return {str(size): array(permute(np.arange(size), size, SEED, True)) for size in sizes}
+
+
+@ORDER.value
 def permutation_with_a_key_for_each_element() -> dict[str, Any]:
     return array(permute(np.arange(500), 500, mix(SEED, np.arange(500) // 100)))
 

@@ -9,8 +9,12 @@ from gpt1_ds.base.errors import ConfigError
 from gpt1_ds.data.batches import BatchSizes, total_steps
 from gpt1_ds.data.order import (
     BLOCK_WINDOWS,
+    GLOBAL,
+    GROUP_TOKENS,
+    GROUPED,
     GROUPED_1,
     GROUPED_1_WINDOWS,
+    LANES,
     WindowOrder,
     mix,
     permute,
@@ -158,6 +162,59 @@ def test_a_trillion_tokens():
     starts = [6992726869118, 4199840640126, 6782544275582, 4464799556942]
     index = [0, 10**9, 19_533_203_124, 58_599_609_382]
     assert located(order, index) == [(0, start) for start in starts]
+
+
+def test_tight_permutations():
+    places = [5, 13, 2, 1, 0, 11, 8, 3, 4, 9, 15, 12, 10, 16, 7, 6, 14]
+    assert permute(np.arange(17), 17, 2, tight=True).tolist() == places
+    large = [415556570188, 21278804514, 269325869840]
+    assert permute(np.array([0, 1, 2**39 - 1]), 2**39, 3, tight=True).tolist() == large
+
+
+@pytest.mark.parametrize(
+    ("kind", "starts"),
+    [
+        (
+            GLOBAL,
+            [
+                6434570375,
+                889852544,
+                2098046599,
+                4714673799,
+                581103744,
+                1657028231,
+                7297918599,
+                3093279879,
+                1051986560,
+                6060022376,
+                7557880290,
+            ],
+        ),
+        (
+            GROUPED,
+            [
+                7865415303,
+                7859360903,
+                4729256583,
+                7881328263,
+                804905600,
+                6488636551,
+                9705854087,
+                5710207111,
+                7391736967,
+                1199509089,
+                4627780578,
+            ],
+        ),
+    ],
+)
+def test_the_global_and_the_grouped_order(kind, starts):
+    """Both ends of an epoch, where the windows come that the lanes leave, and later epochs."""
+    order = WindowOrder({"a": 10**10 + 7}, 512, 5, {}, kind)
+    assert (GROUP_TOKENS, LANES, order.epoch_windows) == (1 << 25, 12, 19_531_251)
+    index = [0, 1, 12, 13, 65_536, 10**7, 19_531_211, 19_531_249, 19_531_250]
+    later = [19_531_251, 5 * 19_531_251 + 3]
+    assert located(order, [*index, *later]) == [(0, start) for start in starts]
 
 
 def test_a_block_is_at_most_an_epoch():

@@ -123,8 +123,7 @@ class DataConfig:
     weights: dict[str, float] = setting({}, NUMBER)
     """Share of each corpus in the mixture, {NAME: WEIGHT}; empty: by tokens."""
     order: str | None = setting(None, choices=("global", "grouped", "grouped-1"))
-    """How windows are shuffled (docs/data.md); null: as the run began; a new one is grouped if its
-    shards have a URL, else global."""
+    """Shuffle: global or grouped (docs/data.md); null: grouped if shards is a URL, else global."""
     verify: bool = True
     """Hash every shard before training, shared out among ranks (1 to 2 s a GB and rank);
     false: sizes only."""

@@ -32,6 +32,7 @@ SECTIONS = {
     "data": {
         "shards": "shards",
         "weights": {},
+        "order": None,
         "verify": True,
         "quarantine": False,
         "cache": None,

@@ -10,8 +10,12 @@ milliseconds, each the least of the rounds: other load only adds to them. `opera
 kernel on a GPU, and `waits` are those of the host for the device; on a CPU, the update has one that
 a GPU has not, and the head another.
 
-The second table is of one rank of many, over torch's fake process group. Its figures are the
-constants of `gpt1_ds/engine/host_time.py`. About 3 minutes.
+The second table is of one rank of many, over torch's fake process group, with as many buckets as
+GPT-1 has on a GPU. Its figures are the constants of `gpt1_ds/engine/host_time.py`:
+
+    python benchmarks/host.py --only --configs zero0_fp32 zero1_bf16 zero2_bf16 zero3_bf16
+
+About 3 minutes, and 3 for each JSON of `--configs`.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +36,11 @@ import torch.nn.functional as F
 
 from gpt1_ds.distributed import rendezvous
 from gpt1_ds.engine.counting import counted, join_fake_group
+from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import import_deepspeed, replaced
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.model.gpt import GPT, GPTConfig
+from gpt1_ds.runs.rehearsal_host import narrow_json
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
@@ -70,18 +77,28 @@ def like_a_gpu() -> None:
     loss.CACHED_ROWS = loss.HEAD_ROWS
 
 
+class Done:
+    """A collective that has ended, for ZeRO-3, which waits for its gathers."""
+
+    def wait(self) -> None:
+        pass
+
+
 def without_fake_gather() -> None:
     """torch's fake group copies the input of an all-gather once for each rank, which none does."""
     from deepspeed.comm import comm
 
-    nothing = replaced(comm.cdb, "all_gather_into_tensor", lambda *_args, **_options: None)
+    nothing = replaced(comm.cdb, "all_gather_into_tensor", lambda *_args, **_options: Done())
     CONTEXTS.enter_context(nothing)
 
 
 def ours(
-    ds: str, ranks: int = 1, compiled: bool = False, gpu: bool = True
+    ds: str, ranks: int = 1, compiled: bool = False, gpu: bool = True, of_gpt1: bool = False
 ) -> Callable[[int], list[Part]]:
-    """The run's engine: forward, backward and step as `train.train_step` calls them."""
+    """The run's engine: forward, backward and step as `train.train_step` calls them.
+
+    With `of_gpt1` it has GPT-1's buckets and overlap on a GPU, in this model's size.
+    """
 
     def build(width: int) -> list[Part]:
         if gpu:
@@ -97,6 +114,10 @@ def ours(
         config = load(PretrainConfig, None, options)
         shape = GPTConfig(VOCAB_SIZE, LAYERS, HEADS, width, N_CTX)
         settings = resolve(ROOT / "ds_configs" / f"{ds}.json", config, ranks)
+        if of_gpt1:
+            paper = GPTConfig(40_005)
+            settings = with_defaults(settings, paper.parameters, on_gpu=True)
+            settings = narrow_json(settings, paper, shape)
         engine = initialize(GPT(shape), config, settings)
         if ranks > 1:
             without_fake_gather()
@@ -183,6 +204,7 @@ WAYS: Ways = {
 def work(build: Callable[[int], list[Part]], width: int, pipe) -> None:
     """In a process of its own: times of `n` steps for each `n` received, then counts, for 0."""
     os.environ["DS_ACCELERATOR"] = "cpu"
+    warnings.filterwarnings("ignore", message="Set timeout is now only supported")
     torch.manual_seed(0)
     parts = build(width)
     while (steps := pipe.recv()) >= 0:
@@ -280,7 +302,7 @@ def main() -> None:
         }
         print_ways(in_turns(chosen, args.rounds, args.steps, args.width))
     for ds in args.configs if args.ranks else ():
-        ways = {str(count): ours(ds, count) for count in args.ranks}
+        ways = {str(count): ours(ds, count, of_gpt1=True) for count in args.ranks}
         print_ranks(ds, args.ranks, in_turns(ways, args.rounds, args.steps, args.width))
 
 

@@ -4,7 +4,8 @@
     python benchmarks/scale.py resize [--old PATH] [--stage 2] [--ranks 512] [--layers 12]
     python benchmarks/scale.py start [--old PATH] [--stage 3] [--ranks 1 2 4 64] [--layers 16]
 
-`gather` times the collectives of a save at 8, 512 and 4,096 ranks, over torch's fake process group.
+`gather` times the collectives of a save at 8, 512 and 4,096 ranks, over torch's fake process group;
+"seals" are values that all differ, which rank 0 needs for the manifest.
 The fake group copies its own tensor once for each rank, in a loop; here one copy stands for the
 network. `resize` makes the folder of a checkpoint of so many ranks, and loads it as one rank of
 half as many: process time, files opened, times that the folder is listed. Its other ranks do not
@@ -16,6 +17,7 @@ process of its own. About a minute each.
 """
 
 import argparse
+import inspect
 import json
 import os
 import statistics
@@ -84,8 +86,12 @@ def time_gather(ranks: int) -> dict[str, float]:
     dist.all_gather_into_tensor = same_of_all
     found["no fault"] = milliseconds(lambda: collectives.gather_json(None))
     dist.all_gather_into_tensor = another_of_the_last
-    found["seals"] = milliseconds(lambda: collectives.gather_json(SEAL))
-    assert collectives.gather_json(SEAL)[-1] != SEAL
+    gather_seals = getattr(collectives, "gather_json_on_main", collectives.gather_json)
+    assert gather_seals(SEAL)[-1] != SEAL
+    found["seals, on rank 0"] = milliseconds(lambda: gather_seals(SEAL))
+    dist.destroy_process_group()
+    join(ranks - 1, ranks)
+    found["seals, another"] = milliseconds(lambda: gather_seals(SEAL))
     if hasattr(collectives, "from_main"):
         found["of rank 0"] = milliseconds(lambda: collectives.from_main(None))
         found["numbers"] = milliseconds(lambda: collectives.gather_numbers([1, 2, 3, 4, 5, 6]))
@@ -263,7 +269,9 @@ def measure_start(stage: int, layers: int, alone: int, whole: bool) -> dict[str,
         module = GPT(shape)
     initialize(module, config, ds)
     peak = memory("VmHWM") - before
-    buckets = bucket_bytes(ds, shape.parameters, "bf16")
+    # Earlier versions did not ask for the ranks.
+    known = {"ranks": ranks} if "ranks" in inspect.signature(bucket_bytes).parameters else {}
+    buckets = bucket_bytes(ds, shape.parameters, "bf16", **known)
     stated = state_bytes(shape.parameters, str(stage), "bf16", ranks, buckets).device
     collectives.barrier()
     return {"parameters": shape.parameters, "peak": peak, "stated": stated}
@@ -320,7 +328,7 @@ def show_gather(versions: dict[str, Path]) -> None:
         for version, figures in in_turns(versions, "gather", ranks).items():
             for name, value in figures.items():
                 ratio = value / first.setdefault((version, name), value)
-                row = f"{ranks:5} ranks  {version}  {name:10} {value:8.3f} ms"
+                row = f"{ranks:5} ranks  {version}  {name:16} {value:8.3f} ms"
                 print(f"{row}  {ratio:6.2f}x of {WORLDS[0]} ranks", flush=True)
 
 

@@ -7,7 +7,7 @@ import socket
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import safetensors
 from torch import Tensor
@@ -18,8 +18,11 @@ from gpt1_ds.base.protocols import Engine
 from gpt1_ds.checkpoints.flat_tensors import non_finite, place_crc
 from gpt1_ds.checkpoints.folder import step_folder, step_of
 from gpt1_ds.checkpoints.replicas import Replicas
+from gpt1_ds.checkpoints.state import FileSeal
+from gpt1_ds.checkpoints.writing import FileWriter
 from gpt1_ds.distributed import collectives
 
+Result = TypeVar("Result")
 REMEDY = "the last checkpoint is kept: lower optim.lr or lengthen schedule.warmup_steps"
 
 
@@ -31,31 +34,48 @@ class StallError(SaveError):
     """A save that had to succeed, while the write of a file hangs."""
 
 
-def agree(action: Callable[[], Any]) -> list[Any]:
-    """Run `action` on every rank; what it returned (JSON), by rank.
+class Written(NamedTuple):
+    """What the ranks have written of a checkpoint."""
+
+    files: dict[str, FileSeal]
+    """Of all ranks, on rank 0: the others need none, and are spared to parse thousands."""
+    bytes: int
+    seconds: float
+    """The longest time that a rank spent writing."""
+
+
+def finish_on_all_ranks(writer: FileWriter, stall_seconds: float) -> Written | None:
+    """Wait until every rank has written its files; None if the write of one hangs on some rank.
 
     SaveError on all ranks if it failed on one.
     """
-    reports = collectives.gather_json(_attempt(action))
-    faults = [fault for _, fault in reports if fault]
-    if faults:
-        raise SaveError(faults[0])
-    return [value for value, _ in reports]
+    seals, fault = _attempt(lambda: writer.finish(stall_seconds))
+    size = sum(seal.bytes for seal in seals.values()) if seals else 0
+    own = [fault is not None, writer.hung is not None, size, round(1000 * writer.seconds)]
+    failed, hung, sizes, milliseconds = collectives.gather_numbers(own).unbind(1)
+    if failed.any():
+        raise SaveError(next(filter(None, collectives.gather_json(fault))))
+    if hung.any():
+        return None
+    files = {}
+    for of_rank in collectives.gather_json_on_main(seals):
+        files.update({name: FileSeal(*seal) for name, seal in sorted(of_rank.items())})
+    return Written(files, int(sizes.sum()), int(milliseconds.max()) / 1000)
 
 
 def agree_on_main(action: Callable[[], None]) -> None:
     """Run `action` on rank 0; SaveError on all ranks if it failed."""
-    _, fault = collectives.from_main(_attempt(action) if collectives.is_main() else None)
+    fault = collectives.from_main(_attempt(action)[1] if collectives.is_main() else None)
     if fault:
         raise SaveError(fault)
 
 
-def _attempt(action: Callable[[], Any]) -> list[Any]:
+def _attempt(action: Callable[[], Result]) -> tuple[Result | None, str | None]:
     """What `action` returned, and None; or None, and the fault."""
     try:
-        return [action(), None]
+        return action(), None
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        return [None, f"rank {collectives.rank()}: {' '.join(str(error).split())[:300]}"]
+        return None, f"rank {collectives.rank()}: {' '.join(str(error).split())[:300]}"
 
 
 class Views(NamedTuple):

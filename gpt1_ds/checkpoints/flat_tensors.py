@@ -133,11 +133,13 @@ def layout(engine: Engine, places: list[int] | None = None) -> Layout:
         precision = "bf16"
     elif engine.fp16_enabled():
         precision = "fp16"
+    if places is None:
+        places = collectives.gather_numbers([place_crc(engine)])[:, 0].tolist()
     return Layout(
         collectives.world_size(),
         engine.zero_optimization_stage(),
         precision,
-        collectives.gather_json(place_crc(engine)) if places is None else places,
+        places,
     )
 
 

@@ -30,8 +30,8 @@ from gpt1_ds.base.protocols import Engine
 from gpt1_ds.checkpoints.agreeing import (
     SaveError,
     StallError,
-    agree,
     agree_on_main,
+    finish_on_all_ranks,
     has_room,
     views_of_ranks,
 )
@@ -176,14 +176,14 @@ class Saves:
         pending = self.pending
         self.pending = None
         try:
-            files, write_seconds = _finish_on_all_ranks(pending.writer, self.config.stall_seconds)
-            if files is None:
+            written = finish_on_all_ranks(pending.writer, self.config.stall_seconds)
+            if written is None:
                 self.pending = pending
                 self._tell_hanging(pending.writer.hung)
                 return
             if self.hanging:
                 self._tell_hanging(None)
-            manifest = replace(pending.manifest, files=files)
+            manifest = replace(pending.manifest, files=written.files)
             agree_on_main(lambda: self._commit(pending, manifest))
         except SaveError as error:
             self.hanging = ""
@@ -192,8 +192,8 @@ class Saves:
         self.on_commit(
             manifest.step,
             seconds=round(pending.seconds + time.perf_counter() - started, 3),
-            bytes=sum(seal.bytes for seal in files.values()),
-            write_seconds=round(write_seconds, 3),
+            bytes=written.bytes,
+            write_seconds=written.seconds,
         )
 
     def _commit(self, pending: "PendingSave", manifest: CheckpointManifest) -> None:
@@ -336,23 +336,6 @@ def _write_generators(writer: FileWriter) -> None:
         generators["cuda"] = torch.cuda.get_rng_state()
     content = safetensors.torch.save(generators)
     writer.add(rng_file(collectives.rank()), lambda file: file.write(content))
-
-
-def _finish_on_all_ranks(
-    writer: FileWriter, stall_seconds: float
-) -> tuple[dict[str, FileSeal] | None, float]:
-    """The seals of all ranks' files, and the longest time that a rank spent writing.
-
-    None in place of the seals if the write of a file hangs on some rank.
-    """
-    reports = agree(lambda: [writer.finish(stall_seconds), writer.seconds])
-    files = {}
-    for seals, _ in reports:
-        if seals is None:
-            return None, 0.0
-        for name, seal in sorted(seals.items()):
-            files[name] = FileSeal(*seal)
-    return files, max(seconds for _, seconds in reports)
 
 
 def save_weights(run_dir: Path, weights: dict[str, Tensor], state: CheckpointState) -> None:

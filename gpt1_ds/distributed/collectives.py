@@ -110,22 +110,42 @@ class PendingGather(Pending):
 def gather_json(value: Any) -> list[Any]:
     """The `value` (plain JSON data) of every rank, in rank order, on all ranks.
 
-    The values are sent as JSON and not as pickles, because loading a pickle can run code. The
-    content of a rank is filled up with blanks, which JSON ignores, and ends with a comma. So all of
-    them are one JSON text, which is parsed in one go, and only if the values differ: thousands of
-    calls would take milliseconds.
+    Where values differ, each rank parses those of all: see `gather_json_on_main`.
     """
-    ranks = world_size()
-    if ranks == 1:
+    return [value] if world_size() == 1 else _parsed(*_gather_text(value))
+
+
+@waiting.for_peers()
+def gather_json_on_main(value: Any) -> list[Any]:
+    """The `value` (plain JSON data) of every rank, in rank order, on rank 0; none on the others.
+
+    To parse thousands of values takes milliseconds, which only the rank that needs them spends.
+    """
+    if world_size() == 1:
         return [value]
+    gathered = _gather_text(value)
+    return _parsed(*gathered) if is_main() else []
+
+
+def _gather_text(value: Any) -> tuple[bytes, torch.Tensor]:
+    """The text of this rank's `value`, and those of all ranks: bytes, (ranks, length).
+
+    The values are sent as JSON and not as pickles, because loading a pickle can run code. The
+    text of a rank is filled up with blanks, which JSON ignores, and ends with a comma.
+    """
     content = json.dumps(value).encode()
     longest = torch.tensor([len(content)], device=device())
     dist.all_reduce(longest, dist.ReduceOp.MAX)
-    own = torch.frombuffer(bytearray(content.ljust(int(longest.item())) + b","), dtype=torch.uint8)
-    gathered = _all_gather(own)
-    if torch.equal(gathered, own.expand(ranks, -1)):
-        return [json.loads(content)] * ranks
-    values: list[Any] = json.loads(b"[" + gathered.numpy().tobytes()[:-1] + b"]")
+    content = content.ljust(int(longest.item())) + b","
+    return content, _all_gather(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+
+
+def _parsed(own: bytes, gathered: torch.Tensor) -> list[Any]:
+    """All values, from one JSON text that is parsed in one go; once, if they are the same."""
+    text = gathered.numpy().tobytes()
+    if text == own * len(gathered):
+        return [json.loads(own[:-1])] * len(gathered)
+    values: list[Any] = json.loads(b"[" + text[:-1] + b"]")
     return values
 
 

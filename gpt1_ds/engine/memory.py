@@ -23,15 +23,39 @@ LIVE_ELEMENTS = 1_000_000_000
 """ZeRO-3's default for how many parameters a rank may have whole (`stage3_max_live_parameters`)."""
 
 
-def bucket_bytes(ds: Json, parameters: float, precision: str, on_gpu: bool = False) -> float:
+def bucket_bytes(
+    ds: Json, parameters: float, precision: str, ranks: int, on_gpu: bool = False
+) -> float:
     """Bytes of the buckets of a resolved JSON. With overlap, one is filled and one sent.
 
-    With `reduce_scatter` under ZeRO-1 and 2 the reduction makes a copy of its bucket.
+    With `reduce_scatter` under ZeRO-1 and 2 the reduction makes a copy of its bucket. Without ZeRO
+    DeepSpeed joins the gradients in a copy for the all-reduce. The second share of the weights that
+    ZeRO++ keeps within a group of ranks (hpZ) is counted here too.
     """
+    value = value_bytes(precision)
     elements, overlap = buckets(ds, parameters, on_gpu)
     zero = with_defaults(ds, int(parameters), on_gpu).get("zero_optimization", {})
-    copied = zero.get("stage", 0) < 3 and zero.get("reduce_scatter", True)
-    return float(elements * value_bytes(precision) * (1 + bool(overlap) + bool(copied)))
+    if not zero.get("stage", 0):
+        return float(_joined(parameters, ranks) * value)
+    copied = zero["stage"] < 3 and zero.get("reduce_scatter", True)
+    group = hpz_ranks(zero, ranks)
+    near = parameters * value / group if group > 1 else 0.0
+    return elements * value * (1 + bool(overlap) + bool(copied)) + near
+
+
+def _joined(parameters: float, ranks: int) -> float:
+    """Elements of the tensor in which an all-reduce without ZeRO joins gradients."""
+    return min(LARGEST_BUCKET, parameters) if ranks > 1 else 0.0
+
+
+def hpz_ranks(zero: Json, ranks: int) -> int:
+    """Ranks of a group that keeps the weights whole, in ZeRO++ (hpZ); 1 without it.
+
+    `zero` is the section `zero_optimization`.
+    """
+    if zero.get("stage") != 3:
+        return 1
+    return max(1, min(ranks, zero.get("zero_hpz_partition_size", 1)))
 
 
 def zero_variant(ds: Json) -> str:
@@ -75,7 +99,7 @@ def state_parts(
         optimizer   4 + 4 + 4                 divided in stages 1 to 3
         update      4 + 4 in bf16 and fp16    divided in stages 1 to 3
         gathered    value                     in stage 3, of at most 1e9 parameters
-        buckets     up to 1 GB                for the reduction, from stage 1 on; two in stage 3
+        buckets     up to 1 GB                for the reduction; two in stage 3
 
     All but the buckets are bytes a parameter. In float32 without ZeRO the optimizer has no weights
     of its own. `of_buckets` (`bucket_bytes`) takes the place of the default buckets, which one rank
@@ -84,9 +108,10 @@ def state_parts(
     value = value_bytes(precision)
     own = parameters / (ranks if stage >= 1 else 1)
     if of_buckets is None:
-        needed = stage >= 1 and ranks > 1
         default = min(LARGEST_BUCKET * 2.0, parameters * value) * (2 if stage == 3 else 1)
-        of_buckets = default if needed else 0.0
+        if stage == 0:
+            default = _joined(parameters, ranks) * value
+        of_buckets = default if ranks > 1 else 0.0
     masters = 0 if precision == "fp32" and stage == 0 else 4
     fetches = stage == 3 and ranks > 1
     return StateParts(

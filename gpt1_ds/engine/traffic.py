@@ -100,11 +100,25 @@ def step_traffic(
         groups = (matrices, elements - matrices)
         gathered = sum(math.ceil(group / step) * step for group in groups)
         return Traffic(reductions * elements * value, gathered * value, 0)
-    limit = zero.get("stage3_param_persistence_threshold", PERSISTENT_ELEMENTS)
-    persistent = sum(part.elements for part in parts if part.elements <= limit)
-    divided = elements - persistent
-    gathers = divided * (1 + regathered(shape, zero)) * micro_steps + persistent
+    divided = _divided(shape, zero)
+    gathers = divided * (1 + regathered(shape, zero)) * micro_steps + elements - divided
     return Traffic(0, gathers * value, elements * micro_steps * value)
+
+
+def _divided(shape: GPTConfig, zero: Json) -> int:
+    """Elements that ZeRO-3 divides: those of all parameters but the small ones."""
+    limit = zero.get("stage3_param_persistence_threshold", PERSISTENT_ELEMENTS)
+    return sum(part.elements for part in parts_of(shape) if part.elements > limit)
+
+
+def gathered_nearby(shape: GPTConfig, zero: Json, precision: str, micro_steps: float) -> float:
+    """Bytes of `step_traffic` that ZeRO++ (hpZ) gathers within a group of ranks.
+
+    They are all but the first gather of a step: after that, each group has the weights whole until
+    they are updated.
+    """
+    again = (1 + regathered(shape, zero)) * micro_steps - 1
+    return _divided(shape, zero) * again * value_bytes(precision)
 
 
 def regathered(shape: GPTConfig, zero: Json) -> float:
@@ -154,16 +168,23 @@ def exposed_reduction(
 
 
 def exposed_gathers(
-    shape: GPTConfig, zero: Json, precision: str, link: Link, forward_seconds: float
+    shape: GPTConfig,
+    zero: Json,
+    precision: str,
+    link: Link,
+    forward_seconds: float,
+    again_link: Link | None = None,
 ) -> float:
     """Seconds that ZeRO-3's gathers add to a micro-batch, whose blocks are fetched ahead.
 
-    The embeddings and the first block must be there before the forward pass begins.
+    The embeddings and the first block must be there before the forward pass begins. `again_link` is
+    that of the gathers of the backward pass, if it is another.
     """
-    parts, cost = parts_of(shape), value_bytes(precision) * link.seconds_per_byte
+    parts, value = parts_of(shape), value_bytes(precision)
+    cost, again_cost = (value * each.seconds_per_byte for each in (link, again_link or link))
     elements = sum(part.elements for part in parts)
     blocks = sum(part.work for part in parts)
     first = elements - blocks + blocks / shape.n_layer
     again = regathered(shape, zero) * elements
     forward = first * cost + max(0.0, (elements - first) * cost - forward_seconds)
-    return forward + max(0.0, again * cost - link.backward_seconds)
+    return forward + max(0.0, again * again_cost - link.backward_seconds)

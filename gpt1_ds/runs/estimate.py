@@ -8,6 +8,7 @@ start, for the check of the shards.
 
 import itertools
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from gpt1_ds.base.protocols import Json
@@ -17,10 +18,17 @@ from gpt1_ds.engine.memory import (
     activation_bytes,
     bucket_bytes,
     gpu_bytes,
+    hpz_ranks,
     saved_bytes,
     state_bytes,
 )
-from gpt1_ds.engine.traffic import Link, exposed_gathers, exposed_reduction, step_traffic
+from gpt1_ds.engine.traffic import (
+    Link,
+    exposed_gathers,
+    exposed_reduction,
+    gathered_nearby,
+    step_traffic,
+)
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.settings.deepspeed_json import zero_stage
 
@@ -159,7 +167,9 @@ def estimate(job: Job, cluster: Cluster, zero_variant: str, micro_batch: int) ->
     stage, shape = int(zero_variant[0]), job.shape
     ds = job.json(zero_variant)
     parameters, gpus = shape.parameters, cluster.gpus
-    of_buckets = bucket_bytes(ds, parameters, job.precision, on_gpu=True) if gpus > 1 else 0.0
+    of_buckets = 0.0
+    if gpus > 1:
+        of_buckets = bucket_bytes(ds, parameters, job.precision, gpus, on_gpu=True)
     states, moved = state_bytes(parameters, zero_variant, job.precision, gpus, of_buckets)
     seconds = _step_seconds(job, cluster, ds, micro_batch, moved)
     return Estimate(
@@ -187,6 +197,7 @@ def _step_seconds(job: Job, cluster: Cluster, ds: Json, micro_batch: int, moved:
     forward = flops / 3 / (gpus * peak * cluster.utilization)
     backward = (3 if job.checkpointing else 2) * forward
     traffic = step_traffic(shape, zero, stage, precision, gpus, micro_steps)
+    network = traffic.sent(gpus) / cluster.bandwidth
     exposed = 0.0
     if gpus > 1:
         per_byte = (gpus - 1) / gpus / cluster.bandwidth
@@ -195,8 +206,12 @@ def _step_seconds(job: Job, cluster: Cluster, ds: Json, micro_batch: int, moved:
         reductions = exposed_reduction(shape, chosen, stage, precision, link)
         exposed = reductions * (micro_steps if stage >= 2 else 1)
         if stage == 3:
+            near = _near_link(cluster, hpz_ranks(zero, gpus), link)
             ahead = forward / micro_steps
-            exposed += exposed_gathers(shape, zero, precision, link, ahead) * micro_steps
+            gathers = partial(exposed_gathers, shape, zero, precision, forward_seconds=ahead)
+            exposed += gathers(link, again_link=near) + gathers(near) * (micro_steps - 1)
+            nearby = gathered_nearby(shape, zero, precision, micro_steps)
+            network += nearby * (near.seconds_per_byte - per_byte)
         else:
             exposed += traffic.gathered * per_byte
     offload = 0.0
@@ -204,11 +219,20 @@ def _step_seconds(job: Job, cluster: Cluster, ds: Json, micro_batch: int, moved:
         offload = moved / PCIE / 4 + moved * cluster.gpus_per_node / HOST_MEMORY
     return Seconds(
         products=forward + backward,
-        network=traffic.sent(gpus) / cluster.bandwidth,
+        network=network,
         exposed=exposed,
         offload=offload,
         host=host_seconds(gpus, shape.n_layer, micro_steps, stage),
     )
+
+
+def _near_link(cluster: Cluster, group: int, link: Link) -> Link:
+    """That of the gathers within a `group` of ZeRO++; `link` without one."""
+    if group == 1:
+        return link
+    inside = group <= cluster.gpus_per_node
+    bandwidth = cluster.nvlink * GB if inside else cluster.bandwidth
+    return link._replace(seconds_per_byte=(group - 1) / group / bandwidth)
 
 
 def _save_seconds(job: Job, cluster: Cluster, stage: int, step_seconds: float) -> float:

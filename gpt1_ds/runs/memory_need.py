@@ -71,7 +71,7 @@ class MemoryNeed(Generic[ConfigT]):
         ds, train = self.settings.ds, self.settings.config.train
         gpu, ranks = torch.cuda.is_available(), collectives.world_size()
         precision = deepspeed_json.precision(ds)
-        buckets = bucket_bytes(ds, shape.parameters, precision, gpu)
+        buckets = bucket_bytes(ds, shape.parameters, precision, ranks, gpu)
         states = state_bytes(shape.parameters, zero_variant(ds), precision, ranks, buckets)
         activations = activation_bytes(
             replace(shape, n_ctx=length or shape.n_ctx),

@@ -93,7 +93,7 @@ class Rehearsed(NamedTuple):
         """Bytes that it takes here; ZeRO-1 and 2 begin with two copies of the weights."""
         precision = deepspeed_json.precision(self.ds)
         parameters = self.shape.parameters
-        buckets = bucket_bytes(self.ds, parameters, precision)
+        buckets = bucket_bytes(self.ds, parameters, precision, self.ranks)
         states = state_bytes(parameters, zero_variant(self.ds), precision, self.ranks, buckets)
         windows = self.ds["train_micro_batch_size_per_gpu"]
         short = replace(self.shape, n_ctx=self.tokens)

@@ -86,7 +86,8 @@ def rehearse_host(plan: Rehearsed) -> HostFigures:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     shape = replace(plan.shape, vocab_size=VOCABULARY, n_head=HEADS, n_embd=WIDTH, n_ctx=WIDTH)
-    narrow = plan._replace(shape=shape, ds=_narrow_json(plan, shape), manifest=None)
+    ds = narrow_json(plan.ds, plan.shape, shape)
+    narrow = plan._replace(shape=shape, ds=ds, manifest=None)
     watch = HostWatch()
     with fake_group(plan.ranks):
         with without_memory():
@@ -114,16 +115,16 @@ def _of_single_windows(batch: Batch) -> Batch:
     )
 
 
-def _narrow_json(plan: Rehearsed, shape: GPTConfig) -> Json:
-    """The JSON with as many buckets for the narrow model as it has for the run's."""
-    zero = dict(plan.ds.get("zero_optimization", {}))
-    ratio = _elements(shape) / _elements(plan.shape)
+def narrow_json(ds: Json, whole: GPTConfig, narrow: GPTConfig) -> Json:
+    """`ds` with as many buckets for the `narrow` model as it has for the `whole` one."""
+    zero = dict(ds.get("zero_optimization", {}))
+    ratio = _elements(narrow) / _elements(whole)
     for key, default in SIZES.items():
         zero[key] = max(1, int(zero.get(key, default) * ratio))
     # Biases stay whole on each rank where those of the run do.
     limit = zero.get(PERSISTENT, 1e5)
-    zero[PERSISTENT] = 4 * shape.n_embd if limit >= plan.shape.n_embd else 0
-    return {**plan.ds, "zero_optimization": zero}
+    zero[PERSISTENT] = 4 * narrow.n_embd if limit >= whole.n_embd else 0
+    return {**ds, "zero_optimization": zero}
 
 
 def _elements(shape: GPTConfig) -> int:

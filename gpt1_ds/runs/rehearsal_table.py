@@ -100,7 +100,7 @@ def _elements(plan: Rehearsed) -> float:
 def _memory_rows(plan: Rehearsed, found: Figures) -> Iterator[str]:
     """The activations are planned for the CPU's kernels and the windows that were rehearsed."""
     precision, elements = _precision(plan), _elements(plan)
-    buckets = bucket_bytes(plan.ds, elements, precision, on_gpu=True)
+    buckets = bucket_bytes(plan.ds, elements, precision, plan.ranks, on_gpu=True)
     stage = deepspeed_json.zero_stage(plan.ds)
     planned = state_parts(elements, stage, precision, plan.ranks, buckets)
     held = found.held

@@ -24,12 +24,13 @@ class SlowRanks:
         self.slow_rank = -1
         self.lines = 0
         """In how many lines in a row `slow_rank` was slow."""
-        several = collectives.world_size() > 1
-        self.hosts: list[str] = collectives.gather_json(socket.gethostname()) if several else []
+        self.several = collectives.world_size() > 1
+        self.hosts: list[str] = collectives.gather_json_on_main(socket.gethostname())
+        """Of all ranks, on rank 0."""
 
     def exchange(self, step: int, own_seconds: float) -> dict[str, float | str]:
         """Send this rank's seconds; on rank 0, the slowest rank by those of the line before."""
-        if not self.hosts:
+        if not self.several:
             return {}
         pending, self.pending = self.pending, collectives.PendingGather(own_seconds)
         seconds = pending.read() if pending else []

@@ -17,9 +17,10 @@ SHAPE = GPTConfig(vocab_size=100, n_layer=3, n_head=2, n_embd=8, n_ctx=10)
     ("zero", "precision", "ranks", "on_rank", "on_host"),
     [
         # Of 1,000 parameters: masters, moments and gradients of the step (12 + 8 bytes),
-        # gradients (2), weights (2), buckets; whole weights under ZeRO-3.
-        ("0", "bf16", 4, 20_000 + 2000 + 2000, 0),
-        ("0", "fp32", 4, 8000 + 4000 + 4000, 0),
+        # gradients (2), weights (2), buckets; whole weights under ZeRO-3. Without ZeRO the
+        # all-reduce has a copy of the gradients.
+        ("0", "bf16", 4, 20_000 + 2000 + 2000 + 2000, 0),
+        ("0", "fp32", 4, 8000 + 4000 + 4000 + 4000, 0),
         ("1", "bf16", 1, 20_000 + 2000 + 2000, 0),
         ("1", "bf16", 4, 5000 + 2000 + 2000 + 2000, 0),
         ("1", "bf16", 2, 10_000 + 2000 + 2000 + 2000, 0),
@@ -48,14 +49,24 @@ def zero(**keys):
 
 def test_bytes_of_the_buckets_of_a_json():
     own = zero(stage=2, reduce_bucket_size=300)
-    assert bucket_bytes(zero(stage=2), 1000, "bf16") == 2000
-    assert bucket_bytes(zero(stage=2, overlap_comm=True), 1000, "fp32") == 8000
-    assert bucket_bytes(zero(stage=3), 1000, "bf16") == 4000
+    assert bucket_bytes(zero(stage=2), 1000, "bf16", 4) == 2000
+    assert bucket_bytes(zero(stage=2, overlap_comm=True), 1000, "fp32", 4) == 8000
+    assert bucket_bytes(zero(stage=3), 1000, "bf16", 4) == 4000
     cut = zero(stage=2, overlap_comm=True, reduce_scatter=True)
-    assert bucket_bytes(cut, 1000, "bf16") == 6000
-    assert bucket_bytes(own, 1000, "bf16") == 600 and bucket_bytes({}, 1000, "bf16") == 0
-    assert bucket_bytes(zero(stage=1), 117e6, "bf16", on_gpu=True) == 25e6 * 2 * 2
+    assert bucket_bytes(cut, 1000, "bf16", 4) == 6000
+    assert bucket_bytes(own, 1000, "bf16", 4) == 600
+    assert bucket_bytes(zero(stage=1), 117e6, "bf16", 4, on_gpu=True) == 25e6 * 2 * 2
+    assert bucket_bytes({}, 1000, "fp32", 4) == 4000 and bucket_bytes({}, 1000, "fp32", 1) == 0
+    assert bucket_bytes({}, 1e10, "bf16", 4) == 5e8 * 2
     assert state_bytes(1000, "1", "bf16", 1, 500.0) == (20_000 + 2000 + 2000 + 500, 0)
+
+
+def test_zero_plus_plus_keeps_a_second_share_of_the_weights():
+    """hpZ: one for each group of ranks, beside two buckets."""
+    eight = zero(stage=3, zero_hpz_partition_size=8)
+    assert bucket_bytes(eight, 1000, "bf16", 64) == 4000 + 2000 / 8
+    assert bucket_bytes(eight, 1000, "bf16", 4) == 4000 + 2000 / 4
+    assert bucket_bytes(zero(stage=2, zero_hpz_partition_size=8), 1000, "bf16", 64) == 2000
 
 
 def test_activations_with_a_flash_kernel():

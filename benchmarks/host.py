@@ -20,6 +20,7 @@ About 3 minutes, and 3 for each JSON of `--configs`.
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
@@ -32,15 +33,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import torch.nn.functional as F
 
 from gpt1_ds.distributed import rendezvous
 from gpt1_ds.engine.counting import counted, join_fake_group
 from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import import_deepspeed, replaced
 from gpt1_ds.engine.start import initialize
+from gpt1_ds.model import loss
 from gpt1_ds.model.gpt import GPT, GPTConfig
-from gpt1_ds.runs.rehearsal_host import narrow_json
+from gpt1_ds.runs.rehearsal_host import branches_of_a_gpu, narrow_json
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
@@ -60,20 +61,8 @@ def random_ids() -> torch.Tensor:
 
 
 def like_a_gpu() -> None:
-    """Let our model take the branches of a GPU, so that the host calls what it calls there.
-
-    Dropout and attention on a CPU are other code: many operators where a GPU has one. Attention
-    with dropout is one operator on a GPU; on a CPU that is so without dropout only.
-    """
-    from gpt1_ds.model import gpt, loss
-
-    no_key_P02 = torch.empty(1 + gpt.SITES * LAYERS, 0, 2, dtype=torch.int32)
-    gpt.keys_of_places = lambda keys_B2, places, device: torch.empty_like(no_key_P02)
-    gpt.dropout = lambda x, p, keys_B2: x if keys_B2 is None else F.dropout(x, p)
-    gpt.causal_attention = lambda q_BHTD, k_BHSD, v_BHSD, p, keys_B2: (
-        F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=True)
-    )
-    gpt.gelu = lambda x: F.gelu(x, approximate="tanh")
+    """Let our model take the branches of a GPU in this process, also that of the head's rows."""
+    CONTEXTS.enter_context(branches_of_a_gpu())
     loss.CACHED_ROWS = loss.HEAD_ROWS
 
 
@@ -268,14 +257,16 @@ def print_ways(figures: Figures) -> None:
         )
 
 
-def print_ranks(ds: str, ranks: list[int], figures: Figures) -> None:
-    print(
-        f"\n{ds} as rank 0 of many, ms of process time; HOST_TIME of gpt1_ds/engine/host_time.py:"
-    )
-    for count, (seconds, operators, waits) in zip(ranks, figures.values(), strict=True):
+def print_ranks(figures: Figures) -> None:
+    print("\nrank 0 of many, ms of process time; HOST_TIME of gpt1_ds/engine/host_time.py:")
+    for name, (seconds, operators, waits) in figures.items():
         times = ", ".join(f"{part}={1e3 * seconds[part]:.1f}e-3" for part in PARTS)
         counts = ", ".join(str(operators[part]) for part in PARTS)
-        print(f"    {count}: HostTime({times}),  # operators {counts}; waits {sum(waits.values())}")
+        whole = 1e3 * sum(seconds.values())
+        print(
+            f"    {name:17} HostTime({times}),  # {whole:.1f} ms, operators {counts}; "
+            f"waits {sum(waits.values())}"
+        )
 
 
 def main() -> None:
@@ -301,9 +292,11 @@ def main() -> None:
             if not args.only or name == PEER or any(word in name for word in args.only)
         }
         print_ways(in_turns(chosen, args.rounds, args.steps, args.width))
-    for ds in args.configs if args.ranks else ():
-        ways = {str(count): ours(ds, count, of_gpt1=True) for count in args.ranks}
-        print_ranks(ds, args.ranks, in_turns(ways, args.rounds, args.steps, args.width))
+    ways = {
+        f"{ds}, {count}": ours(ds, count, of_gpt1=True)
+        for count, ds in itertools.product(args.ranks, args.configs)
+    }
+    print_ranks(in_turns(ways, args.rounds, args.steps, args.width))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from gpt1_ds.data.manifest import read_manifest
 from gpt1_ds.data.order import WindowOrder
 from gpt1_ds.engine.defaults import buckets
 from gpt1_ds.engine.host_time import MEASURED_LAYERS, MEASURED_ON
-from gpt1_ds.engine.traffic import parts_of
+from gpt1_ds.engine.traffic import parts_of, quantized
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.estimate import (
     BYTES_OF_A_TOKEN,
@@ -225,7 +225,10 @@ def buckets_text(ds: Json, shape: GPTConfig) -> str:
     count = math.ceil(elements / chosen.elements)
     pieces = "one bucket, which nothing hides" if count == 1 else f"{count} buckets"
     overlap = "sent during the backward pass" if chosen.overlap else "without overlap_comm"
-    return f"gradients of {elements:,} elements in {pieces}, {overlap}"
+    text = f"gradients of {elements:,} elements in {pieces}, {overlap}"
+    if keys := quantized(ds.get("zero_optimization", {})):
+        text += f"\n         not counted: {' and '.join(keys)}, with which ZeRO-3 sends fewer bytes"
+    return text
 
 
 def _row(found: Estimate, hours: float) -> str:

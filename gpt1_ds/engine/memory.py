@@ -88,6 +88,11 @@ class StateParts(NamedTuple):
     gathered: float
     """Whole weights that ZeRO-3 has fetched from the other ranks."""
 
+    @property
+    def passing(self) -> float:
+        """All but weights, masters and moments: what is there during a step."""
+        return self.gradients + self.update + self.of_buckets + self.gathered
+
 
 def state_parts(
     parameters: float, stage: int, precision: str, ranks: int, of_buckets: float | None = None
@@ -172,12 +177,12 @@ def activation_bytes(
 
         a block            C (16 values + 2 masks): 34 C bytes in bf16, as in Korthikanti et al.,
                            section 4, for the tanh GELU
-        without flash      H (value + mask) (T + QUERY_BLOCK) / 2: the attention weights
+        without flash      H (value + mask) `mean_keys`: the attention weights
         checkpointing      the input of every block (C values), and one whole block
         the head           C + V values: the last state, and softmax - onehot
         the embeddings     C (value + mask)
 
-    To this comes the peak within the head: three float32 copies of a few rows of logits.
+    To this comes the peak within the head (`head_bytes`).
     `flash` means that a flash kernel computes the attention, as on a GPU.
     """
     value = value_bytes(precision)
@@ -185,14 +190,30 @@ def activation_bytes(
     C, T, V = shape.n_embd, shape.n_ctx, shape.padded_vocab_size
     block: float = C * (16 * value + 2 * mask)
     if not flash:
-        block += shape.n_head * (value + mask) * (T + QUERY_BLOCK) / 2
+        block += shape.n_head * (value + mask) * mean_keys(T)
     layers = shape.n_layer * block
     if checkpointing:
         layers = shape.n_layer * value * C + block
     head = (C + V) * value
     embeddings = C * (value + mask)
-    rows = min(HEAD_ROWS if flash else CACHED_ROWS, windows * T)
-    return windows * T * (layers + head + embeddings) + 3 * rows * V * 4
+    kept = windows * T * (layers + head + embeddings)
+    return kept + head_bytes(shape, windows, flash)
+
+
+def head_bytes(shape: GPTConfig, windows: int, flash: bool = True) -> float:
+    """Float32 copies of a few rows of logits, within the head: nothing keeps them."""
+    rows = min(HEAD_ROWS if flash else CACHED_ROWS, windows * shape.n_ctx)
+    return 3.0 * rows * shape.padded_vocab_size * 4
+
+
+def mean_keys(tokens: int) -> float:
+    """Keys for which a query of a window of `tokens` keeps a weight: those up to its block's end.
+
+    (tokens + QUERY_BLOCK) / 2 in whole blocks.
+    """
+    ends = [min(start + QUERY_BLOCK, tokens) for start in range(0, tokens, QUERY_BLOCK)]
+    queries = [QUERY_BLOCK] * (len(ends) - 1) + [tokens - QUERY_BLOCK * (len(ends) - 1)]
+    return sum(end * count for end, count in zip(ends, queries, strict=True)) / tokens
 
 
 def gpu_bytes(states: float, activations: float) -> float:

@@ -121,6 +121,12 @@ def gathered_nearby(shape: GPTConfig, zero: Json, precision: str, micro_steps: f
     return _divided(shape, zero) * again * value_bytes(precision)
 
 
+def quantized(zero: Json) -> list[str]:
+    """The keys of ZeRO++ that quantize what is sent, which no formula here counts."""
+    names = ("zero_quantized_weights", "zero_quantized_gradients")
+    return [name for name in names if zero.get("stage") == 3 and zero.get(name)]
+
+
 def regathered(shape: GPTConfig, zero: Json) -> float:
     """Share of the model that ZeRO-3 lets go after the forward pass and gathers again.
 

@@ -33,7 +33,11 @@ class Watch:
 
     def __init__(self) -> None:
         """To be made before the model is: what is in memory by then is not the run's."""
-        self.before = _storages(gc.get_objects())
+        gc.collect()
+        self.kept_alive = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
+        """So that nothing of the run gets their addresses."""
+        self.before = _storages(self.kept_alive)
+        gc.freeze()  # what is there by now need not be looked through again and again
         self.resident = {"start": resident_bytes()}
         """Of the process after each phase, and its peak."""
         self.reduction = 0
@@ -50,6 +54,7 @@ class Watch:
     def end(self) -> None:
         """Let go of the engine."""
         del self.engine
+        gc.unfreeze()
 
     @contextmanager
     def updates(self) -> Iterator[None]:
@@ -97,6 +102,7 @@ class Watch:
 
     def _others(self) -> int:
         """Bytes of all tensors that are neither weights nor the optimizer's, nor were there."""
+        gc.collect()  # gradients that only a cycle of references keeps
         known = {**self.before, **self.weights, **self._optimizer()}
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         now = _storages([*gc.get_objects(), *gradients])

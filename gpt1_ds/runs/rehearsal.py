@@ -43,7 +43,7 @@ from gpt1_ds.engine.memory import (
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.peak import has_bfloat16_instructions
 from gpt1_ds.engine.start import initialize
-from gpt1_ds.engine.traffic import parts_of
+from gpt1_ds.engine.traffic import parts_of, quantized
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.estimate import UNKNOWN_VOCAB_SIZE
 from gpt1_ds.runs.held_memory import Around, Held, Watch
@@ -111,12 +111,18 @@ def prepare(
 ) -> Rehearsed:
     """The run of `config` among `ranks`, cut to `layers`.
 
-    ConfigError if it does not fit this machine's memory, or offloads to nvme.
+    ConfigError if it does not fit this machine's memory, or asks for what it cannot do: offload to
+    nvme, and quantized messages.
     """
     ds = deepspeed_json.resolve(deepspeed_config, config, ranks, on_this_machine=False)
     if sections := deepspeed_json.nvme_sections(ds):
         raise ConfigError(
             f"{deepspeed_config}: {sections[0]} to nvme is not rehearsed; take device cpu"
+        )
+    if keys := quantized(ds.get("zero_optimization", {})):
+        raise ConfigError(
+            f"{deepspeed_config}: zero_optimization.{keys[0]} needs a GPU and is not rehearsed; "
+            "remove it for the rehearsal: the run sends fewer bytes than that"
         )
     for section in ("offload_optimizer", "offload_param"):
         if offload := ds.get("zero_optimization", {}).get(section):

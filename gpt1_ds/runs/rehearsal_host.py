@@ -1,24 +1,28 @@
 """What a step asks of the host of one rank of many: operators, waits for the device, and time.
 
 The model has the run's blocks, but a width of 16, so that its arithmetic takes next to no time; the
-buckets shrink with it.
+buckets shrink with it. It takes the branches of a GPU.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.data.batches import Batch
 from gpt1_ds.engine.building import without_memory
 from gpt1_ds.engine.counting import counted, fake_group
-from gpt1_ds.engine.internals import Collective, wrapped_collectives
+from gpt1_ds.engine.internals import Collective, replaced, wrapped_collectives
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.engine.traffic import parts_of
+from gpt1_ds.model import gpt
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.runs.rehearsal import PARTS, Rehearsed, batches_of, make_step
 
@@ -89,7 +93,7 @@ def rehearse_host(plan: Rehearsed) -> HostFigures:
     ds = narrow_json(plan.ds, plan.shape, shape)
     narrow = plan._replace(shape=shape, ds=ds, manifest=None)
     watch = HostWatch()
-    with fake_group(plan.ranks):
+    with fake_group(plan.ranks), branches_of_a_gpu():
         with without_memory():
             module = GPT(shape)
         engine = initialize(module, narrow.config, narrow.ds)
@@ -104,6 +108,34 @@ def rehearse_host(plan: Rehearsed) -> HostFigures:
         engine.destroy()
     torch.set_num_threads(threads)
     return watch.figures()
+
+
+@contextmanager
+def branches_of_a_gpu() -> Iterator[None]:
+    """Have the model call what it calls on a GPU: one operator for what is many on a CPU.
+
+    Attention with dropout is one operator on a GPU; on a CPU that is so without dropout only.
+    """
+
+    def dropout(x: Tensor, p: float, keys_B2: Tensor | None) -> Tensor:
+        return x if keys_B2 is None else F.dropout(x, p)
+
+    def attention(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, *_dropout: object) -> Tensor:
+        return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, is_causal=True)
+
+    def gelu(x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+    def keys(_keys_B2: Tensor, places: int, _device: torch.device) -> Tensor:
+        return torch.empty(places, 0, 2, dtype=torch.int32)
+
+    with (
+        replaced(gpt, "keys_of_places", keys),
+        replaced(gpt, "dropout", dropout),
+        replaced(gpt, "causal_attention", attention),
+        replaced(gpt, "gelu", gelu),
+    ):
+        yield
 
 
 def _of_single_windows(batch: Batch) -> Batch:

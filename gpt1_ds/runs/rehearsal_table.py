@@ -9,8 +9,10 @@ from dataclasses import replace
 from gpt1_ds.base.memory import GB
 from gpt1_ds.engine.host_time import MEASURED_ON, host_seconds
 from gpt1_ds.engine.memory import (
+    StateParts,
     activation_bytes,
     bucket_bytes,
+    head_bytes,
     saved_bytes,
     state_parts,
     zero_variant,
@@ -97,29 +99,29 @@ def _elements(plan: Rehearsed) -> float:
     return plan.shape.parameters
 
 
-def _memory_rows(plan: Rehearsed, found: Figures) -> Iterator[str]:
-    """The activations are planned for the CPU's kernels and the windows that were rehearsed."""
-    precision, elements = _precision(plan), _elements(plan)
+def planned_parts(plan: Rehearsed) -> StateParts:
+    """The model's state of this rank, as the plan has it."""
+    elements, precision = _elements(plan), _precision(plan)
     buckets = bucket_bytes(plan.ds, elements, precision, plan.ranks, on_gpu=True)
     stage = deepspeed_json.zero_stage(plan.ds)
-    planned = state_parts(elements, stage, precision, plan.ranks, buckets)
+    return state_parts(elements, stage, precision, plan.ranks, buckets)
+
+
+def _memory_rows(plan: Rehearsed, found: Figures) -> Iterator[str]:
+    """The activations are planned for the CPU's kernels and the windows that were rehearsed."""
+    precision, stage = _precision(plan), deepspeed_json.zero_stage(plan.ds)
+    planned = planned_parts(plan)
     held = found.held
     yield _row("weights", held.weights / MEGA, planned.weights / MEGA)
     yield _row("float32 weights and moments", held.optimizer / MEGA, planned.optimizer / MEGA)
-    most = planned.gradients + planned.of_buckets + planned.gathered + planned.update
     name = "gradients and buckets" + (", gathered weights" if stage == 3 else "")
-    yield _row(f"{name}, at most", max(held.reduction, held.update) / MEGA, most / MEGA)
+    yield _row(f"{name}, at most", max(held.reduction, held.update) / MEGA, planned.passing / MEGA)
     train = plan.config.train
-    activations = activation_bytes(
-        replace(plan.shape, n_ctx=plan.tokens),
-        plan.ds["train_micro_batch_size_per_gpu"],
-        precision,
-        train.activation_checkpointing,
-        flash=False,
-    )
-    yield _row(
-        "activations, with the CPU's kernels", found.watch.activations / MEGA, activations / MEGA
-    )
+    shape = replace(plan.shape, n_ctx=plan.tokens)
+    windows = plan.ds["train_micro_batch_size_per_gpu"]
+    kept = activation_bytes(shape, windows, precision, train.activation_checkpointing, flash=False)
+    kept -= head_bytes(shape, windows, flash=False)
+    yield _row("activations, with the CPU's kernels", found.watch.activations / MEGA, kept / MEGA)
 
 
 def planned_traffic(plan: Rehearsed) -> Traffic:

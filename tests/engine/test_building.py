@@ -56,6 +56,12 @@ def test_one_of_64_ranks_starts_within_what_the_planner_states():
     assert from_nothing["peak"] < from_nothing["stated"] < from_a_whole["peak"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_real_ranks_start_within_what_the_planner_states(ranks):
+    figures = scale.start_on(ROOT, ranks, 3, 4)
+    assert figures["peak"] < figures["stated"]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

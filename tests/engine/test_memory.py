@@ -5,6 +5,7 @@ import pytest
 from gpt1_ds.engine.memory import (
     activation_bytes,
     bucket_bytes,
+    mean_keys,
     state_bytes,
     zero_variant,
 )
@@ -78,11 +79,16 @@ def test_activations_with_a_flash_kernel():
 
 
 def test_activations_without_a_flash_kernel():
-    """Two heads keep weights of 4 bytes and masks of 2 for half of 10 + 128 keys."""
-    per_token = 3 * (8 * (16 * 4 + 2 * 2) + 2 * 6 * 138 / 2) + 136 * 4 + 8 * 6
+    """Two heads keep weights of 4 bytes and masks of 2 for all 10 keys of the one block."""
+    per_token = 3 * (8 * (16 * 4 + 2 * 2) + 2 * 6 * 10) + 136 * 4 + 8 * 6
     assert (
         activation_bytes(SHAPE, 4, "fp32", False, flash=False) == 40 * per_token + 3 * 16 * 128 * 4
     )
+
+
+def test_a_query_keeps_the_keys_up_to_the_end_of_its_block():
+    assert mean_keys(512) == (512 + 128) / 2 and mean_keys(128) == 128 and mean_keys(10) == 10
+    assert mean_keys(200) == (128 * 128 + 72 * 200) / 200
 
 
 def test_activation_checkpointing_keeps_the_blocks_inputs_and_one_block():

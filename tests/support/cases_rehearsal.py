@@ -14,7 +14,7 @@ from gpt1_ds.base.protocols import Json
 from gpt1_ds.engine.counting import counted
 from gpt1_ds.engine.traffic import parts_of, traffic_of
 from gpt1_ds.runs.rehearsal import STEPS, prepare, rehearse
-from gpt1_ds.runs.rehearsal_table import planned_traffic
+from gpt1_ds.runs.rehearsal_table import planned_parts, planned_traffic
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
 from tests.support.cases_engine import TINY, Trainer
@@ -29,6 +29,7 @@ def rehearsed(ds_path: str, shards: str, ranks: int, overrides: list[str]) -> Js
         "held": found.held._asdict(),
         "elements": sum(part.elements for part in parts_of(plan.shape)),
         "planned": planned_traffic(plan),
+        "most": planned_parts(plan).passing,
         "sent": found.sent.whole(),
         "small": found.sent.small,
         "traffic": traffic_of(found.sent.whole()),

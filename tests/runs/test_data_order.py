@@ -9,10 +9,13 @@ import yaml
 from data_prep import trace
 from gpt1_ds.checkpoints.loading import load_weights
 from gpt1_ds.data.manifest import read_manifest
-from gpt1_ds.data.order import GROUPED_1, SHUFFLES
+from gpt1_ds.data.opening import open_streams
+from gpt1_ds.data.order import GROUPED, GROUPED_1, SHUFFLES, Cursor, WindowOrder
+from gpt1_ds.runs.data_order import check_cache
 from gpt1_ds.settings.sections import DataConfig
 from tests.settings.test_deepspeed_json import FOLDER
 from tests.support.loopback import serve
+from tests.support.shards_built import build
 
 TRAININGS = "tests.support.cases_start:output_of_trainings"
 STEPS = 4
@@ -111,7 +114,7 @@ def test_a_run_without_a_record_goes_on_in_the_early_order(train, tiny_shards, t
     assert capsys.readouterr().out != early
 
 
-def test_a_cache_that_is_too_small_for_the_order_is_refused_or_told(train, tiny_shards, tmp_path):
+def test_a_cache_that_is_too_small_for_the_global_order_is_refused(train, tiny_shards):
     shards = read_manifest(tiny_shards).splits["train"]["books"].shards
     needed = sum(shard.bytes for shard in shards)
     with serve(tiny_shards) as server:
@@ -120,3 +123,29 @@ def test_a_cache_that_is_too_small_for_the_order_is_refused_or_told(train, tiny_
         assert f"{few.replace('=', ' ')}: below the {needed} bytes of the shards in" in said
         assert "raise it, give a folder" in said and "step 1" not in said
         assert "error" not in train("run", server.url, 2, f"data.cache_bytes={needed}")
+
+
+@pytest.mark.parametrize("kind", [GROUPED, GROUPED_1])
+def test_a_cache_that_is_too_small_for_a_grouped_order_is_told(kind, tmp_path, capsys):
+    built = build(tmp_path / "shards", [[900]] * 8)
+    order = WindowOrder({"a": 7200}, 10, 1, {}, kind)
+    needed = sum(shard.bytes for shard in built.manifest.shards())
+    for limit in (needed, needed - 1):
+        data = DataConfig(built.root.as_uri(), cache=str(tmp_path / "cache"), cache_bytes=limit)
+        streams = list(open_streams(data, built.manifest, "train").values())
+        check_cache(order, streams, data, Cursor())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        f"warning: data.cache_bytes {needed - 1}: below the {needed} bytes of the 8 shards" in line
+    )
+    assert f"data.order={kind} reads at a time" in line and line.endswith("; raise it")
+    check_cache(order, streams, DataConfig(str(built.root), cache_bytes=1), Cursor())
+    assert capsys.readouterr().err == ""
+
+
+def test_an_order_of_a_later_version_is_refused(train, tiny_shards, tmp_path):
+    train("run", tiny_shards, 2)
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*/state.json"):
+        path.write_text(path.read_text().replace('"global"', '"spiral"'))
+    said = train("run", tiny_shards, STEPS)
+    assert "began with the data.order spiral, which this version does not know" in said

@@ -154,14 +154,13 @@ class Ours:
 
 
 def nanogpt(text: Path, checkout: Path, folder: Path) -> Trained:
-    """nanoGPT's README recipe in `folder`, by its own programs."""
+    """nanoGPT's README recipe, by its own programs, in a copy of its checkout."""
+    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(".git"))
     data = folder / "data" / "shakespeare_char"
-    data.mkdir(parents=True)
     shutil.copy(text, data / "input.txt")
-    shutil.copy(checkout / "data" / "shakespeare_char" / "prepare.py", data)
     timed([sys.executable, str(data / "prepare.py")], folder)
-    recipe = [str(checkout / "config" / "train_shakespeare_char.py"), *RECIPE.split()]
-    seconds, processor = timed([sys.executable, str(checkout / "train.py"), *recipe], folder)
+    recipe = ["train.py", "config/train_shakespeare_char.py", *RECIPE.split()]
+    seconds, processor = timed([sys.executable, *recipe], folder)
     score = [sys.executable, str(Path(__file__).resolve()), "--score", str(checkout), str(folder)]
     scored = subprocess.run(score, capture_output=True, text=True, check=True)
     return Trained(seconds, processor, json.loads(scored.stdout))

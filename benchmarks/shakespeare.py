@@ -14,7 +14,6 @@ loses nothing, so both predict the same bytes.
 """
 
 import argparse
-import json
 import math
 import os
 import re
@@ -163,7 +162,8 @@ def nanogpt(text: Path, checkout: Path, folder: Path) -> Trained:
     seconds, processor = timed([sys.executable, *recipe], folder)
     score = [sys.executable, str(Path(__file__).resolve()), "--score", str(checkout), str(folder)]
     scored = subprocess.run(score, capture_output=True, text=True, check=True)
-    return Trained(seconds, processor, json.loads(scored.stdout))
+    bits = float(scored.stdout.splitlines()[-1])  # nanoGPT prints lines of its own before
+    return Trained(seconds, processor, bits)
 
 
 @torch.no_grad()

@@ -6,15 +6,18 @@
     python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 \\
         --grid optim.lr=3e-5,6e-5,1e-4 train.global_batch=16,32
     python -m gpt1_ds.suite --init runs/gpt1 --zero-shot --data tasks
-    python -m gpt1_ds.suite --table-only --out runs
+    python -m gpt1_ds.suite --init runs/gpt1 --tasks sst2 \\
+        --slurm -- --nodes=1 --partition=gpu
+    python -m gpt1_ds.suite --table-only --out suites/gpt1
 
-The last one is for the runs of slurm/suite.sh. Each run is a run of gpt1_ds.finetune, named
-TASK[-POINT]-seed-SEED[-ABLATION], in --out; they run one after the other, and a result.json says
-that a run is done. The same command again goes on where it was stopped, and tries once more what
-failed. --out also gets table.md and table.html (beside the paper's Tables 2 to 5), their pictures,
-runs.json (what failed, and why) and logs/. section.key=value after the options goes to every run;
-behind --grid it is a list of values, and each combination (POINT) gets runs. Exit codes: 0 done,
-2 usage, 75 stopped, else the highest one of the runs.
+Each run is a run of gpt1_ds.finetune, named TASK[-POINT]-seed-SEED[-ABLATION], in --out; they run
+one after the other, and a result.json says that a run is done. With --slurm they are the elements
+of a job array, and a job behind it collects; options behind -- go to sbatch. The same command again
+goes on where it was stopped, and tries once more what failed. --out also gets table.md and
+table.html (beside the paper's Tables 2 to 5), their pictures, runs.json (what failed, and why) and
+logs/. section.key=value after the options goes to every run; behind --grid it is a list of values,
+and each combination (POINT) gets runs. Exit codes: 0 done or submitted, 2 usage, 75 stopped, else
+the highest one of the runs.
 """
 
 import argparse
@@ -27,9 +30,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -42,27 +43,24 @@ import torch
 from gpt1_ds.base.errors import ConfigError, DataError, PeerError, StopRequested, command, near
 from gpt1_ds.base.files import sha256_of, write_atomically
 from gpt1_ds.base.protocols import Json
-from gpt1_ds.checkpoints.folder import checkpoint_sha256, find_checkpoint, read_state
+from gpt1_ds.checkpoints.folder import checkpoint_sha256, find_checkpoint
 from gpt1_ds.distributed import collectives, environment
 from gpt1_ds.distributed.console import say
 from gpt1_ds.distributed.preemption import GRACE_SECONDS, SIGNALS
 from gpt1_ds.engine.mechanics import default_mechanics
-from gpt1_ds.reports.suite_files import LAYERS_PREFIX, read_json, run_name
+from gpt1_ds.reports.suite_files import read_json
 from gpt1_ds.reports.suite_sections import write
 from gpt1_ds.reports.suite_table import sections
-from gpt1_ds.runs.planned import refuse_other_facts
-from gpt1_ds.runs.suite_grid import grid_points
+from gpt1_ds.runs.suite_jobs import Job, Outcome, last_error, plan
 from gpt1_ds.runs.suite_options import sorted_words, suite_parser
 from gpt1_ds.runs.suite_resampling import resample_suite
+from gpt1_ds.runs.suite_slurm import check_slurm, failures_of_elements, submit
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from gpt1_ds.runs.zero_shot_scoring import zero_shot_score
-from gpt1_ds.settings.loading import load
-from gpt1_ds.settings.sections import FinetuneConfig
-from gpt1_ds.settings.shipped import CONFIGS, ds_config_path
+from gpt1_ds.settings.shipped import ds_config_path
 from gpt1_ds.tasks.benchmarks import PLACES, first_there
 
-OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "task.data")
-"""Keys that the suite sets for each run."""
+ZERO_SHOT = "zero_shot.json"
 POLL_SECONDS = 0.2
 LINGER_SECONDS = 2 * GRACE_SECONDS
 """Time limit of the wait for ranks after their launcher ended. A zombie counts as a rank."""
@@ -70,42 +68,33 @@ SIGNAL_EXIT = 128  # plus the signal's number, as in a shell
 PR_SET_PDEATHSIG = 1
 
 
-@dataclass
-class Job:
-    """One run of fine-tuning."""
-
-    name: str
-    config: Path
-    overrides: list[str]
-
-
-class Outcome(NamedTuple):
-    """The exit code and the error of a run."""
-
-    exit_code: int
-    error: str
-    """The last error line of its output."""
-
-
 def main(argv: list[str]) -> int:
-    options, overrides, lists = sorted_words(argv)
-    args = suite_parser(__doc__).parse_args(options)
+    words = sorted_words(argv)
+    args = suite_parser(__doc__).parse_args(words.options)
     if args.grid is not None:
-        args.grid += lists
+        args.grid += words.grid
         if not args.grid:
             raise ConfigError("--grid is empty; give lists of values, such as optim.lr=3e-5,6e-5")
     if args.init is None and not (args.table_only and args.out):
         raise ConfigError("--init is not set; give a pre-training run, or --table-only with --out")
-    if args.deepspeed_config is None and not args.table_only:
+    check_slurm(args, words.sbatch)
+    if args.deepspeed_config is None and not args.table_only and args.slurm is None:
         args.deepspeed_config = ds_config_path(default_mechanics().name)
     out = args.out or Path("suites") / Path(args.init).name
-    jobs = [] if args.table_only else plan(args, out, overrides)
+    jobs = [] if args.table_only else plan(args, out, words.overrides)
+    scores = args.zero_shot is not None and not args.table_only
+    if scores:
+        _zero_shot_sources(args)
     out.mkdir(parents=True, exist_ok=True)
+    if args.slurm is not None:
+        has_unscored = scores and any(True for _ in unscored(args, _known_scores(args, out)))
+        if submit(jobs, out, args, words.sbatch, has_unscored):
+            return 0
 
     failures = run_all(jobs, out, args, Stop())
-    if args.zero_shot is not None and not args.table_only:
+    if scores:
         score_checkpoints(args, out)
-    zero_shot = read_json(out / "zero_shot.json")
+    zero_shot = read_json(out / ZERO_SHOT)
     found = sections(out, failures, zero_shot, resample_suite(out, failures))
     if not found:
         raise DataError(
@@ -115,70 +104,6 @@ def main(argv: list[str]) -> int:
     say(f"\n{out}/table.md, table.html")
     codes = [failures[job.name]["exit_code"] for job in jobs if job.name in failures]
     return max(codes, default=0)
-
-
-def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]:
-    """All requested runs, with checked settings.
-
-    Raises ConfigError if `out` has a finished run of the same name with other settings.
-    """
-    grid = args.grid or []
-    for word in [*overrides, *grid]:
-        if "=" not in word:
-            raise ConfigError(f"option '{word}': expected section.key=V1,V2")
-        if word.partition("=")[0] in OWN_KEYS:
-            raise ConfigError(
-                f"option '{word}': each run gets its own; use --init, --tasks, --seeds, --data "
-                "and --out"
-            )
-    overrides_of = _variants(args)
-    points = grid_points(grid, [*overrides, *chain.from_iterable(overrides_of.values())])
-    kinds = list(product(overrides_of, points))
-    known = {path.stem.removeprefix("finetune_"): path for path in CONFIGS.glob("finetune_*.yaml")}
-    jobs = []
-    for task in args.tasks:
-        if task not in known:
-            raise ConfigError(f"--tasks {task}: {near(task, known)}")
-        data = args.data / Path(load(FinetuneConfig, known[task], []).task.data).name
-        for seed in args.seeds:
-            for variant, point in kinds:
-                name = run_name(task, seed, variant, point)
-                own = [
-                    f"init.checkpoint={args.init}",
-                    f"run.dir={out}",
-                    f"run.name={name}",
-                    f"run.seed={seed}",
-                    f"task.data={data}",
-                ]
-                words = [*overrides, *own, *overrides_of[variant], *points[point]]
-                job = Job(name, known[task], words)
-                refuse_other_facts(out / name, load(FinetuneConfig, job.config, job.overrides))
-                jobs.append(job)
-    return jobs
-
-
-def _variants(args: argparse.Namespace) -> dict[str, list[str]]:
-    """The overrides of each requested variant."""
-    if "lstm" in args.ablations and args.lstm is None:
-        raise ConfigError("--ablations lstm needs --lstm RUN, pre-trained with model.kind=lstm")
-    folder = find_checkpoint(args.init)
-    n_layer = read_state(folder).model["n_layer"]
-    for count in args.layers:
-        if not 0 <= count <= n_layer:
-            raise ConfigError(f"--layers {count}: {folder} has {n_layer} blocks")
-    overrides_of: dict[str, list[str]] = {
-        "none": [],
-        "no_lm": ["task.lm_coef=0"],
-        "scratch": ["task.n_transfer=-1"],
-        "lstm": [f"init.checkpoint={args.lstm}"],
-    }
-    wanted = {name: overrides_of[name] for name in args.ablations}
-    for count in args.layers:
-        if count == n_layer:  # all blocks: the same as "none"
-            wanted["none"] = []
-        else:
-            wanted[f"{LAYERS_PREFIX}{count}"] = [f"task.n_transfer={count}"]
-    return wanted
 
 
 class Stop:
@@ -205,7 +130,13 @@ def run_all(jobs: list[Job], out: Path, args: argparse.Namespace, stop: Stop) ->
     Raises StopRequested if a run was stopped.
     """
     record = out / "runs.json"
-    failures = read_json(record)
+    known = read_json(record)
+    told = known | {name: end._asdict() for name, end in failures_of_elements(out).items()}
+    failures = {
+        name: failure for name, failure in told.items() if not (out / name / "result.json").exists()
+    }
+    if failures != known:
+        write_atomically(record, json.dumps(failures, indent=1) + "\n")
     for number, job in enumerate(jobs, 1):
         result = out / job.name / "result.json"
         if not result.exists():
@@ -238,26 +169,24 @@ def run(job: Job, out: Path, args: argparse.Namespace, stop: Stop) -> Outcome:
         start = log.seek(0, os.SEEK_END)
         code = _run_process(_command(job, args), sink, log, stop)
         log.seek(start)
-        lines = [line for line in log.read().splitlines() if line.strip()] or ["no output"]
+        error = last_error(log.read().splitlines())
     status = out / job.name / "status.json"
     if status.exists() and status.stat().st_mtime >= started:
         # The launcher may hide the exit code of its ranks.
         code = read_json(status).get("exit_code") or code
-    errors = [line for line in lines if line.startswith("error: ")] or lines
-    return Outcome(code if code >= 0 else SIGNAL_EXIT - code, errors[-1].removeprefix("error: "))
+    return Outcome(code if code >= 0 else SIGNAL_EXIT - code, error)
 
 
 def _command(job: Job, args: argparse.Namespace) -> list[str]:
     """The command line of a job, under DeepSpeed's launcher."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
-    launcher += ["--num_accelerators", str(args.ranks)]
+    launcher += ["--num_accelerators", str(args.ranks or torch.cuda.device_count() or 1)]
     launcher += ["--master_port", str(environment.free_port())]
-    words = [
+    return [
+        *launcher,
         str(Path(__file__).with_name("finetune.py")),
-        "--deepspeed_config",
-        args.deepspeed_config,
+        *job.words(args.deepspeed_config),
     ]
-    return [*launcher, *words, "--config", str(job.config), *job.overrides]
 
 
 def _run_process(words: Sequence[str], sink: TextIO, log: TextIO, stop: Stop) -> int:
@@ -296,38 +225,65 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+class Unscored(NamedTuple):
+    """Tasks that a checkpoint has no zero-shot score of, and what each score will be made from."""
+
+    folder: Path
+    step: str
+    made_from: dict[str, Json]
+
+
+def unscored(args: argparse.Namespace, known: Json) -> Iterator[Unscored]:
+    """The checkpoints of --init that lack scores. Raises ConfigError for an unknown task."""
+    sources = _zero_shot_sources(args)
+    data = {task: sha256_of(source) for task, source in sources.items()}
+    for folder in sorted(find_checkpoint(args.init).parent.glob("step-*")):
+        step = str(int(folder.name.removeprefix("step-")))
+        scores = known["scores"].get(step, {})
+        sha256 = checkpoint_sha256(folder)
+        made_from = {task: {"checkpoint": sha256, "data": data[task]} for task in sources}
+        wanted = {
+            task: made_from[task]
+            for task in sources
+            if not is_of(scores.get(task), made_from[task])
+        }
+        if wanted:
+            yield Unscored(folder, step, wanted)
+
+
 def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
     """Write the zero-shot scores of each checkpoint of --init to zero_shot.json.
 
     The file holds {init, scores: {STEP: {TASK: {score, majority, checkpoint, data}}}}, the last two
     as hashes. Scores of the same checkpoint and data are not computed again.
     """
+    known = _known_scores(args, out)
+    sources = _zero_shot_sources(args)
+    for folder, step, made_from in unscored(args, known):
+        scores = known["scores"].setdefault(step, {})
+        model, state, _ = load_gpt(folder)
+        model.to(collectives.device())
+        for task, facts in made_from.items():
+            found = zero_shot_score(model, run_tokenizer(folder, state), task, sources[task])
+            scores[task] = {"score": found.score, "majority": found.majority, **facts}
+            write_atomically(out / ZERO_SHOT, json.dumps(known, indent=1) + "\n")
+            say(f"{folder.name}: zero-shot {task}, {found.metric} {found.score:.4f}")
+
+
+def _known_scores(args: argparse.Namespace, out: Path) -> Json:
+    """The content of zero_shot.json, if it is about --init."""
+    known = read_json(out / ZERO_SHOT)
+    return known if known.get("init") == args.init else {"init": args.init, "scores": {}}
+
+
+def _zero_shot_sources(args: argparse.Namespace) -> dict[str, Path]:
+    """The files of each task of --zero-shot, or of all tasks that are below --data."""
     sources = {task: first_there(args.data, names) for task, names in PLACES.items()}
     unknown = [task for task in args.zero_shot if task not in sources]
     if unknown:
         raise ConfigError(f"--zero-shot {unknown[0]}: {near(unknown[0], sources)}")
     tasks = args.zero_shot or [task for task, source in sources.items() if source.exists()]
-    record = out / "zero_shot.json"
-    known = read_json(record)
-    if known.get("init") != args.init:
-        known = {"init": args.init, "scores": {}}
-    data = {task: sha256_of(sources[task]) for task in tasks}
-    for folder in sorted(find_checkpoint(args.init).parent.glob("step-*")):
-        step = int(folder.name.removeprefix("step-"))
-        scores = known["scores"].setdefault(str(step), {})
-        sha256 = checkpoint_sha256(folder)
-        made_from = {task: {"checkpoint": sha256, "data": data[task]} for task in tasks}
-        wanted = [task for task in tasks if not is_of(scores.get(task), made_from[task])]
-        if not wanted:
-            continue
-        model, state, _ = load_gpt(folder)
-        model.to(collectives.device())
-        for task in wanted:
-            found = zero_shot_score(model, run_tokenizer(folder, state), task, sources[task])
-            of_task = {"score": found.score, "majority": found.majority}
-            scores[task] = {**of_task, **made_from[task]}
-            write_atomically(record, json.dumps(known, indent=1) + "\n")
-            say(f"{folder.name}: zero-shot {task}, {found.metric} {found.score:.4f}")
+    return {task: sources[task] for task in tasks}
 
 
 def is_of(score: Json | None, facts: Json) -> bool:

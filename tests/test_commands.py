@@ -122,6 +122,7 @@ OPTIONS = {
         "--zero-shot",
         "--deepspeed_config",
         "--ranks",
+        "--slurm",
         "--out",
         "--table-only",
     },

@@ -23,6 +23,7 @@ from gpt1_ds.runs.suite_options import sorted_words
 from gpt1_ds.runs.suite_resampling import resample_suite
 from gpt1_ds.settings.loading import load, to_dict
 from gpt1_ds.settings.sections import FinetuneConfig
+from gpt1_ds.settings.shipped import CONFIGS
 from tests.conftest import ROOT, run
 from tests.reports.test_suite_table import made, tables
 from tests.support.benchmark_files import make_benchmarks
@@ -224,9 +225,7 @@ def test_bad_usage_is_refused_before_anything_runs(
     tiny_run: Path, tmp_path: Path, words: str, kind: type, says: str
 ):
     made(tmp_path, "rte-seed-1", [0.5])
-    config = load(
-        FinetuneConfig, suite.CONFIGS / "finetune_rte.yaml", [f"init.checkpoint={tiny_run}"]
-    )
+    config = load(FinetuneConfig, CONFIGS / "finetune_rte.yaml", [f"init.checkpoint={tiny_run}"])
     (tmp_path / "rte-seed-1" / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     with pytest.raises(kind, match=says) as error:
         suite.main(words.format(run=tiny_run, out=tmp_path).split())

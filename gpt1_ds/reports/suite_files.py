@@ -103,7 +103,7 @@ class SeedRuns:
 
 
 def run_name(task: str, seed: int, variant: str, point: str = "") -> str:
-    """The name of a run's folder; `slurm/suite.sh` uses the same names."""
+    """The name of a run's folder."""
     # The point stands in front: behind, it would end like a run that --from-scratch set aside.
     name = f"{task}-{point}-seed-{seed}" if point else f"{task}-seed-{seed}"
     return name if variant == "none" else f"{name}-{variant}"

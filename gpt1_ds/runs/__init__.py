@@ -26,6 +26,8 @@ use of `gpt1_ds.load`. The files, in reading order:
 - `planned`: what the result of a run that is not there yet would be made from.
 - `suite_options`: the command line of the suite
 - `suite_grid`: the combinations of the values that the suite tries.
+- `suite_jobs`: the runs that a suite asks for.
+- `suite_slurm`: a suite as a job array, and how its elements ended.
 - `predictions`: tables of predictions, and the report by class that is made from one.
 - `suite_resampling`: the bootstrap of a suite's scores, from its runs' predictions.
 - `trained`: a finished run loaded again, for evaluation, generation and export.

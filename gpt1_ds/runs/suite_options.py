@@ -3,8 +3,6 @@
 import re
 from typing import NamedTuple
 
-import torch
-
 from gpt1_ds.base.arguments import SEED, numeric
 from gpt1_ds.base.bounds import COUNT_OR_ZERO, Bounds
 from gpt1_ds.base.options import Parser, path
@@ -28,16 +26,19 @@ class Words(NamedTuple):
     options: list[str]
     overrides: list[str]
     grid: list[str]
+    sbatch: list[str]
 
 
 def sorted_words(argv: list[str]) -> Words:
     """Overrides may be anywhere, and those behind --grid, up to the next option, are its lists.
 
-    argparse would treat overrides as values of options like --tasks.
+    argparse would treat overrides as values of options like --tasks. Those behind `--` are
+    sbatch's.
     """
-    words = Words([], [], [])
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = Words([], [], [], argv[end + 1 :])
     in_grid = False
-    for word in argv:
+    for word in argv[:end]:
         if OVERRIDE.match(word):
             (words.grid if in_grid else words.overrides).append(word)
             continue
@@ -110,9 +111,17 @@ def suite_parser(about: str | None) -> Parser:
     start(
         "--ranks",
         type=numeric("--ranks", int, RANKS),
-        default=torch.cuda.device_count() or 1,
         metavar="N",
         help="processes a run (default: the GPUs, or 1)",
+    )
+    start(
+        "--slurm",
+        nargs="?",
+        type=numeric("--slurm", int, COUNT_OR_ZERO),
+        const=0,
+        metavar="N",
+        help="submit a job array, N runs at once at most, 0 for all (default of N: 0), and a job "
+        "that collects; options behind -- go to sbatch (default: run here)",
     )
     start(
         "--out",

@@ -5,20 +5,15 @@ They run in a folder that looks like the project's, so that their own default pa
 
 import json
 import os
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gpt1_ds.checkpoints.folder import find_checkpoint
-from tests.conftest import ROOT, need, succeed
-from tests.support import slurm_cluster
+from tests.conftest import ROOT
 from tests.support.cases_shards import A_LINE_AT_ONCE, assert_plain_lines_of_both_stages
-from tests.support.slurm_cluster import SlurmCluster
 from tests.support.slurm_jobs import (
-    CPUS,
     END_SECONDS,
     SAVED,
     SMALL,
@@ -30,23 +25,6 @@ from tests.support.slurm_jobs import (
     status,
     usr1_pending,
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    if reason := slurm_cluster.missing():
-        need("slurm", reason)
-    with SlurmCluster(nodes=2) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def project(tiny_shards, sample, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("slurm", "gpt1_ds", "data_prep", "ds_configs"):
-        (folder / name).symlink_to(ROOT / name)
-    (folder / "shards").symlink_to(tiny_shards)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -296,87 +274,3 @@ def test_a_node_killed_in_the_middle_is_made_up_for_by_the_one_left(cluster, sub
         cluster.wait_until_idle()
     assert job.field("NumNodes") == "1" and "on 4 ranks" in log and "on 2 ranks" in log
     assert job.steps() == list(range(1, STEPS + 1)) and status(job.run)["state"] == "done"
-
-
-def test_the_chain_and_the_suite(cluster, sample, chain, tmp_path):
-    (tmp_path / "tasks").symlink_to(sample / "tasks")
-    limits = "train.max_steps=2 train.global_batch=4 task.max_examples=8 eval.batches=1"
-    tune = f"{' '.join(SMALL[:2])} {limits}"
-    small = " ".join(SMALL).replace(f"={STEPS}", "=20")
-    data, pretraining, suite = chain(
-        f"books={sample}/books/train",
-        GPT1_PRETRAIN=small,
-        GPT1_FINETUNE=tune,
-        GPT1_SUITE="0-1",
-        GPT1_TASKS="sst2",
-        GPT1_SEEDS="3",
-        GPT1_ABLATIONS="none scratch",
-        GPT1_LOCAL_CACHE="1",
-        SLURM_TMPDIR=str(tmp_path / "disk"),
-    )
-    ended = []
-    for job in (data, pretraining, suite):
-        ended.append(cluster.wait(job, END_SECONDS))
-        logs = "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
-        assert ended[-1]["JobState"] == "COMPLETED", logs
-    cluster.until(
-        lambda: not cluster.command("squeue", "-h", "-j", suite), "the suite to end", END_SECONDS
-    )
-    assert [fields["JobName"] for fields in ended] == ["gpt1-data", "gpt1-pretrain", "gpt1-suite"]
-    assert list((tmp_path / "disk").glob("gpt1-shards-*/**/*.tar")), (
-        "pre-training read no shard through its cache"
-    )
-    assert (
-        ended[0]["EndTime"] <= ended[1]["StartTime"]
-        and ended[1]["EndTime"] <= ended[2]["StartTime"]
-    )
-    for name, init in (
-        ("sst2-seed-3", "runs/gpt1/checkpoints/step-00000020"),
-        ("sst2-seed-3-scratch", "none"),
-    ):
-        result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
-        assert (result["task"], result["seed"]) == ("sst2", 3) and init in result["init"]
-
-
-def test_what_depends_on_a_failed_job_is_cancelled(cluster, chain, tmp_path):
-    data, *rest = chain("books=nowhere")
-    assert cluster.wait(data, END_SECONDS)["ExitCode"] in ("2:0", "3:0")
-    assert [cluster.wait(job, END_SECONDS)["JobState"] for job in rest] == ["CANCELLED"] * 2
-
-
-def test_a_suite_of_another_size_than_its_array_is_refused(cluster, project):
-    words = (
-        *CPUS,
-        "--nodes=1",
-        "--ntasks-per-node=1",
-        "--array=0-1",
-        "--output=suite.log",
-        "slurm/suite.sh",
-    )
-    job = cluster.sbatch(*words, cwd=project, GPT1_TASKS="sst2", GPT1_SEEDS="1 2 3")
-    assert cluster.wait(job, END_SECONDS)["ExitCode"] == "2:0"
-    assert (
-        "--array=0-1 for 1 tasks x 3 seeds x 1 ablations; give --array=0-2"
-        in (project / "suite.log").read_text()
-    )
-
-
-@pytest.fixture
-def chain(cluster, tmp_path):
-    """Call `slurm/submit_all.sh` for `tmp_path`; the three job ids."""
-    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")  # it works in the folder above its own
-    for name in ("gpt1_ds", "data_prep", "ds_configs"):
-        (tmp_path / name).symlink_to(ROOT / name)
-
-    def chain(corpus: str, **env: str) -> list[int]:
-        options = ("--nodes=1", "--ntasks-per-node=1", *CPUS)
-        done = succeed(
-            tmp_path / "slurm" / "submit_all.sh",
-            *options,
-            "--",
-            corpus,
-            **cluster.env | {"GPT1_VOCAB_SIZE": "512"} | env,
-        )
-        return [int(word) for word in done.stdout.split()]
-
-    return chain

@@ -9,6 +9,7 @@ May import only the standard library, torch and tqdm. The files, in reading orde
 - `version`: the version of the project.
 - `streams`: output that may be lost while a command goes on.
 - `memory`: how much memory there is, and errors that say there was too little.
+- `background`: calls that may hang.
 - `files`: atomic writes, flushing to the disk, locks, hashes.
 - `urls`: addresses without their secrets, and what came from them.
 - `bounds`: the domain of a number or a word.

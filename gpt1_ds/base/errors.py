@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from gpt1_ds.base import beginning, spinning
+from gpt1_ds.base import background, beginning, spinning
 from gpt1_ds.base.memory import is_shortage, shortage
 from gpt1_ds.base.urls import hide_secrets
 
@@ -157,6 +157,8 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
         if code == Interrupted.exit_code:
             os._exit(code)  # Python ends by a signal where Ctrl-C came in a string it executed
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end would print a traceback
+    if background.any_hangs():
+        os._exit(code)
     sys.exit(code)
 
 

@@ -31,7 +31,7 @@ class SaveError(DataError):
 
 
 class StallError(SaveError):
-    """A save that had to succeed, while the write of a file hangs."""
+    """A save that was left out, since the disk hangs."""
 
 
 class Written(NamedTuple):
@@ -63,11 +63,12 @@ def finish_on_all_ranks(writer: FileWriter, stall_seconds: float) -> Written | N
     return Written(files, int(sizes.sum()), int(milliseconds.max()) / 1000)
 
 
-def agree_on_main(action: Callable[[], None]) -> None:
-    """Run `action` on rank 0; SaveError on all ranks if it failed."""
-    fault = collectives.from_main(_attempt(action)[1] if collectives.is_main() else None)
+def agree_on_main(action: Callable[[], Any]) -> Any:
+    """Run `action` on rank 0; on all ranks what it returned (JSON), or SaveError if it failed."""
+    value, fault = collectives.from_main(_attempt(action) if collectives.is_main() else None)
     if fault:
         raise SaveError(fault)
+    return value
 
 
 def _attempt(action: Callable[[], Result]) -> tuple[Result | None, str | None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from gpt1_ds.base.errors import ConfigError, DataError
-from gpt1_ds.base.urls import below, hide_secrets
+from gpt1_ds.base.urls import hide_secrets
 from gpt1_ds.checkpoints.folder import (
     LATEST,
     MANIFEST,
@@ -24,12 +24,12 @@ from gpt1_ds.checkpoints.folder import (
     find_faults,
     read_checkpoint_manifest,
 )
-from gpt1_ds.data.remote import SCHEMES, file_system
+from gpt1_ds.data.remote import SCHEMES, UNTRIED, file_system, path_of
 from gpt1_ds.distributed.console import say, warn
 
 SETTING = "checkpoint.mirror"
 WRITABLE = tuple(name for name in SCHEMES if not name.startswith("http"))
-WITHOUT_FOLDERS = ("s3", "gs", "abfs")
+WITHOUT_FOLDERS = ("s3", "gs", "abfs", "az", "gcs", "s3a", "oss", "oci")
 """Here a file is written whole or not at all, and needs no folder."""
 STALL_SECONDS = 30.0
 """Longest silence of the other side."""
@@ -51,6 +51,8 @@ class Files(Protocol):
 
     def cat_file(self, url: str) -> bytes: ...
 
+    def info(self, url: str) -> dict[str, object]: ...
+
     def size(self, url: str) -> int | None: ...
 
     def ls(self, url: str, detail: bool) -> list[str]: ...
@@ -71,14 +73,21 @@ class Store:
 
     def __init__(self, url: str):
         scheme, _, rest = url.partition("://")
-        if scheme not in WRITABLE or "::" in url or not rest:
+        if scheme not in WRITABLE + UNTRIED or "::" in url or not rest:
+            others = ", ".join(UNTRIED)
             raise ConfigError(
-                f"{SETTING} {hide_secrets(url)}: not a URL of {', '.join(WRITABLE)}; give one"
+                f"{SETTING} {hide_secrets(url)}: not a URL of {', '.join(WRITABLE)} (or, untried, "
+                f"of {others}); give one"
             )
         self.url = url.rstrip("/")
         self.shown = hide_secrets(self.url)
         self.has_folders = scheme not in WITHOUT_FOLDERS
         self.files: Files = file_system(url, STALL_SECONDS, SETTING)  # type: ignore[assignment]
+        self._folder = path_of(self.url)
+
+    def _path(self, name: str) -> str:
+        """As the file system takes it: some do not take the whole URL."""
+        return f"{self._folder}/{name}"
 
     def names(self, folder: str) -> list[str]:
         """What is in a folder; empty if it is not there."""
@@ -88,20 +97,32 @@ class Store:
         return []
 
     def _list(self, folder: str) -> list[str]:
-        return self.files.ls(below(self.url, folder), detail=False)
+        return self.files.ls(self._path(folder), detail=False)
 
     def read(self, name: str) -> bytes | None:
         """None if it is not there."""
-        with contextlib.suppress(FileNotFoundError):
-            return self.files.cat_file(below(self.url, name))
+        url = self._path(name)
+        return self._unless_missing(url, lambda: self.files.cat_file(url))
+
+    def _unless_missing(self, url: str, action: Callable[[], T]) -> T | None:
+        """What `action` returns; None if `url` is not there, which some file systems tell by an
+        error of their own."""
+        try:
+            return action()
+        except FileNotFoundError:
+            return None
+        except Exception:
+            with contextlib.suppress(FileNotFoundError):
+                self.files.info(url)
+                raise
         return None
 
     def fetch(self, name: str, path: Path) -> None:
-        self.files.get_file(below(self.url, name), str(path))
+        self.files.get_file(self._path(name), str(path))
 
     def write(self, name: str, content: bytes) -> None:
         """A small file, so that no reader sees a part of it."""
-        url = below(self.url, name)
+        url = self._path(name)
         if not self.has_folders:
             self.files.pipe_file(url, content)
             return
@@ -111,7 +132,7 @@ class Store:
 
     def put(self, path: Path, name: str) -> None:
         """OSError if the other side then has another size."""
-        url, size = below(self.url, name), path.stat().st_size
+        url, size = self._path(name), path.stat().st_size
         if self.has_folders:
             self._make_parent(url)
         self.files.put_file(str(path), url)
@@ -123,16 +144,16 @@ class Store:
         self.files.makedirs(url.rpartition("/")[0], exist_ok=True)
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.files.rm_file(below(self.url, name))
+        url = self._path(name)
+        self._unless_missing(url, lambda: self.files.rm_file(url))
 
     def remove_folder(self, folder: str, files: list[str]) -> None:
         """Remove its files, in this order, and the folder."""
         for file in files:
             self.remove(f"{folder}/{file}")
         if self.has_folders:
-            with contextlib.suppress(FileNotFoundError):
-                self.files.rmdir(below(self.url, folder))
+            url = self._path(folder)
+            self._unless_missing(url, lambda: self.files.rmdir(url))
 
     def steps(self) -> list[str]:
         """Names of the folders of checkpoints, newest first, whole or not."""

@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gpt1_ds.base.background import Call, Calls
 from gpt1_ds.base.errors import DataError, DivergedError, StopRequested
 from gpt1_ds.base.files import file_sha256, flush, write_atomically
 from gpt1_ds.base.protocols import Engine
@@ -90,6 +91,8 @@ class Saves:
         self.replicas = Replicas(config)
         self.on_commit = on_commit
         self.pending: PendingSave | None = None
+        self.calls = Calls("commit")
+        """What rank 0 does to folders and manifests."""
         self.hanging = ""
         """The file whose write hangs, with its rank; empty if none does."""
         self.skipped = 0
@@ -108,14 +111,12 @@ class Saves:
         step: int,
         state: CheckpointState,
         must: bool,
-        by_thread: bool = False,
     ) -> None:
         """Begin a checkpoint of `engine` and `state`.
 
         It is committed before this returns if it `must` be, or if memory has no room for a copy.
         Otherwise it is written while training goes on, and a later `poll` or `settle` commits it.
-        If the write of the one before hangs, the save is left out; StallError if it `must` be.
-        `by_thread`: write in the background whatever `must` is, so that a hanging write is noticed.
+        If the disk hangs, the save is left out; StallError if it `must` be.
         """
         self.settle()
         if self.hanging:
@@ -127,10 +128,10 @@ class Saves:
         if views.exist[0]:
             return
         needed = BYTES_PER_PARAMETER * n_parameters(engine)
-        in_background = (by_thread or not must) and has_room(engine, views, needed)
+        in_background = has_room(engine, views, needed)
         writer = FileWriter(final.with_suffix(".tmp"), in_background)
         try:
-            agree_on_main(lambda: _prepare(self.removal, writer.folder, needed))
+            self._prepare(writer.folder, needed)
         except SaveError as error:
             self._give_up(final, must, error)
             return
@@ -156,9 +157,12 @@ class Saves:
         """Commit the pending checkpoint if all ranks have written it; tell if one hangs."""
         if self.pending is None:
             return
-        writer = self.pending.writer
+        writer, commit = self.pending.writer, self.pending.commit
         hanging = writer.hanging(self.config.stall_seconds)
-        flags = torch.tensor([float(writer.busy()), float(hanging is not None)])
+        if self.calls.hangs:
+            hanging = str(self.pending.final / MANIFEST)
+        is_busy = writer.busy() or (commit is not None and not commit.ended.is_set())
+        flags = torch.tensor([float(is_busy), float(hanging is not None)])
         busy, hang = collectives.all_sum(flags).tolist()
         if not busy:
             self.settle()
@@ -181,10 +185,13 @@ class Saves:
                 self.pending = pending
                 self._tell_hanging(pending.writer.hung)
                 return
+            manifest = replace(pending.manifest, files=written.files)
+            if not agree_on_main(lambda: self._commit_in_time(pending, manifest)):
+                self.pending = pending
+                self._tell_hanging(str(pending.final / MANIFEST) if self.calls.hangs else None)
+                return
             if self.hanging:
                 self._tell_hanging(None)
-            manifest = replace(pending.manifest, files=written.files)
-            agree_on_main(lambda: self._commit(pending, manifest))
         except SaveError as error:
             self.hanging = ""
             self._give_up(pending.final, pending.must, error)
@@ -195,6 +202,22 @@ class Saves:
             bytes=written.bytes,
             write_seconds=written.seconds,
         )
+
+    def _prepare(self, temporary: Path, needed: int) -> None:
+        """`_make_empty` on rank 0; SaveError on all ranks if it failed, StallError if it hangs."""
+        seconds = self.config.stall_seconds
+
+        def make() -> bool:
+            return self.calls.make(lambda: _make_empty(self.removal, temporary, needed), seconds)
+
+        if not agree_on_main(make):
+            raise StallError(f"no answer of the disk for {seconds:g} s")
+
+    def _commit_in_time(self, pending: "PendingSave", manifest: CheckpointManifest) -> bool:
+        """Whether it is committed; False if the disk hangs. Called again, it waits for the same."""
+        if pending.commit is None:
+            pending.commit = self.calls.begin(lambda: self._commit(pending, manifest))
+        return self.calls.wait(pending.commit, self.config.stall_seconds)
 
     def _commit(self, pending: "PendingSave", manifest: CheckpointManifest) -> None:
         temporary = pending.writer.folder
@@ -250,7 +273,7 @@ class Saves:
     def _give_up(self, final: Path, must: bool, error: SaveError) -> None:
         fault = f"{final}: not saved: {error}"
         if must:
-            raise SaveError(
+            raise type(error)(
                 f"{fault}; mend it, and the same command continues from the last checkpoint"
             ) from error
         say(f"warning: {fault}; training goes on, and the next save is due as always")
@@ -288,6 +311,8 @@ class PendingSave:
     must: bool
     seconds: float
     """How long training has stood still for it."""
+    commit: Call | None = None
+    """Rank 0's, once all files are written."""
 
 
 def save_checkpoint(
@@ -309,7 +334,7 @@ def save_checkpoint(
     return commits[0] if commits else None
 
 
-def _prepare(removal: Removal, temporary: Path, needed: int) -> None:
+def _make_empty(removal: Removal, temporary: Path, needed: int) -> None:
     """Have what earlier saves left unfinished deleted, and make an empty folder.
 
     Only if the disk has less than `needed` bytes free does it wait for the deletion. OSError if

@@ -26,6 +26,8 @@ from gpt1_ds.base.urls import below, hide_secrets, is_local_fault, is_web_page
 from gpt1_ds.data.manifest import Shard
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "abfs")
+UNTRIED = ("sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs", "az", "gcs", "s3a", "oss", "oci")
+"""Other schemes of fsspec, of which some need a package of their own."""
 FETCHERS = 4
 """Number of threads that download ahead."""
 REQUEST_SECONDS = 1800.0
@@ -70,7 +72,7 @@ class ShardCache:
         options: Options = SHARDS,
     ):
         scheme, _, rest = url.partition("://")
-        if scheme not in SCHEMES or "::" in url or not rest:
+        if scheme not in SCHEMES + UNTRIED or "::" in url or not rest:
             raise ConfigError(
                 f"{options.url} {hide_secrets(url)}: not a URL of {', '.join(SCHEMES)}; give one, "
                 "or a folder"
@@ -195,6 +197,8 @@ class ShardCache:
     ) -> None:
         """Download `url/name` to `path`, with several attempts if it fails."""
         url, reason = below(self._url, name), ""
+        if url.partition("://")[0] in UNTRIED:
+            url = path_of(url)
         shown, files = hide_secrets(url), self._files
         for attempt in range(self._attempts):
             if attempt:
@@ -280,6 +284,9 @@ def file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
     try:
         import fsspec
 
+        if scheme in UNTRIED:
+            fsspec.get_filesystem_class(scheme)
+            return fsspec.core.url_to_fs(url)[0]
         if scheme == "gs":
             return fsspec.filesystem(scheme, session_kwargs={"trust_env": True})
         if scheme == "s3":
@@ -296,5 +303,13 @@ def file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
         return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout, "trust_env": True})
     except ImportError as error:
         raise ConfigError(
-            f"{option} {scheme}://: {error}; pip install 'gpt1-ds[remote]' (s3: s3fs too)"
+            f"{option} {scheme}://: {error}; pip install 'gpt1-ds[remote]' (s3: s3fs too; of "
+            "another scheme, the package that is named)"
         ) from error
+
+
+def path_of(url: str) -> str:
+    """The path of `url` on its file system, of which some do not take the whole URL."""
+    import fsspec
+
+    return str(fsspec.core.strip_protocol(url))

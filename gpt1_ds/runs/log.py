@@ -1,7 +1,8 @@
 """What a run shows of itself: metrics.jsonl, TensorBoard, samples, status.json.
 
 Rank 0 writes. A full or read-only disk, or a damaged file of an earlier start, costs the log, never
-the training. Each file that is lost is told once.
+the training. Each file that is lost is told once. A disk that hangs holds the training up once, for
+`hang_seconds`; what is logged from then on is written when the disk answers.
 """
 
 import json
@@ -11,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from gpt1_ds.base.background import Calls
 from gpt1_ds.base.errors import UNFORESEEN, StopRequested, as_user_error
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Engine, Json
@@ -35,16 +37,38 @@ if TYPE_CHECKING:
 
 STATUS_SECONDS = 2.0
 """status.json is replaced at most so often while training goes on."""
+HANG_SECONDS = 10.0
+"""A write to the run's folder that takes longer counts as hanging, at most."""
 STATUS_FILE = "status.json"
 BOARD = "events.out.tfevents"
 FAILURES = "GPT1_FAILURES"
 """Variable with the file in which a batch script counts the starts since the last checkpoint."""
 
 
+class AppendedFile:
+    """A file that lines are appended to. What cannot be written waits in memory for the next line.
+
+    Without a buffer of Python's, for which its end would wait if a write hangs.
+    """
+
+    def __init__(self, path: Path):
+        self.file = path.open("ab", buffering=0)
+        self.waiting = b""
+
+    def append(self, line: str) -> None:
+        self.waiting += line.encode()
+        while self.waiting:
+            self.waiting = self.waiting[self.file.write(self.waiting) :]
+
+    def close(self) -> None:
+        with self.file:
+            self.append("")
+
+
 class LogFiles(NamedTuple):
     """What rank 0 writes to."""
 
-    jsonl: TextIO
+    metrics: AppendedFile
     board: Board
 
 
@@ -62,6 +86,7 @@ class RunLog:
         resume_step: int,
         engine: Engine | None = None,
         facts: Json | None = None,
+        hang_seconds: float = HANG_SECONDS,
     ):
         self.run_dir = run_dir
         self.engine = engine
@@ -69,6 +94,9 @@ class RunLog:
         self.start_is_due = True
         self.lost: set[str] = set()
         """What a warning has told to be lost."""
+        self.calls = Calls("log")
+        self.hang_seconds = hang_seconds
+        self.hang_is_told = False
         earlier = read_object(run_dir / STATUS_FILE) if collectives.is_main() else {}
         self.wall_time = WallTime(earlier.get("wall_time", {}))
         self.told: Json = {}
@@ -95,21 +123,28 @@ class RunLog:
             run_dir.mkdir(parents=True, exist_ok=True)
             self.spent_seconds, logged_step = _drop_after(run_dir, resume_step)
             self.wall_time.reached(logged_step)
-            jsonl = (run_dir / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
-            self.files = LogFiles(jsonl, Board(run_dir, resume_step))
+            self.files = LogFiles(AppendedFile(run_dir / METRICS_FILE), Board(run_dir, resume_step))
             # A start of a run that is done is logged only if there is something else to log.
             if self.start_is_due and not _is_done(run_dir):
-                self._write_start(jsonl)
+                self.files.metrics.append(self._start_line())
         except OSError as error:
             self._warn(METRICS_FILE, error)
 
-    @contextmanager
-    def _may_fail(self, name: str) -> Iterator[None]:
-        """A block that writes the file or folder `name` of the run, or tells that it is lost."""
-        try:
-            yield
-        except OSError as error:
-            self._warn(name, error)
+    def _write(self, name: str, action: Callable[[], object]) -> None:
+        """Call `action`, which writes the file or folder `name` of the run; tell if it is lost."""
+
+        def attempt() -> None:
+            try:
+                action()
+            except OSError as error:
+                self._warn(name, error)
+
+        if not self.calls.make(attempt, self.hang_seconds) and not self.hang_is_told:
+            self.hang_is_told = True
+            warn(
+                f"{self.run_dir / name}: no answer of the disk for {self.hang_seconds:g} s; "
+                "training goes on, and the log is written when it answers"
+            )
 
     def _warn(self, name: str, error: OSError) -> None:
         if name in self.lost:
@@ -119,15 +154,14 @@ class RunLog:
         path = self.run_dir / name
         warn(f"{path}: {reason}; training goes on without this log")
 
-    def _write_start(self, jsonl: TextIO) -> None:
+    def _start_line(self) -> str:
         self.start_is_due = False
         values = {"time": round(time.time(), 3), "world_size": collectives.world_size()}
-        start = {"step": self.resume_step, "split": "start", **values, **self.facts}
-        self._write(jsonl, start)
+        return self._line({"step": self.resume_step, "split": "start", **values, **self.facts})
 
-    def _write(self, jsonl: TextIO, record: Json) -> None:
+    def _line(self, record: Json) -> str:
         seconds = round(self.spent_seconds + time.monotonic() - self.began, 3)
-        jsonl.write(json_line({**record, "elapsed_seconds": seconds}))
+        return json_line({**record, "elapsed_seconds": seconds})
 
     def log(
         self, step: int, split: str, corpus: str | None = None, /, **values: float | str | None
@@ -138,24 +172,21 @@ class RunLog:
         """
         if self.files is None:
             return
-        jsonl, board = self.files
+        metrics, board = self.files
         if split == "train":
             values |= peak_memory()
         suffix = f"/{corpus}" if corpus else ""
         shown = {name: value for name, value in values.items() if isinstance(value, float | int)}
         points = {f"{split}/{name}{suffix}": value for name, value in shown.items()}
-        with self._may_fail(METRICS_FILE):
-            if self.start_is_due:
-                self._write_start(jsonl)
-            named_corpus = {"corpus": corpus} if corpus else {}
-            self._write(jsonl, {"step": step, "split": split, **named_corpus, **values})
-        with self._may_fail(BOARD):
-            board.scalars(step, split, corpus, shown)
+        named_corpus = {"corpus": corpus} if corpus else {}
+        lines = self._start_line() if self.start_is_due else ""
+        lines += self._line({"step": step, "split": split, **named_corpus, **values})
+        self._write(METRICS_FILE, lambda: metrics.append(lines))
+        self._write(BOARD, lambda: board.scalars(step, split, corpus, shown))
         self._send_to_monitor(points)
         counter = os.environ.get(FAILURES)
         if split == "checkpoint" and counter:
-            with self._may_fail(counter):
-                Path(counter).unlink(missing_ok=True)
+            self._write(counter, lambda: Path(counter).unlink(missing_ok=True))
 
     def _send_to_monitor(self, points: dict[str, float]) -> None:
         if self.engine is None or not self.engine.monitor.enabled:
@@ -169,18 +200,21 @@ class RunLog:
         """Generated `text` in samples/step-N.txt and TensorBoard."""
         if self.files is None:
             return
-        folder = self.run_dir / "samples"
-        with self._may_fail(folder.name):
-            folder.mkdir(exist_ok=True)
-            write_atomically(folder / f"step-{step:08d}.txt", text + "\n")
-        with self._may_fail(BOARD):
-            self.files.board.text("sample", text, step)
+        board = self.files.board
+        path = self.run_dir / "samples" / f"step-{step:08d}.txt"
+
+        def write_file() -> None:
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, text + "\n")
+
+        self._write(path.parent.name, write_file)
+        self._write(BOARD, lambda: board.text("sample", text, step))
 
     def figure(self, tag: str, draw: Callable[[], "Figure"], step: int) -> None:
         """The figure that `draw` returns, in TensorBoard; only rank 0 draws."""
         if self.files is not None:
-            with self._may_fail(BOARD):
-                self.files.board.figure(tag, draw, step)
+            board = self.files.board
+            self._write(BOARD, lambda: board.figure(tag, draw, step))
 
     def has(self, step: int, split: str) -> bool:
         """Whether metrics.jsonl holds a record of `step` and `split`.
@@ -200,14 +234,12 @@ class RunLog:
         wall_time = self.wall_time.to_json(step)
         content = {"state": state, "step": step, "exit_code": exit_code, **facts}
         self.told = facts
-        with self._may_fail(STATUS_FILE):
-            write_atomically(
-                self.run_dir / STATUS_FILE, json.dumps({**content, "wall_time": wall_time}) + "\n"
-            )
-            self.status_written = time.monotonic()
+        text = json.dumps({**content, "wall_time": wall_time}) + "\n"
+        self._write(STATUS_FILE, lambda: write_atomically(self.run_dir / STATUS_FILE, text))
+        self.status_written = time.monotonic()
         if self.files is not None:
-            with self._may_fail(SESSION):
-                self.files.board.show_state(state)
+            board = self.files.board
+            self._write(SESSION, lambda: board.show_state(state))
 
     def progress(self, step: int, total_steps: int, loss: float) -> None:
         """Step, loss and the seconds left at this start's pace, in status.json."""
@@ -249,10 +281,9 @@ class RunLog:
     def close(self) -> None:
         if self.files is None:
             return
-        with self._may_fail(BOARD):
-            self.files.board.close()
-        with self._may_fail(METRICS_FILE):
-            self.files.jsonl.close()
+        metrics, board = self.files
+        self._write(BOARD, board.close)
+        self._write(METRICS_FILE, metrics.close)
 
 
 def peak_memory() -> dict[str, int]:

@@ -37,7 +37,7 @@ from gpt1_ds.engine.start import initialize, require_async_io
 from gpt1_ds.engine.timing import Item, StepTimer, Throughput
 from gpt1_ds.model.gpt import GPTConfig
 from gpt1_ds.runs.directory import record_settings, tell_of_holder
-from gpt1_ds.runs.log import RunLog
+from gpt1_ds.runs.log import HANG_SECONDS, RunLog
 from gpt1_ds.runs.remote_run import local_run
 from gpt1_ds.runs.restoring import restore_from_mirror
 from gpt1_ds.runs.slow_ranks import SlowRanks
@@ -193,8 +193,12 @@ class Run(Generic[ConfigT]):
         self.timer = StepTimer()
         self.throughput = Throughput(self.shape.flops_per_token, self.precision)
         start = {**(facts or {}), **({"changed": changed} if changed else {})}
-        self.log = RunLog(self.folder, step, self.engine, start)
-        self.saves = Saves(self.folder, config.checkpoint, self._log_checkpoint)
+        # At a stop the ranks wait for each other's writes.
+        longest = min(config.checkpoint.stall_seconds, config.distributed.timeout_seconds / 2)
+        hang_seconds = min(HANG_SECONDS, longest)
+        self.log = RunLog(self.folder, step, self.engine, start, hang_seconds)
+        of_saves = replace(config.checkpoint, stall_seconds=longest)
+        self.saves = Saves(self.folder, of_saves, self._log_checkpoint)
         self.not_saved = ""
         """Why the checkpoint at a stop request is not there; empty if it is."""
         self.saves.replicas.watch(self.engine)
@@ -268,7 +272,7 @@ class Run(Generic[ConfigT]):
         """
         try:
             with self.aside(CHECKPOINTS):
-                self.saves.save(self.engine, state.step, state, must, by_thread=stopping)
+                self.saves.save(self.engine, state.step, state, must)
         except StallError as error:
             if not stopping:
                 raise

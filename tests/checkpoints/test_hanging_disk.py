@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt1_ds.base.records import read_metrics
 from gpt1_ds.checkpoints.folder import MANIFEST, find_checkpoint, find_faults
 from tests.conftest import ROOT
 from tests.support.launched_runs import (
@@ -22,32 +23,29 @@ from tests.support.launched_runs import (
 from tests.support.ranks import die_with_parent
 
 HANGS, MOVES = "no progress in writing it for checkpoint.stall_seconds 1;", "is written on;"
+NO_ANSWER = (
+    "no answer of the disk for 1 s; training goes on, and the log is written when it answers"
+)
 NAMED = "rng-rank-00001.safetensors (rank 1 on "
 
 
 @pytest.fixture(scope="module")
-def hanging(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which one file of rank 1 hangs while its flag exists."""
-    folder = tmp_path_factory.mktemp("hanging")
-    library = str(folder / "hanging.so")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("hanging") / "hanging.so")
     source = str(ROOT / "tests/support/hanging.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
-    flags = {f"HANG_{call}": str(folder / call) for call in ("WRITE", "FSYNC")}
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", path, source], check=True, timeout=60)
+    return path
+
+
+@pytest.fixture
+def hanging(library: str, tmp_path: Path) -> dict[str, str]:
+    """The environment in which one file of rank 1 hangs while its flag exists."""
+    flags = {f"HANG_{call}": str(tmp_path / call) for call in ("WRITE", "FSYNC")}
     return {"LD_PRELOAD": library, "HANG_PATH": "tmp/rng-rank-00001", **flags}
 
 
 def test_training_goes_on_and_a_stop_ends_it_with_the_last_commit(tiny_shards, tmp_path, hanging):
-    log = tmp_path / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command(tiny_shards, tmp_path, "train.max_steps=40000", "checkpoint.stall_seconds=1"),
-            cwd=ROOT,
-            env=os.environ | hanging,
-            stdout=file,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-        )
+    process, log = start(tiny_shards, tmp_path, hanging)
     try:
         wait(lambda: committed(tmp_path) >= 8, process, log)
         last = hang(Path(hanging["HANG_WRITE"]), 1, process, tmp_path)
@@ -73,6 +71,64 @@ def test_training_goes_on_and_a_stop_ends_it_with_the_last_commit(tiny_shards, t
     assert not list((tmp_path / "run" / "checkpoints").glob(f"*.tmp/{MANIFEST}"))
 
 
+def test_a_disk_that_hangs_as_a_whole_holds_up_neither_the_log_nor_a_stop(
+    tiny_shards, tmp_path, hanging
+):
+    of_the_run = hanging | {"HANG_PATH": str(tmp_path / "run")}
+    process, log = start(tiny_shards, tmp_path, of_the_run)
+    flag = Path(hanging["HANG_WRITE"])
+    try:
+        wait(lambda: committed(tmp_path) >= 8, process, log)
+        hung_at = max(steps_logged(tmp_path))
+        flag.touch()
+        wait(lambda: NO_ANSWER in log.read_text() and HANGS in log.read_text(), process, log)
+        time.sleep(2.0)
+        last = committed(tmp_path)
+        flag.unlink()
+        wait(lambda: committed(tmp_path) > last + 8, process, log)
+        elapsed = elapsed_of_steps(tmp_path / "run")
+        flag.touch()
+        wait(lambda: log.read_text().count(HANGS) == 2, process, log)
+        last = committed(tmp_path)
+        ranks = ranks_of(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        wait_until_gone(ranks, time.monotonic() + 30)
+    finally:
+        flag.unlink(missing_ok=True)
+        process.kill()
+        process.wait()
+    text = log.read_text()
+    assert text.count(NO_ANSWER) == 1 and "Traceback" not in text, text
+    assert list(elapsed) == list(range(1, len(elapsed) + 1)), "each line is there, in its order"
+    # Training stands once, for at most the second that a write may take, and one that a commit may.
+    pauses = [elapsed[step + 1] - elapsed[step] for step in range(hung_at + 1, len(elapsed))]
+    assert sum(pause > 0.5 for pause in pauses) <= 4 and max(pauses) < 8, pauses
+    [stopped] = [line for line in text.splitlines() if line.startswith("stopped: ")]
+    assert "is lost: " in stopped and "not saved: " in stopped
+    kept = find_checkpoint(tmp_path / "run")
+    assert kept.name == f"step-{last:08d}" and not find_faults(kept)
+
+
+def elapsed_of_steps(run: Path) -> dict[int, float]:
+    return {record["step"]: record["elapsed_seconds"] for record in read_metrics(run, "train")}
+
+
+def start(shards: Path, runs: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, Path]:
+    log = runs / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command(shards, runs, "train.max_steps=40000", "checkpoint.stall_seconds=1"),
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=file,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
+    return process, log
+
+
 def hang(flag: Path, times: int, process: subprocess.Popen, runs: Path) -> int:
     """Let the disk hang until that is told, and two more checkpoints are due; the last commit."""
     flag.touch()
@@ -85,7 +141,7 @@ def hang(flag: Path, times: int, process: subprocess.Popen, runs: Path) -> int:
 
 
 def wait(done: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not done():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)

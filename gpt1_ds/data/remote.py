@@ -197,9 +197,9 @@ class ShardCache:
     ) -> None:
         """Download `url/name` to `path`, with several attempts if it fails."""
         url, reason = below(self._url, name), ""
+        shown, files = hide_secrets(url), self._files
         if url.partition("://")[0] in UNTRIED:
             url = path_of(url)
-        shown, files = hide_secrets(url), self._files
         for attempt in range(self._attempts):
             if attempt:
                 time.sleep(min(self._stall_seconds, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))

@@ -229,7 +229,7 @@ def test_a_file_url_and_threads(built, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["pipe://touch x", "memory://x", "https://", "simplecache::https://x/y", "ssh://x/y"]
+    "url", ["pipe://touch x", "memory://x", "https://", "simplecache::https://x/y", "gopher://x/y"]
 )
 def test_other_schemes_are_refused(tmp_path, url):
     with pytest.raises(ConfigError, match="not a URL of file, http, https, s3"):

@@ -13,7 +13,8 @@ run, the script starts it again with the same command; torchrun and the job of s
 the test continues. Exit code 0 means that all weights and moments of the last checkpoints are the
 same, bit for bit, and that the mirror holds that checkpoint.
 
-The fault of a full disk needs root, which can mount a small file system for the disturbed run.
+The fault of a full disk needs root, which can mount a small file system for the disturbed run
+(with Slurm, have one at OUT/disturbed before its nodes start).
 """
 
 import argparse
@@ -169,15 +170,12 @@ def wait_until_gone(processes: list[psutil.Process], log: Path) -> float:
     return round(time.monotonic() - began, 1)
 
 
-def mount(folder: Path) -> bool:
-    """Mount a file system of 1 GB at `folder`; False if this user has no permission."""
-    folder.mkdir(exist_ok=True)
-    if folder.is_mount():
-        return True
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], capture_output=True
-    )
-    return done.returncode == 0
+def mount(folder: Path, make: bool) -> None:
+    """Mount a file system of 1 GB at `folder`, where this user may."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if make and not folder.is_mount():
+        words = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)]
+        subprocess.run(words, capture_output=True)
 
 
 def fill_disk(job: Job, chance: random.Random) -> dict:
@@ -318,7 +316,9 @@ def main() -> int:
     if args.mirror:
         disturbed.words.append(f"checkpoint.mirror={args.mirror}")
         faults.append(FOLDER_LOST)
-    if mounted := mount(disturbed.folder):
+    # A node of Slurm may not see what is mounted now.
+    mount(disturbed.folder, make=args.launcher != "slurm")
+    if mounted := disturbed.folder.is_mount():
         faults.append(DISK_FULL)
     disturb(disturbed, undisturbed, faults, args)
     folder = disturbed.folder / "soak"

@@ -45,6 +45,24 @@ class Removal:
                 self._begin(folder)
         self._knows_earlier = True
 
+    def make_room(self, temporary: Path, needed: int) -> None:
+        """Have what earlier saves left unfinished deleted, and make an empty folder.
+
+        Only if the disk has less than `needed` bytes free does it wait for the deletion. OSError if
+        there is no room then either.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.add_leftovers()
+        free = shutil.disk_usage(self.root).free
+        if free < needed:
+            self.wait()
+            free = shutil.disk_usage(self.root).free
+        if free < needed:
+            raise OSError(
+                f"it takes up to {needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB free"
+            )
+        temporary.mkdir()
+
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until all is deleted, at most so many seconds; whether it is."""
         with self._lock:

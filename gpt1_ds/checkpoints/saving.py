@@ -10,7 +10,6 @@ DeepSpeed alone publishes `latest` before its peers have written.
 
 import json
 import os
-import shutil
 import socket
 import time
 from contextlib import suppress
@@ -204,11 +203,11 @@ class Saves:
         )
 
     def _prepare(self, temporary: Path, needed: int) -> None:
-        """`_make_empty` on rank 0; SaveError on all ranks if it failed, StallError if it hangs."""
+        """`make_room` on rank 0; SaveError on all ranks if it failed, StallError if it hangs."""
         seconds = self.config.stall_seconds
 
         def make() -> bool:
-            return self.calls.make(lambda: _make_empty(self.removal, temporary, needed), seconds)
+            return self.calls.make(lambda: self.removal.make_room(temporary, needed), seconds)
 
         if not agree_on_main(make):
             raise StallError(f"no answer of the disk for {seconds:g} s")
@@ -332,26 +331,6 @@ def save_checkpoint(
         saves.save(engine, step, state, must)
         saves.settle()
     return commits[0] if commits else None
-
-
-def _make_empty(removal: Removal, temporary: Path, needed: int) -> None:
-    """Have what earlier saves left unfinished deleted, and make an empty folder.
-
-    Only if the disk has less than `needed` bytes free does it wait for the deletion. OSError if
-    there is no room then either.
-    """
-    root = removal.root
-    root.mkdir(parents=True, exist_ok=True)
-    removal.add_leftovers()
-    free = shutil.disk_usage(root).free
-    if free < needed:
-        removal.wait()
-        free = shutil.disk_usage(root).free
-    if free < needed:
-        raise OSError(
-            f"it takes up to {needed / 1e9:.3f} GB and the disk has {free / 1e9:.3f} GB free"
-        )
-    temporary.mkdir()
 
 
 def _write_generators(writer: FileWriter) -> None:

@@ -117,7 +117,9 @@ class Job:
             if f"run.dir={self.folder}" not in words or Path(words[0]).name in NO_LAUNCHER:
                 continue
             is_rank = any(word.endswith("train.py") for word in words[1:3])
-            (ranks if is_rank else launchers).append(process)
+            is_helper = Path(words[0]).name == "srun" and command(process.parent())[:1] == words[:1]
+            if not is_helper:
+                (ranks if is_rank else launchers).append(process)
         return ranks, launchers
 
     def step(self) -> int:

@@ -293,7 +293,7 @@ def test_no_message_and_no_name_has_a_secret(server, tmp_path):
     with pytest.raises(DataError, match="127.0.0.1") as refused:
         dead.copy("manifest.json")
     with pytest.raises(ConfigError, match="not a URL") as other:
-        ShardCache("ssh://user:sesame@host/x", str(tmp_path), 10**6)
+        ShardCache("gopher://user:sesame@host/x", str(tmp_path), 10**6)
     said = " ".join(map(str, (absent.value, refused.value, other.value, cache.root, dead.root)))
     assert "sesame" not in said, said
     (path, _), *_ = server.requests

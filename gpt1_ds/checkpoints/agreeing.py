@@ -63,12 +63,12 @@ def finish_on_all_ranks(writer: FileWriter, stall_seconds: float) -> Written | N
     return Written(files, int(sizes.sum()), int(milliseconds.max()) / 1000)
 
 
-def agree_on_main(action: Callable[[], Any]) -> Any:
-    """Run `action` on rank 0; on all ranks what it returned (JSON), or SaveError if it failed."""
+def agree_on_main(action: Callable[[], bool]) -> bool:
+    """Run `action` on rank 0; on all ranks what it returned, or SaveError if it failed."""
     value, fault = collectives.from_main(_attempt(action) if collectives.is_main() else None)
     if fault:
         raise SaveError(fault)
-    return value
+    return bool(value)
 
 
 def _attempt(action: Callable[[], Result]) -> tuple[Result | None, str | None]:

@@ -54,7 +54,7 @@ TRAIN = {
     "absent JSON": "--deepspeed_config {tmp}/absent.json",
     "absent shards": "data.shards={tmp}/absent",
     "batch and micro-batch": "train.global_batch=63 train.micro_batch=2",
-    "URL of no known kind": "data.shards=ftp://host/shards",
+    "URL of no known kind": "data.shards=gopher://host/shards",
 }
 FINETUNE = {
     "tokens": "train.tokens=1e6",

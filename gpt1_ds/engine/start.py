@@ -14,7 +14,7 @@ from gpt1_ds.base.memory import is_shortage
 from gpt1_ds.base.protocols import Engine, Json
 from gpt1_ds.distributed import collectives, nccl
 from gpt1_ds.engine.building import build
-from gpt1_ds.engine.compiling import prepare_blocks
+from gpt1_ds.engine.compiling import prepare_blocks, take_whole_blocks
 from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import (
     guard_monitor,
@@ -33,7 +33,7 @@ from gpt1_ds.engine.optimizer import build_optimizer, parameter_groups
 from gpt1_ds.engine.reduction import quicken_reduction
 from gpt1_ds.engine.update import quicken_update
 from gpt1_ds.model.gpt import GPT
-from gpt1_ds.settings.deepspeed_json import nvme_sections
+from gpt1_ds.settings.deepspeed_json import nvme_sections, zero_stage
 from gpt1_ds.settings.sections import PretrainConfig
 
 
@@ -57,6 +57,8 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     filled = with_defaults(ds, _size(module), device.type != "cpu")
     with muon_for_blocks_alone(deepspeed), _refused_configuration():
         build(module, filled)
+        if str(config.train.compile).lower() == "true" and zero_stage(ds) == 3:
+            take_whole_blocks(module)
         if "optimizer" in ds:
             groups = parameter_groups(module, config.optim.weight_decay)
         else:

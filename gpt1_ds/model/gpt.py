@@ -18,8 +18,9 @@ Names of tensors end with their shape:
 | P      | places with dropout (only in names of dropout keys: PB2, two int32) |
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,6 +189,16 @@ class Block(nn.Module):
         return self.ln_2(x_BTC + self.mlp(x_BTC, keys_PB2[2])), present
 
 
+@dataclass(frozen=True)
+class Span:
+    """Some blocks in a row as one function, for calls without a cache: see `engine.compiling`."""
+
+    keys: slice
+    """Their places in the dropout keys of the model."""
+    run: Callable[[Tensor, DropoutKeys], Tensor]
+    """States before and keys to states after."""
+
+
 class LSTMBlock(nn.Module):
     """The ablation of section 5: one LSTM layer, projected to n_embd, replaces all blocks."""
 
@@ -229,6 +240,8 @@ class GPT(nn.Module):
         self.position_rows = config.n_ctx
         """Rows of positions in the softmax, with `position_logits`. The released code has as many
         as its longest sequence has tokens."""
+        self.spans: list[Span] = []
+        """All blocks, some at a time, where they do not run one by one."""
         self.activation_checkpointing = False
         """Keep only the input of each block, and compute its activations again in backward."""
         init_weights(self)
@@ -278,17 +291,7 @@ class GPT(nn.Module):
         x_BTC = F.embedding(ids_BT, wte_VC) + wpe_TC[past_tokens : past_tokens + T]
         if self.config.embd_dropout == "vectors":
             x_BTC = dropout(x_BTC, self.config.embd_pdrop, keys_PB2[0])
-        presents = []
-        for layer, block in enumerate(self.blocks):
-            first = 1 + SITES * layer
-            inputs = x_BTC, cache[layer] if cache else None, keys_PB2[first : first + SITES]
-            if self.activation_checkpointing and self.training:
-                x_BTC, present = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x_BTC, present = block(*inputs)
-            presents.append(present)
-        if cache is not None:
-            cache[:] = presents
+        x_BTC = self._through_blocks(x_BTC, cache, keys_PB2)
         if logits:
             return x_BTC, linear(x_BTC[:, -1], wte_VC).float()[:, : self.config.vocab_size]
         if targets_BT is None:
@@ -301,6 +304,28 @@ class GPT(nn.Module):
         if not greedy:
             return x_BTC, nll_BT
         return x_BTC, torch.stack([nll_BT, likeliest(x_BTC, wte_VC[:rows], targets_BT)])
+
+    def _through_blocks(
+        self, x_BTC: Tensor, cache: KVCache | None, keys_PB2: DropoutKeys
+    ) -> Tensor:
+        if self.spans and cache is None:
+            for span in self.spans:
+                x_BTC = self._call(span.run, x_BTC, keys_PB2[span.keys])
+            return x_BTC
+        presents = []
+        for layer, block in enumerate(self.blocks):
+            first = 1 + SITES * layer
+            past = cache[layer] if cache else None
+            x_BTC, present = self._call(block, x_BTC, past, keys_PB2[first : first + SITES])
+            presents.append(present)
+        if cache is not None:
+            cache[:] = presents
+        return x_BTC
+
+    def _call(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
     def _embeddings(self, keys_B2: Tensor | None) -> tuple[Tensor, Tensor]:
         """The matrices of tokens and of positions, in training perhaps with dropout.

@@ -179,11 +179,6 @@ def _check_precision(path: Path | str, ds: Json, config: PretrainConfig) -> None
 
 
 def _check_compilation(ds: Json, config: PretrainConfig) -> None:
-    if str(config.train.compile).lower() == "true" and zero_stage(ds) == 3:
-        raise ConfigError(
-            "train.compile is true but ZeRO-3 gathers parameters inside each block; "
-            "take ZeRO 0 to 2 or train.compile=false"
-        )
     if config.train.cuda_graphs and (fault := _fault_of_graphs(ds, config)):
         raise ConfigError(f"train.cuda_graphs is true but {fault}, or leave it false")
 

@@ -177,8 +177,8 @@ class TrainConfig:
     """Keep a block's input alone for backward and compute the rest again: less memory, a
     third more time."""
     compile: bool | str = setting("auto", choices=("auto", "true", "false"))
-    """torch.compile of each block (ZeRO 0 to 2; needs g++, a GPU gcc and triton): tens of seconds
-    at the start; auto: never yet (docs/performance.md)."""
+    """torch.compile of the blocks (needs g++, a GPU gcc and triton): tens of seconds at the start;
+    auto: never yet (docs/performance.md)."""
     cuda_graphs: bool = False
     """Pre-training on GPUs: launch a block's kernels as one CUDA graph, for small micro-batches
     (ZeRO 0 to 2, one micro-batch a step)."""

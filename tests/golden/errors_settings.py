@@ -70,7 +70,6 @@ PLAN = {
     "utilization above 1": "--utilization 1.5",
     "batch and GPUs": "--nodes 3 train.global_batch=64",
     "less than a batch": "--tokens 100 train.epochs=1",
-    "compile and ZeRO-3": f"{ZERO3} train.compile=true",
 }
 YAMLS = {
     "not YAML": "run: {name: [",
@@ -163,8 +162,6 @@ def deepspeed_acts() -> dict[str, Act]:
     acts["micro-batch"] = partial(with_json, json.dumps(MICRO_BATCH), "train.micro_batch=4")
     ramp = "train.batch_warmup_steps=10 train.batch_start=12"
     acts["start of a ramp"] = partial(with_json, json.dumps(MICRO_BATCH), ramp)
-    compiled = json.dumps({"zero_optimization": ZERO_3})
-    acts["ZeRO-3 and compile"] = partial(with_json, compiled, "train.compile=true")
     return acts
 
 

@@ -118,9 +118,6 @@ def test_what_this_machine_has_not_is_refused_before_anything_starts(tmp_path, m
         ConfigError, match="ds.json: wandb is enabled but not installed; pip install wandb"
     ):
         resolve(written(tmp_path, wandb={"enabled": True}), run, 2)
-    compiled = load(PretrainConfig, None, ["train.compile=true"])
-    with pytest.raises(ConfigError, match="train.compile is true but ZeRO-3"):
-        resolve(FOLDER / "zero3_bf16.json", compiled, 2)
     with pytest.raises(ConfigError, match="train.cuda_graphs is true but this machine has no GPU"):
         resolve(FOLDER / "zero1_bf16.json", load(PretrainConfig, None, [*GRAPHS]), 8)
 

@@ -17,7 +17,6 @@ from tests.golden.store import Group
 
 SETTING_ERRORS = Group("errors_settings")
 
-ZERO3 = f"--deepspeed_config {ROOT}/ds_configs/zero3_bf16.json"
 CPU = f"--deepspeed_config {ROOT}/ds_configs/cpu.json"
 TRAIN = {
     "unknown section": "trian.max_steps=3",

@@ -39,9 +39,9 @@ def prepare_blocks(engine: Engine, config: PretrainConfig) -> None:
 
     Where compilation fails, the blocks run uncompiled.
     """
-    model = next(part for part in engine.module.modules() if isinstance(part, GPT))
-    if not all(isinstance(block, Block) for block in model.blocks):
-        return  # the LSTM
+    model = next((part for part in engine.module.modules() if isinstance(part, GPT)), None)
+    if model is None or not all(isinstance(block, Block) for block in model.blocks):
+        return  # the LSTM has no blocks
     tuning = isinstance(config, FinetuneConfig)
     micro_batch = engine.train_micro_batch_size_per_gpu()
     if _is_compiled(str(config.train.compile).lower(), engine, tuning):
@@ -143,8 +143,8 @@ def compile_gathered_blocks(
     trial = Block(model.config).to(states_BTC.device, states_BTC.dtype)
     run = compiled(trial)
     if _works(lambda x, keys: run(x, None, keys)[0], [trial], (states_BTC, keys_PB2)):
-        for block in model.blocks:
-            block.forward = compiled(block)
+        for block in cast(Sequence[Block], model.blocks):
+            block.forward = compiled(block)  # type: ignore[method-assign]
 
 
 def _works(run: Run, blocks: Iterable[nn.Module], inputs: tuple[Tensor, Tensor]) -> bool:
@@ -171,7 +171,8 @@ def plain_spans(model: GPT, count: int) -> list[Span]:
     spans = []
     for first in range(0, len(model.blocks), count):
         keys = slice(1 + SITES * first, 1 + SITES * (first + count))
-        spans.append(Span(keys, _in_a_row(model.blocks[first : first + count])))
+        blocks = cast(Sequence[Block], model.blocks[first : first + count])
+        spans.append(Span(keys, _in_a_row(blocks)))
     return spans
 
 

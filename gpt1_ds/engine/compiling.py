@@ -7,7 +7,7 @@ change nothing else, so that hooks, checkpoints and the rest of the model stay a
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ EQUAL_ON_GPU = False
 a GPU. Until then `train.compile=auto` compiles nothing."""
 Backend = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., object]]
 """What makes something to run of a graph and its sample inputs, as `torch.compile` takes it."""
+BlockForward = Callable[[Tensor, KeysValues | None, DropoutKeys], tuple[Tensor, KeysValues]]
 Run = Callable[[Tensor, DropoutKeys], Tensor]
 """See `Span.run`."""
 TRIAL = 5, 23
@@ -130,11 +131,13 @@ def compile_gathered_blocks(
     with a past run uncompiled: each has a shape of its own.
     """
 
-    def compiled(block: Block) -> Callable[..., Any]:
+    def compiled(block: Block) -> BlockForward:
         plain = block.forward
         fast = torch.compile(plain, dynamic=dynamic or None, backend=backend)
 
-        def forward(x_BTC: Tensor, past: KeysValues | None, keys_PB2: DropoutKeys) -> Any:
+        def forward(
+            x_BTC: Tensor, past: KeysValues | None, keys_PB2: DropoutKeys
+        ) -> tuple[Tensor, KeysValues]:
             return (fast if past is None else plain)(x_BTC, past, keys_PB2)
 
         return forward
@@ -144,7 +147,7 @@ def compile_gathered_blocks(
     run = compiled(trial)
     if _works(lambda x, keys: run(x, None, keys)[0], [trial], (states_BTC, keys_PB2)):
         for block in cast(Sequence[Block], model.blocks):
-            block.forward = compiled(block)  # type: ignore[method-assign]
+            block.forward = compiled(block)  # type: ignore[method-assign,assignment]
 
 
 def _works(run: Run, blocks: Iterable[nn.Module], inputs: tuple[Tensor, Tensor]) -> bool:

@@ -20,7 +20,7 @@ Names of tensors end with their shape:
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypeVar, TypeVarTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +49,10 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of attention, (B, H, S, D) each."""
 KVCache = list[KeysValues]
 """Keys and values of each block."""
+Inputs = TypeVarTuple("Inputs")
+Output = TypeVar("Output")
 DropoutKeys = Tensor | tuple[None, ...]
-"""A key for each place and sequence, (P, B, 2) int32, on a GPU (P, 0, 2): see `keys_of_places`.
-Outside training: None for each place."""
+"""A key for each place and sequence, (P, B, 2) int32, on a GPU (P, 0, 2); else None for each."""
 
 
 @dataclass(frozen=True)
@@ -322,9 +323,9 @@ class GPT(nn.Module):
             cache[:] = presents
         return x_BTC
 
-    def _call(self, part: Callable[..., Any], *inputs: Any) -> Any:
+    def _call(self, part: Callable[[*Inputs], Output], *inputs: *Inputs) -> Output:
         if self.activation_checkpointing and self.training:
-            return checkpoint(part, *inputs, use_reentrant=False)
+            return cast(Output, checkpoint(part, *inputs, use_reentrant=False))
         return part(*inputs)
 
     def _embeddings(self, keys_B2: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,12 @@ BAD = {
         "--average": (*NOT_WHOLE, "0"),
     },
     "watch": {"--every": ("-1", "0", "0.1", "3601", "nan", "inf", "x", "")},
-    "suite": {"--seeds": NOT_WHOLE, "--layers": NOT_WHOLE, "--ranks": (*NOT_WHOLE, "0", "1025")},
+    "suite": {
+        "--seeds": NOT_WHOLE,
+        "--layers": NOT_WHOLE,
+        "--ranks": (*NOT_WHOLE, "0", "1025"),
+        "--slurm": NOT_WHOLE,
+    },
 }
 """For each command its numeric options, and values outside the domain of each."""
 

@@ -145,7 +145,11 @@ class Job:
     def end(self) -> None:
         """Kill all of it at once, like a power failure."""
         if self.launcher == "slurm":
-            subprocess.run(["scancel", f"--jobname={self.name}"], check=True)
+            words = ["squeue", "--noheader", f"--name={self.name}", "--format=%i"]
+            for job in subprocess.run(words, capture_output=True, text=True).stdout.split():
+                # Else the script, whose ranks have ended, has its job queued again.
+                subprocess.run(["scontrol", "update", f"JobId={job}", "Requeue=0"], check=True)
+                subprocess.run(["scancel", job], check=True)
         ranks, launchers = self.processes()
         for process in [*launchers, *ranks]:
             with suppress(psutil.NoSuchProcess):

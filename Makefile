@@ -1,6 +1,7 @@
 # The whole project in one command each; all of them make .venv first and reuse it.
 #   make quickstart   from nothing to a fine-tuned GPT-1 in minutes        make test    lint and the whole test suite
 #   make bench        figures beside the alternatives, on SHARDS (see benchmarks/README.md)   make soak   fault matrices
+#   make paper    Table 5 and Figure 2 of the paper for a small model, as far as PAPER_HOURS go; see docs/results.md
 #   make docs     the documentation as a site, in docs/_build
 #   make gpu-wheels   what benchmarks/gpu.py needs on a GPU machine without network (torch aside), in gpu-wheels/
 #   make mutants      whether the tests notice small changes of the code (about 12 minutes)
@@ -34,7 +35,7 @@ $(error error: PYTHON=$(PYTHON) is Python $(VERSION); $(NEWER))
 endif
 endif
 
-.PHONY: open-mpi quickstart test lint docs bench soak mutants gpu-wheels clean
+.PHONY: open-mpi quickstart test lint docs bench paper soak mutants gpu-wheels clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -60,6 +61,19 @@ docs: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)
+
+# Exit code 75, "Error 75" of make: the hours are over, and the same command goes on.
+PAPER_RUN = runs/small
+PAPER_LSTM = $(PAPER_RUN)-lstm
+PAPER_CONFIG = pretrain_small
+PAPER_DATA = tasks
+PAPER_EXAMPLES = 2000
+PAPER_HOURS =
+PAPER_TUNING = optim.lr=3e-4
+paper: $(INSTALLED)
+	@$(BIN)/python benchmarks/paper.py --run $(PAPER_RUN) --lstm $(PAPER_LSTM) --config $(PAPER_CONFIG) \
+		--data $(PAPER_DATA) --examples $(PAPER_EXAMPLES) $(if $(PAPER_HOURS),--hours $(PAPER_HOURS)) \
+		$(PAPER_TUNING) $(PAPER_ARGS)
 
 # For another Python: make GPU_PYTHON=3.11 gpu-wheels. pip takes only the versions of glibc that are named here.
 GPU_PYTHON = 3.12

@@ -63,9 +63,9 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/bench.py $(SHARDS) --corpus $(CORPUS) $(BENCH_ARGS)
 
 # Exit code 75, "Error 75" of make: the hours are over, and the same command goes on.
-PAPER_RUN = runs/small
+PAPER_RUN = runs/10m-words
 PAPER_LSTM = $(PAPER_RUN)-lstm
-PAPER_CONFIG = pretrain_small
+PAPER_CONFIG = pretrain_10m_words
 PAPER_DATA = tasks
 PAPER_EXAMPLES = 2000
 PAPER_HOURS =

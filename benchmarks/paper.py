@@ -112,11 +112,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     words = sorted_words(argv)
     parser = Parser(description=__doc__)
     model = parser.add_argument_group("the model").add_argument
-    model("--run", default="runs/small", metavar="RUN", help="pre-training run, made if missing")
+    model("--run", default="runs/10m-words", metavar="RUN", help="pre-training run, made if missing")
     model("--lstm", metavar="RUN", help="the LSTM's (default: --run with -lstm behind it)")
     model(
         "--config",
-        default="pretrain_small",
+        default="pretrain_10m_words",
         type=config_path(False),
         metavar="YAML",
         help="of both pre-trainings",
@@ -225,7 +225,7 @@ def _training(args: argparse.Namespace, run: str) -> list[str]:
     words = ["-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(args.ranks)]
     words += ["--master_port", str(free_port()), TRAIN, "--config", str(args.config), "--out", run]
     kept = load(PretrainConfig, args.config, []).checkpoint
-    if kept.keep_every is None:
+    if kept.keep_every is None and not kept.at_words:
         words.append(f"checkpoint.keep_every={kept.every}")
     return [*words, "model.kind=lstm"] if run == args.lstm else words
 

@@ -41,11 +41,12 @@ def command(tiny_shards: Path, sample: Path, tmp_path: Path) -> list[str]:
 
 def finish(command: list[str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, *words], cwd=folder, capture_output=True, text=True, timeout=500
+        [*command, *words], cwd=folder, capture_output=True, text=True, timeout=900
     )
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_bounded_killed_and_continued_to_the_table(command: list[str], tmp_path: Path):
     bounded = finish(command, tmp_path, "--hours", "0.004")
     assert bounded.returncode == 75, bounded.stderr
@@ -54,7 +55,7 @@ def test_bounded_killed_and_continued_to_the_table(command: list[str], tmp_path:
     metrics = tmp_path / "out" / "sst2-seed-1-no_lm" / "metrics.jsonl"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 600
         while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert metrics.exists(), (tmp_path / "log").read_text()
@@ -74,7 +75,7 @@ def test_bounded_killed_and_continued_to_the_table(command: list[str], tmp_path:
     table = (tmp_path / "results" / "table.md").read_text()
     assert "no auxiliary LM" in table and "| LSTM |" in table and "layers 0" in table
     steps = [line for line in table.splitlines() if line.startswith("| task | step ")]
-    assert steps and "step 200 | step 400" in steps[0]
+    assert steps and "| step 200 |" in steps[0] and "| step 400 |" in steps[0]
     pictures = {path.name for path in (tmp_path / "results").glob("*.png")}
     assert pictures == {"epochs.png", "layers.png", "zero_shot.png"}
     shutil.rmtree(tmp_path / "results")

@@ -112,7 +112,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     words = sorted_words(argv)
     parser = Parser(description=__doc__)
     model = parser.add_argument_group("the model").add_argument
-    model("--run", default="runs/10m-words", metavar="RUN", help="pre-training run, made if missing")
+    model(
+        "--run", default="runs/10m-words", metavar="RUN", help="pre-training run, made if missing"
+    )
     model("--lstm", metavar="RUN", help="the LSTM's (default: --run with -lstm behind it)")
     model(
         "--config",

@@ -17,8 +17,8 @@ from gpt1_ds.tasks.tables import Line, Row, json_rows, refuse_broken_characters
 
 ARCHIVE = "BLiMP.zip"
 SUMMARY = "BLiMP_models_summary.jsonl"
-NO_PARADIGMS = (SUMMARY, "lambada")
-"""How the names of other files begin that lie beside."""
+NO_PARADIGMS = (SUMMARY, "lambada", ".")
+"""How the names of other files begin that lie beside; `._NAME` is what macOS adds to an archive."""
 PARADIGMS = 67
 MODELS = {"ngram": "n-gram", "lstm": "LSTM", "txl": "Transformer-XL", "gpt2": "GPT-2"}
 """The keys of the summary, and the models."""

@@ -81,7 +81,7 @@ def read_race(folder: Path, parse: Parse) -> Rows:
     A passage is one JSON file with several questions. If its folder is named middle or high, this
     level is the `part` of the examples, because the paper also has scores for RACE-m and RACE-h.
     """
-    for path in sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]:
+    for path in sorted(folder.rglob("[!.]*.txt")) if folder.is_dir() else [folder]:
         try:
             text = "\n".join(line.text for line in read_lines(path))
             passage = json.loads(text)

@@ -106,6 +106,7 @@ def test_a_folder_of_the_unpacked_files_is_the_same(tokenizer, files, tmp_path):
     (tmp_path / "unpacked" / "BLiMP_models_summary.jsonl").write_bytes(
         (files / "BLiMP_models_summary.jsonl").read_bytes()
     )
+    (tmp_path / "unpacked" / "data" / "._adjunct_island.jsonl").write_bytes(b"\0\5\x16\7")
     for place in (tmp_path / "unpacked", tmp_path / "unpacked" / "data"):
         assert read_blimp(place)[:3] == packed[:3]
     (tmp_path / "unpacked" / "BLiMP_models_summary.jsonl").unlink()

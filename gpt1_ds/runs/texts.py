@@ -82,7 +82,7 @@ def count_words(ids_T: np.ndarray, is_end_T: np.ndarray, tokenizer: Tokenizer) -
 
 
 def read_text(path: Path, lines: bool, tokenizer: Tokenizer) -> Text:
-    """A file, or the .txt files below a folder, none hidden; with `lines`, of lines as documents."""
+    """A file, or the .txt files below a folder, none hidden; with `lines`, of lines each alone."""
     files = sorted(path.rglob("[!.]*.txt")) if path.is_dir() else [path]
     texts = {file: read_file(file) for file in files}
     sources: list[Source] = []

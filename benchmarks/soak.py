@@ -35,7 +35,7 @@ import torch
 
 from gpt1_ds.checkpoints.deepspeed_files import allow_known_classes
 from gpt1_ds.checkpoints.folder import MANIFEST, find_checkpoint, read_checkpoint_manifest
-from gpt1_ds.checkpoints.mirror import Store
+from gpt1_ds.checkpoints.mirror import Store, attempted
 from gpt1_ds.checkpoints.saved_parameters import SavedParameters
 from gpt1_ds.distributed.environment import free_port
 
@@ -255,8 +255,8 @@ def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def mirrored(url: str, folder: Path) -> bool:
     """Whether the newest checkpoint in `folder` is at `url`, whole."""
-    newest = find_checkpoint(folder)
-    copied = Store(url).read(f"checkpoints/{newest.name}/{MANIFEST}")
+    newest, store = find_checkpoint(folder), Store(url)
+    copied = attempted(lambda: store.read(f"checkpoints/{newest.name}/{MANIFEST}"), store)
     return copied == (newest / MANIFEST).read_bytes()
 
 

@@ -14,7 +14,7 @@ from gpt1_ds.checkpoints.saving import save_checkpoint
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.data.batches import Batches, Share
 from gpt1_ds.data.manifest import read_manifest
-from gpt1_ds.data.opening import open_streams
+from gpt1_ds.data.opening import open_streams, order_kind
 from gpt1_ds.data.order import Cursor, WindowOrder
 from gpt1_ds.data.tokenizer import load_tokenizer
 from gpt1_ds.distributed import collectives
@@ -76,7 +76,8 @@ class Trainer:
         self.engine = initialize(GPT(self.shape), self.config, self.ds)
         torch.manual_seed(100 * seed + collectives.rank())
         tokens = {name: stream.tokens for name, stream in self.streams.items()}
-        self.order = WindowOrder(tokens, self.shape.n_ctx, 1, {})
+        kind = order_kind(self.config.data)
+        self.order = WindowOrder(tokens, self.shape.n_ctx, 1, {}, kind)
 
     def run(self, first: int, last: int, window: int | None = None) -> list[float]:
         """Losses of the steps from `first` to `last`.

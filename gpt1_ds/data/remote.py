@@ -306,6 +306,10 @@ def file_system(url: str, stall_seconds: float, option: str) -> FileSystem:
             f"{option} {scheme}://: {error}; pip install 'gpt1-ds[remote]' (s3: s3fs too; of "
             "another scheme, the package that is named)"
         ) from error
+    except OSError as error:  # some connect at once
+        raise DataError(
+            f"{option} {hide_secrets(url)}: not reached ({error}); mend the address or the network"
+        ) from error
 
 
 def path_of(url: str) -> str:

@@ -96,5 +96,5 @@ def test_a_pointer_to_no_checkpoint_and_an_unknown_scheme(served, tmp_path):
     (served.folder / "runs/tiny/checkpoints/latest").write_text("../../elsewhere\n")
     with pytest.raises(DataError, match="checkpoints/latest names no checkpoint"):
         gpt1_ds.load(f"{served.url}/runs/tiny", cache=str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match="the address ftp://x/y: not a URL of file, http"):
-        gpt1_ds.load("ftp://x/y")
+    with pytest.raises(ConfigError, match="the address gopher://x/y: not a URL of file, http"):
+        gpt1_ds.load("gopher://x/y")

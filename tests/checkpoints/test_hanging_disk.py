@@ -1,6 +1,5 @@
 """A disk that hangs while a checkpoint is written to it holds up neither the steps nor a stop."""
 
-import os
 import signal
 import subprocess
 import time
@@ -13,19 +12,19 @@ from gpt1_ds.base.records import read_metrics
 from gpt1_ds.checkpoints.folder import MANIFEST, find_checkpoint, find_faults
 from tests.conftest import ROOT
 from tests.support.launched_runs import (
-    command,
     committed,
     outcome,
     ranks_of,
+    start,
     steps_logged,
     wait_until_gone,
 )
-from tests.support.ranks import die_with_parent
 
 HANGS, MOVES = "no progress in writing it for checkpoint.stall_seconds 1;", "is written on;"
 NO_ANSWER = (
     "no answer of the disk for 1 s; training goes on, and the log is written when it answers"
 )
+SHORT = ("train.max_steps=40000", "checkpoint.stall_seconds=1")
 NAMED = "rng-rank-00001.safetensors (rank 1 on "
 
 
@@ -45,7 +44,7 @@ def hanging(library: str, tmp_path: Path) -> dict[str, str]:
 
 
 def test_training_goes_on_and_a_stop_ends_it_with_the_last_commit(tiny_shards, tmp_path, hanging):
-    process, log = start(tiny_shards, tmp_path, hanging)
+    process, log = start(tiny_shards, tmp_path, *SHORT, **hanging), tmp_path / "log"
     try:
         wait(lambda: committed(tmp_path) >= 8, process, log)
         last = hang(Path(hanging["HANG_WRITE"]), 1, process, tmp_path)
@@ -75,7 +74,7 @@ def test_a_disk_that_hangs_as_a_whole_holds_up_neither_the_log_nor_a_stop(
     tiny_shards, tmp_path, hanging
 ):
     of_the_run = hanging | {"HANG_PATH": str(tmp_path / "run")}
-    process, log = start(tiny_shards, tmp_path, of_the_run)
+    process, log = start(tiny_shards, tmp_path, *SHORT, **of_the_run), tmp_path / "log"
     flag = Path(hanging["HANG_WRITE"])
     try:
         wait(lambda: committed(tmp_path) >= 8, process, log)
@@ -112,21 +111,6 @@ def test_a_disk_that_hangs_as_a_whole_holds_up_neither_the_log_nor_a_stop(
 
 def elapsed_of_steps(run: Path) -> dict[int, float]:
     return {record["step"]: record["elapsed_seconds"] for record in read_metrics(run, "train")}
-
-
-def start(shards: Path, runs: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, Path]:
-    log = runs / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command(shards, runs, "train.max_steps=40000", "checkpoint.stall_seconds=1"),
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=file,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-        )
-    return process, log
 
 
 def hang(flag: Path, times: int, process: subprocess.Popen, runs: Path) -> int:

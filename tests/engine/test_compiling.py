@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
 from gpt1_ds.engine import compiling
@@ -20,29 +19,11 @@ from gpt1_ds.engine.compiling import (
 )
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.model.sampling import generate
+from tests.support.cases_compiling import Graphs
 
 TINY = GPTConfig(vocab_size=300, n_layer=2, n_head=2, n_embd=32, n_ctx=64)
 DEEP = GPTConfig(vocab_size=300, n_layer=6, n_head=2, n_embd=32, n_ctx=64)
 LIMIT = torch._dynamo.config.recompile_limit
-
-
-class Graphs:
-    """A compiler that counts graphs and runs them as they are."""
-
-    def __init__(self) -> None:
-        torch._dynamo.reset()
-        counters.clear()
-        self.count = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
-        self.count += 1
-        return graph.forward
-
-    def new(self) -> int:
-        """Graphs since the last call. None has a break in it."""
-        assert not counters["graph_break"] and not counters["unimplemented"]
-        count, self.count = self.count, 0
-        return count
 
 
 def model_of_a_gpu(config: GPTConfig) -> GPT:

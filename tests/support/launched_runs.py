@@ -98,6 +98,20 @@ def wait_until_gone(pids: Iterable[int], deadline: float) -> None:
         time.sleep(0.1)
 
 
+def start(shards: Path, runs: Path, *overrides: str, **env: str) -> subprocess.Popen:
+    """Start the run; its output goes to the file `log` in `runs`."""
+    with (runs / "log").open("w") as log:
+        return subprocess.Popen(
+            command(shards, runs, *overrides),
+            cwd=ROOT,
+            env=os.environ | env,
+            stdout=log,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
+
+
 def disturb(
     shards: Path, runs: Path, at_step: int, number: int, whom, *overrides: str, **env: str
 ) -> tuple[int, float]:
@@ -106,16 +120,8 @@ def disturb(
     The signal is sent once the run has logged `at_step` and committed the checkpoint before it.
     Returns the launcher's exit code, and the seconds until all processes were gone.
     """
-    log, starts = open(runs / "log", "w+"), len(steps_logged(runs, "start"))
-    process = subprocess.Popen(
-        command(shards, runs, *overrides),
-        cwd=ROOT,
-        env=os.environ | env,
-        stdout=log,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
-        preexec_fn=die_with_parent,
-    )
+    starts = len(steps_logged(runs, "start"))
+    process = start(shards, runs, *overrides, **env)
     deadline, due = time.monotonic() + 120, at_step // 8 * 8
 
     def waiting() -> bool:
@@ -124,7 +130,7 @@ def disturb(
         return not (started and logged and max(steps_logged(runs, "checkpoint"), default=0) >= due)
 
     while waiting():
-        assert process.poll() is None and time.monotonic() < deadline, log.seek(0) or log.read()
+        assert process.poll() is None and time.monotonic() < deadline, (runs / "log").read_text()
         time.sleep(0.02)
     ranks = ranks_of(process.pid)
     assert len(ranks) == 2

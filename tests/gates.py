@@ -16,7 +16,7 @@ LINE_COLUMNS, FILE_LINES, FUNCTION_LINES, PARAMETERS = 100, 400, 60, 7
 MOST_FORMATTER_OFF, MOST_ANY = 10, 60
 
 BEHAVIOUR_ROOM = "gpt1_ds/engine/internals.py"
-UPDATE_ROOMS = ("gpt1_ds/engine/reduction.py", "gpt1_ds/engine/update.py")
+UPDATE_ROOMS = tuple(f"gpt1_ds/engine/{name}.py" for name in ("partitions", "reduction", "update"))
 COUNTING_ROOM = "gpt1_ds/engine/counting.py"
 """It changes nothing; torch has no public name for what counts its operators."""
 STATE_ROOMS = tuple(

@@ -10,6 +10,7 @@ May import `model`, `settings`, `distributed` and `base`. Files in reading order
 - `optimizer`: parameter groups, the two Adams, the learning rate of each step
 - `defaults`: what DeepSpeed gets where the JSON leaves it open
 - `reduction`: the gradients of ZeRO-1 and 2, added up over the ranks
+- `partitions`: the buckets in which ZeRO-3 gathers weights and adds up gradients
 - `update`: the optimizer step in few operators, and which steps were skipped
 - `timing`: tokens a second and MFU, the parts of a step, the profile of one step
 - `peak`: the peak rate of a device's matrix products
@@ -19,5 +20,5 @@ May import `model`, `settings`, `distributed` and `base`. Files in reading order
 - `host_time`: seconds of the host for a step, measured, by number of ranks
 - `counting`: operators, waits and messages of a block of code
 - `internals`: every change to the behaviour of DeepSpeed and torch, besides those of
-  `reduction` and `update`
+  `reduction`, `partitions` and `update`
 """

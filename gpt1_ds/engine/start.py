@@ -30,6 +30,7 @@ from gpt1_ds.engine.internals import (
     undo_first_step,
 )
 from gpt1_ds.engine.optimizer import build_optimizer, parameter_groups
+from gpt1_ds.engine.partitions import quicken_partitions
 from gpt1_ds.engine.reduction import quicken_reduction
 from gpt1_ds.engine.update import quicken_update
 from gpt1_ds.model.gpt import GPT
@@ -80,6 +81,7 @@ def initialize(module: nn.Module, config: PretrainConfig, ds: Json) -> Engine:
     undo_first_step(engine)
     order_streams(engine)
     quicken_reduction(engine)
+    quicken_partitions(engine)
     quicken_update(engine)
     set_timeouts(timeout)
     prepare_blocks(engine, config)

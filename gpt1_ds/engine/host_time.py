@@ -4,8 +4,8 @@
 
 measures them: 12 layers at a width of 16, so that there is next to no arithmetic, with the branches
 and the buckets of GPT-1 on a GPU; a micro-batch a step; process time of rank 0 over torch's fake
-process group, the least of some rounds. Measured on a core of an idle Intel Xeon with AVX-512 (torch 2.13
-for CPUs, DeepSpeed 0.19.8). A GPU cannot train faster than its host can ask it to.
+process group, the least of some rounds. Measured with torch 2.13 for CPUs and DeepSpeed 0.19.8, on
+a core of an idle Intel Xeon with AVX-512. A GPU cannot train faster than its host can ask it to.
 """
 
 from bisect import bisect_left

@@ -32,7 +32,7 @@ def of_eight() -> dict:
     return work(8)
 
 
-@pytest.mark.parametrize("ranks", [1, 4096])
+@pytest.mark.parametrize("ranks", [1, 512, 4096])
 def test_a_step_has_few_operators_and_no_wait_on_any_number_of_ranks(of_eight, ranks):
     """ZeRO 0, 1 and 2. The head's `nonzero` is of its branch for a CPU."""
     for ds, parts in work(ranks).items():

@@ -20,7 +20,7 @@ def json_lines(path: Path, rows: list[dict]) -> Path:
 
 
 def pair_rows(paradigm: str, pairs: int = 6) -> list[dict]:
-    """The last two sentences of a paradigm are the same."""
+    """The last two sentences of a paradigm are the same; some paradigms have more columns."""
     field, term = PARADIGMS[paradigm]
     rows = []
     for index in range(pairs):
@@ -28,6 +28,8 @@ def pair_rows(paradigm: str, pairs: int = 6) -> list[dict]:
         good = f"The old {noun} saw the {other}."
         bad = f"The old {noun} saw {other} the." if index < pairs - 1 else good
         about = {"field": field, "linguistics_term": term, "UID": paradigm}
+        if field != "syntax":
+            about["one_prefix_prefix"] = "The old"
         rows.append({"sentence_good": good, "sentence_bad": bad, **about, "pairID": str(index)})
     return rows
 

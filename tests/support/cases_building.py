@@ -40,7 +40,7 @@ def built_both_ways(ds_path: str, shards: str, kind: str, more: list[str]) -> li
         torch.manual_seed(3)
         with place():
             module = model_of(kind)
-        # ZeRO-3 takes a first step with Muon, whose kernels would be compiled for a minute or two.
+        # ZeRO-3 takes a first step with Muon, whose kernels would be compiled.
         with torch.compiler.set_stance("force_eager") if "optimizer" in ds else nullcontext():
             engine = initialize(module, config, ds)
         facts: list = [torch.rand(1).item()]

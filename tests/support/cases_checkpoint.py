@@ -121,10 +121,14 @@ def slow_peer(ds_path: str, shards: str, folder: str) -> tuple[float, dict[str, 
     write, seen, over = trainer.engine.checkpoint_engine.save, {}, threading.Event()
 
     def watch() -> None:
-        while not over.is_set():
-            for path in Path(folder).rglob("*"):
-                if path.name in ("MANIFEST.json", "step-00000001", "latest"):
-                    seen.setdefault(path.name, time.time())
+        ended = False
+        while not ended:
+            ended = over.is_set()  # and once more after the save
+            for _, folders, files in os.walk(folder):  # passes over what is renamed meanwhile
+                for name in {"MANIFEST.json", "step-00000001", "latest"}.intersection(
+                    folders + files
+                ):
+                    seen.setdefault(name, time.time())
             time.sleep(0.002)
 
     def slow(state_dict, path) -> None:
@@ -138,7 +142,6 @@ def slow_peer(ds_path: str, shards: str, folder: str) -> tuple[float, dict[str, 
         watcher.start()
     save(trainer, folder, 1)
     if collectives.is_main():
-        time.sleep(0.1)
         over.set()
         watcher.join()
     shard = next(

@@ -1,5 +1,6 @@
 """Functions that ranks run for test_update.py: the update of the weights, old and new."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -83,6 +84,7 @@ def streams(ds: str, shards: str) -> tuple[int, list[tuple[str, str]]]:
     with MonkeyPatch.context() as patched:
         seen.patch(patched)
         trainer = Trainer(ds, shards, [])
+        gc.collect()  # an engine of an earlier case waits for the device when it is collected
         seen.synchronized = 0
         trainer.run(0, 2)
         found = seen.synchronized, seen.ordered

@@ -93,7 +93,7 @@ def test_an_engine_around_a_model_without_memory_is_that_around_a_whole_one(
     # Muon builds DeepSpeed's FusedAdam, which a new machine compiles for a minute or two.
     case = "tests.support.cases_building:built_both_ways"
     for whole, one_by_one in ranks(2).run(
-        case, str(path), str(tiny_shards), kind, [], timeout_seconds=400.0
+        case, str(path), str(tiny_shards), kind, [], timeout_seconds=280.0
     ):
         assert one_by_one == whole
         assert len(whole) > 5

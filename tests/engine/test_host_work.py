@@ -13,9 +13,10 @@ MOST_OPERATORS = 150
 """Of an update, where DeepSpeed's own has 2,285 on one rank."""
 
 
-def work(ranks: int) -> dict:
+def printed_by(module: str, *words: object) -> list:
+    """What a module of `tests.support` prints, a line of JSON each."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.host_work", str(ranks)],
+        [sys.executable, "-m", f"tests.support.{module}", *map(str, words)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -24,7 +25,11 @@ def work(ranks: int) -> dict:
         preexec_fn=die_with_parent,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line[:1] in "{0123456789"]
+
+
+def work(ranks: int) -> dict:
+    return printed_by("host_work", ranks)[-1]
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,9 @@
 """ZeRO-3's buckets: DeepSpeed's bits, with work that does not grow with ranks times parameters."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
+from tests.engine.test_host_work import printed_by
 from tests.engine.test_update import ds_json
-from tests.support.ranks import die_with_parent
 
 CASES = "tests.support.cases_partitions"
 GATHERS = 4
@@ -40,16 +35,6 @@ def test_their_operators_grow_by_one_for_each_rank_and_gather(tmp_path):
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
     worlds = 8, 512, 4096
     ds = ds_json(tmp_path, "3-bf16", zero_optimization=zero)
-    done = subprocess.run(
-        [sys.executable, "-m", CASES, ds, *map(str, worlds)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=die_with_parent,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    few, *more = map(json.loads, done.stdout.splitlines())
+    few, *more = printed_by("cases_partitions", ds, *worlds)
     for ranks, many in zip(worlds[1:], more, strict=True):
         assert many - few <= GATHERS * (ranks - worlds[0]), ranks

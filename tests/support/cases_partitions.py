@@ -23,10 +23,10 @@ from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.settings.deepspeed_json import resolve
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import PretrainConfig
-from tests.support.cases_engine import Trainer, fingerprint
+from tests.support.cases_engine import Trainer
+from tests.support.cases_update import trained_by
 
 SHAPE = GPTConfig(300, 2, 2, 64, 32)
-STEPS = 3
 
 
 class Operators(TorchDispatchMode):
@@ -56,7 +56,7 @@ def count_passes(ds_path: str, ranks: int) -> int:
 
 
 def trained(ds: str, shards: str, overrides: list[str]) -> list:
-    """Losses, norms of the gradients, and the bits of the final state, by our layout and theirs."""
+    """What `trained_by` finds by our layout and by theirs."""
     import_deepspeed()
     from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle
 
@@ -70,12 +70,7 @@ def trained(ds: str, shards: str, overrides: list[str]) -> list:
                 )
             trainer = Trainer(ds, shards, overrides)
             assert (AllGatherCoalescedHandle.wait is wait) == ours
-            losses, norms = [], []
-            for step in range(STEPS):
-                losses += trainer.run(step, step + 1)
-                norms.append(float(trainer.engine.get_global_grad_norm() or 0.0))
-            results.append([losses, norms, fingerprint(trainer)])
-            trainer.close()
+            results.append(trained_by(trainer))
     return results
 
 

@@ -26,8 +26,19 @@ def deepspeeds_defaults(ds: Json, parameters: int, on_gpu: bool) -> Json:
     return {**ds, "timers": {"throughput": {"enabled": True}}}
 
 
+def trained_by(trainer: Trainer) -> list:
+    """Losses, norms of the gradients, and the bits of the final state after `STEPS` steps."""
+    losses, norms = [], []
+    for step in range(STEPS):
+        losses += trainer.run(step, step + 1)
+        norms.append(float(trainer.engine.get_global_grad_norm() or 0.0))
+    found = [losses, norms, fingerprint(trainer)]
+    trainer.close()
+    return found
+
+
 def trained(ds: str, shards: str, overrides: list[str]) -> list:
-    """Losses, norms of the gradients, and the bits of the final state, by our update and theirs."""
+    """What `trained_by` finds by our update and by theirs."""
     results = []
     for ours in (True, False):
         with MonkeyPatch.context() as patched:
@@ -38,12 +49,7 @@ def trained(ds: str, shards: str, overrides: list[str]) -> list:
             trainer = Trainer(ds, shards, overrides)
             quick = isinstance(trainer.engine.optimizer.step, Update)
             assert quick == ours, type(trainer.engine.optimizer)
-            losses, norms = [], []
-            for step in range(STEPS):
-                losses += trainer.run(step, step + 1)
-                norms.append(float(trainer.engine.get_global_grad_norm() or 0.0))
-            results.append([losses, norms, fingerprint(trainer)])
-            trainer.close()
+            results.append(trained_by(trainer))
     return results
 
 

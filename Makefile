@@ -69,10 +69,12 @@ PAPER_CONFIG = pretrain_10m_words
 PAPER_DATA = tasks
 PAPER_EXAMPLES = 2000
 PAPER_HOURS =
+PAPER_STEPS =
 PAPER_TUNING = optim.lr=3e-4
 paper: $(INSTALLED)
 	@$(BIN)/python benchmarks/paper.py --run $(PAPER_RUN) --lstm $(PAPER_LSTM) --config $(PAPER_CONFIG) \
 		--data $(PAPER_DATA) --examples $(PAPER_EXAMPLES) $(if $(PAPER_HOURS),--hours $(PAPER_HOURS)) \
+		$(if $(PAPER_STEPS),--steps $(PAPER_STEPS)) \
 		$(PAPER_TUNING) $(PAPER_ARGS)
 
 # For another Python: make GPU_PYTHON=3.11 gpu-wheels. pip takes only the versions of glibc that are named here.

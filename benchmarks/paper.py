@@ -1,6 +1,6 @@
 """`make paper`: Table 5 and both halves of Figure 2, for a model of your own size.
 
-    make paper PAPER_HOURS=1.5
+    make paper PAPER_HOURS=1.5 PAPER_STEPS=1800
     python benchmarks/paper.py --run runs/small --lstm runs/small-lstm --config pretrain_small \\
         --data tasks --zero-shot-data zero_shot --hours 1.5 optim.lr=3e-4
 
@@ -30,18 +30,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 
-from gpt1_ds.base.arguments import SEED, numeric
-from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO, POSITIVE
+from benchmarks.paper_options import data_of, is_done, parse, status_of
 from gpt1_ds.base.errors import ConfigError, StopRequested, UserError, guard
 from gpt1_ds.base.files import write_atomically
-from gpt1_ds.base.options import Parser
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.base.records import WALL_TIME_PARTS
 from gpt1_ds.checkpoints.folder import find_checkpoint, read_state
 from gpt1_ds.distributed.environment import free_port
 from gpt1_ds.distributed.preemption import SIGNALS
 from gpt1_ds.reports.suite_files import LAYERS_PREFIX, VARIANTS, read_json, run_name
-from gpt1_ds.runs.suite_options import sorted_words
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
 from gpt1_ds.settings.shipped import config_path
@@ -53,8 +50,6 @@ from gpt1_ds.tasks.splits import read_splits
 TRAIN, SUITE = (
     str(Path(__file__).parents[1] / "gpt1_ds" / name) for name in ("train.py", "suite.py")
 )
-TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte")
-"""Those of Table 5 that fit a CPU; QQP and MNLI are left to those who ask for them."""
 FIRST_STEPS = 20
 """Steps of pre-training after which its speed is known."""
 TIMED_EXAMPLES = 64
@@ -107,92 +102,8 @@ class Work:
         return int(process.returncode)
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the settings of fine-tuning."""
-    words = sorted_words(argv)
-    parser = Parser(description=__doc__)
-    model = parser.add_argument_group("the model").add_argument
-    model(
-        "--run", default="runs/10m-words", metavar="RUN", help="pre-training run, made if missing"
-    )
-    model("--lstm", metavar="RUN", help="the LSTM's (default: --run with -lstm behind it)")
-    model(
-        "--config",
-        default="pretrain_10m_words",
-        type=config_path(False),
-        metavar="YAML",
-        help="of both pre-trainings",
-    )
-    tune = parser.add_argument_group("the tasks").add_argument
-    tune("--data", default="tasks", metavar="DIR", help="folder of the tasks' folders")
-    tune("--zero-shot-data", default="zero_shot", metavar="DIR", help="folder of BLiMP and LAMBADA")
-    tune(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help=f"default: those of {' '.join(TASKS)} that are below --data",
-    )
-    tune(
-        "--layer-tasks",
-        nargs="+",
-        metavar="TASK",
-        help="those of Figure 2, left (default: the first two of --tasks)",
-    )
-    tune(
-        "--layers",
-        nargs="+",
-        type=numeric("--layers", int, COUNT_OR_ZERO),
-        metavar="K",
-        help="numbers of blocks transferred there (default: each)",
-    )
-    tune(
-        "--seeds",
-        nargs="+",
-        type=numeric("--seeds", int, SEED),
-        default=[1, 2, 3],
-        metavar="N",
-        help="default: 1 2 3",
-    )
-    tune(
-        "--examples",
-        type=numeric("--examples", int, COUNT),
-        default=2000,
-        metavar="N",
-        help="training examples a task at most; more take longer",
-    )
-    how = parser.add_argument_group("how it runs").add_argument
-    how(
-        "--hours",
-        type=numeric("--hours", float, POSITIVE),
-        metavar="H",
-        help="stop after so many (default: none)",
-    )
-    how(
-        "--ranks",
-        type=numeric("--ranks", int, COUNT),
-        metavar="N",
-        default=torch.cuda.device_count() or 2,
-        help="processes a run (default: the GPUs, or 2)",
-    )
-    how("--out", type=Path, default=Path("suites/paper"), metavar="DIR", help="folder of the suite")
-    how(
-        "--results",
-        type=Path,
-        default=Path("docs/results"),
-        metavar="DIR",
-        help="where the table and the pictures go",
-    )
-    args = parser.parse_args(words.options)
-    args.lstm = args.lstm or f"{args.run}-lstm"
-    args.tasks = args.tasks or [task for task in TASKS if _data_of(args, task).exists()]
-    if not args.tasks:
-        raise ConfigError(f"--data {args.data}: none of the folders of {', '.join(TASKS)} is there")
-    args.layer_tasks = args.layer_tasks or list(args.tasks[:2])
-    return args, words.overrides
-
-
 def main(argv: list[str]) -> int:
-    args, settings = parse(argv)
+    args, settings = parse(argv, __doc__)
     work = Work(args.hours)
     for run in (args.run, args.lstm):
         _take_first_steps(work, args, run)
@@ -200,7 +111,7 @@ def main(argv: list[str]) -> int:
         _succeed(work, _suite(args, args.out / "timing", [*settings, *BRIEF], words))
     print(expected(args, settings), flush=True)
     for run in (args.run, args.lstm):
-        if not _is_done(run):
+        if not is_done(run):
             _succeed(work, _training(args, run))
     commands = [*_zero_shot(args), *_ablations(args), *_layers(args)]
     whole = [*settings, f"task.max_examples={args.examples}"]
@@ -229,12 +140,18 @@ def _training(args: argparse.Namespace, run: str) -> list[str]:
     kept = load(PretrainConfig, args.config, []).checkpoint
     if kept.keep_every is None and not kept.at_words:
         words.append(f"checkpoint.keep_every={kept.every}")
+    words += [f"train.max_steps={args.steps}"] if args.steps else []
+    words += _mechanics(args)
     return [*words, "model.kind=lstm"] if run == args.lstm else words
 
 
 def _suite(args: argparse.Namespace, out: Path, settings: list[str], words: list[str]) -> list[str]:
     common = ["--init", args.run, "--lstm", args.lstm, "--out", str(out), "--ranks"]
-    return [SUITE, *common, str(args.ranks), *words, *settings]
+    return [SUITE, *common, str(args.ranks), *words, *_mechanics(args), *settings]
+
+
+def _mechanics(args: argparse.Namespace) -> list[str]:
+    return ["--deepspeed_config", str(args.deepspeed_config)] if args.deepspeed_config else []
 
 
 def _fine_tuning(args: argparse.Namespace, tasks: Sequence[str], *words: str) -> list[str]:
@@ -285,18 +202,18 @@ def _take_first_steps(work: Work, args: argparse.Namespace, run: str) -> None:
     """Pre-train until the speed is known, and note it; the steps count."""
     noted = args.out / "speed.json"
     speeds = read_json(noted)
-    if _is_done(run) or run in speeds:
+    if is_done(run) or run in speeds:
         return
     work.run(_training(args, run), lambda: _is_known(run, speeds))
     if run in speeds:
         args.out.mkdir(parents=True, exist_ok=True)
         write_atomically(noted, json.dumps(speeds, indent=1) + "\n")
-    elif not _is_done(run):
+    elif not is_done(run):
         raise ConfigError(f"{run}: pre-training ended early; see above")
 
 
 def _is_known(run: str, speeds: dict[str, Json]) -> bool:
-    status = _status(run)
+    status = status_of(run)
     if status.get("step", 0) >= FIRST_STEPS and "total_steps" in status:
         seconds = status["wall_time"]["new_steps"] / status["step"]
         speeds[run] = {"total_steps": status["total_steps"], "seconds_a_step": seconds}
@@ -307,8 +224,8 @@ def expected(args: argparse.Namespace, settings: list[str]) -> str:
     """The hours of all that is not done yet, as a table."""
     speeds, rows = read_json(args.out / "speed.json"), []
     for run in (args.run, args.lstm):
-        if not _is_done(run):
-            left = speeds[run]["total_steps"] - _status(run).get("step", 0)
+        if not is_done(run):
+            left = speeds[run]["total_steps"] - status_of(run).get("step", 0)
             rows.append(
                 (f"pre-training {run}, {left:,} steps", left * speeds[run]["seconds_a_step"])
             )
@@ -340,41 +257,27 @@ def _whole_run(args: argparse.Namespace, settings: list[str], task: str) -> floa
     """Expected seconds of a run of fine-tuning, from the short one."""
     result = _timed(args, task, "none")
     config = load(FinetuneConfig, config_path(True)(f"finetune_{task}"), settings)
-    splits = read_splits(build_task(config.task, strict=False), _data_of(args, task))
+    splits = read_splits(build_task(config.task, strict=False), data_of(args, task))
     share = min(len(splits["train"]), args.examples) / read_json(result)["examples"]["train"]
-    wall = _status(result.parent)["wall_time"]
+    wall = status_of(result.parent)["wall_time"]
     epoch = share * _steps_seconds(result) + wall["validation"]
     return float(wall["start_up"] + config.train.epochs * epoch)
 
 
 def _steps_seconds(result: Path) -> float:
-    wall = _status(result.parent)["wall_time"]
+    wall = status_of(result.parent)["wall_time"]
     return float(wall["new_steps"] + wall["data"])
 
 
 def _spent(args: argparse.Namespace) -> float:
     """Seconds that the runs have taken so far, without their pauses."""
     folders = [args.run, args.lstm, *args.out.glob("*-seed-*")]
-    walls = [_status(folder).get("wall_time", {}) for folder in folders]
+    walls = [status_of(folder).get("wall_time", {}) for folder in folders]
     return sum(sum(wall.get(part, 0.0) for part in RUNNING) for wall in walls)
-
-
-def _data_of(args: argparse.Namespace, task: str) -> Path:
-    """The folder of a task's files, as the suite names it."""
-    config = load(FinetuneConfig, config_path(True)(f"finetune_{task}"), [])
-    return Path(args.data) / Path(config.task.data).name
 
 
 def _result(args: argparse.Namespace, task: str, seed: int, variant: str) -> Path:
     return Path(args.out / run_name(task, seed, variant) / "result.json")
-
-
-def _status(run: str | Path) -> Json:
-    return read_json(Path(run) / "status.json")
-
-
-def _is_done(run: str) -> bool:
-    return _status(run).get("state") == "done"
 
 
 def _hours(seconds: float) -> str:

@@ -87,6 +87,17 @@ def test_bounded_killed_and_continued_to_the_table(command: list[str], tmp_path:
 
 def test_a_folder_without_tasks_and_a_bad_setting_are_refused(command, tmp_path):
     with pytest.raises(ConfigError, match="none of the folders of cola, .* is there"):
-        paper.parse(["--data", str(tmp_path)])
+        paper.parse(["--data", str(tmp_path)], None)
     refused = finish(command, tmp_path, "--hours", "0")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+
+
+def test_another_number_of_steps_than_a_finished_run_has_is_refused(command, tmp_path):
+    for run in ("a", "a-lstm"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        status = {"state": "done", "step": 400}
+        (tmp_path / "runs" / run / "status.json").write_text(json.dumps(status))
+    refused = finish(command, tmp_path, "--steps", "300")
+    assert refused.returncode == 2 and refused.stderr.splitlines() == [
+        "error: --steps 300: runs/a is done with 400; give 400, or another --run and --out"
+    ]

@@ -177,7 +177,8 @@ def _zero_shot(args: argparse.Namespace) -> Iterator[list[str]]:
     for data, names in ((args.data, own), (args.zero_shot_data, PUBLISHED)):
         there = [name for name in sorted(names) if first_there(Path(data), PLACES[name]).exists()]
         if there:
-            yield ["--data", data, "--zero-shot", *there]
+            sample = ["--sample", str(args.sample)] if args.sample else []
+            yield ["--data", data, *sample, "--zero-shot", *there]
 
 
 def _blocks(args: argparse.Namespace) -> list[int]:

@@ -47,6 +47,12 @@ def parse(argv: list[str], about: str | None) -> tuple[argparse.Namespace, list[
     tune("--data", default="tasks", metavar="DIR", help="folder of the tasks' folders")
     tune("--zero-shot-data", default="zero_shot", metavar="DIR", help="folder of BLiMP and LAMBADA")
     tune(
+        "--sample",
+        type=numeric("--sample", int, COUNT),
+        metavar="N",
+        help="pairs of each paradigm of BLiMP, and passages of LAMBADA (default: all)",
+    )
+    tune(
         "--tasks",
         nargs="+",
         metavar="TASK",

@@ -58,9 +58,11 @@ from gpt1_ds.runs.suite_slurm import check_slurm, failures_of_elements, submit
 from gpt1_ds.runs.trained import load_gpt, run_tokenizer
 from gpt1_ds.runs.zero_shot_scoring import zero_shot_score
 from gpt1_ds.settings.shipped import ds_config_path
-from gpt1_ds.tasks.benchmarks import PLACES, first_there
+from gpt1_ds.tasks.benchmarks import PLACES, PUBLISHED, first_there
 
 ZERO_SHOT = "zero_shot.json"
+SCORES_OF = {"init": "scores", "lstm": "lstm_scores"}
+"""Where zero_shot.json has the scores of --init's checkpoints, and of --lstm's."""
 POLL_SECONDS = 0.2
 LINGER_SECONDS = 2 * GRACE_SECONDS
 """Time limit of the wait for ranks after their launcher ended. A zombie counts as a rank."""
@@ -77,6 +79,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError("--grid is empty; give lists of values, such as optim.lr=3e-5,6e-5")
     if args.init is None and not (args.table_only and args.out):
         raise ConfigError("--init is not set; give a pre-training run, or --table-only with --out")
+    if args.sample and args.zero_shot is None:
+        raise ConfigError(f"--sample {args.sample} does not go without --zero-shot; add it")
     check_slurm(args, words.sbatch)
     if args.deepspeed_config is None and not args.table_only and args.slurm is None:
         args.deepspeed_config = ds_config_path(default_mechanics().name)
@@ -229,51 +233,72 @@ class Unscored(NamedTuple):
     """Tasks that a checkpoint has no zero-shot score of, and what each score will be made from."""
 
     folder: Path
+    scores: str
+    """A value of SCORES_OF."""
     step: str
     made_from: dict[str, Json]
 
 
 def unscored(args: argparse.Namespace, known: Json) -> Iterator[Unscored]:
-    """The checkpoints of --init that lack scores. Raises ConfigError for an unknown task."""
+    """The checkpoints of --init and --lstm that lack scores.
+
+    Raises ConfigError for an unknown task.
+    """
     sources = _zero_shot_sources(args)
     data = {task: sha256_of(source) for task, source in sources.items()}
-    for folder in sorted(find_checkpoint(args.init).parent.glob("step-*")):
-        step = str(int(folder.name.removeprefix("step-")))
-        scores = known["scores"].get(step, {})
-        sha256 = checkpoint_sha256(folder)
-        made_from = {task: {"checkpoint": sha256, "data": data[task]} for task in sources}
-        wanted = {
-            task: made_from[task]
-            for task in sources
-            if not is_of(scores.get(task), made_from[task])
-        }
-        if wanted:
-            yield Unscored(folder, step, wanted)
+    for option, place in SCORES_OF.items():
+        run = vars(args)[option]
+        for folder in sorted(find_checkpoint(run).parent.glob("step-*")) if run else ():
+            step = str(int(folder.name.removeprefix("step-")))
+            scores = known[place].get(step, {})
+            sha256 = checkpoint_sha256(folder)
+            made_from = {
+                task: {"checkpoint": sha256, "data": data[task], **_sample_of(task, args)}
+                for task in sources
+            }
+            wanted = {
+                task: made_from[task]
+                for task in sources
+                if not is_of(scores.get(task), made_from[task])
+            }
+            if wanted:
+                yield Unscored(folder, place, step, wanted)
+
+
+def _sample_of(task: str, args: argparse.Namespace) -> Json:
+    return {"sample": args.sample} if task in PUBLISHED else {}
 
 
 def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
-    """Write the zero-shot scores of each checkpoint of --init to zero_shot.json.
+    """Write the zero-shot scores of each checkpoint of --init and --lstm to zero_shot.json.
 
     The file holds {init, scores: {STEP: {TASK: {score, majority, checkpoint, data}}}}, the last two
-    as hashes. Scores of the same checkpoint and data are not computed again.
+    as hashes, for benchmarks also {sample}, and for --lstm {lstm, lstm_scores} in the same way.
+    Scores of the same checkpoint, data and sample are not computed again.
     """
     known = _known_scores(args, out)
     sources = _zero_shot_sources(args)
-    for folder, step, made_from in unscored(args, known):
-        scores = known["scores"].setdefault(step, {})
+    for folder, place, step, made_from in unscored(args, known):
+        scores = known[place].setdefault(step, {})
         model, state, _ = load_gpt(folder)
         model.to(collectives.device())
         for task, facts in made_from.items():
-            found = zero_shot_score(model, run_tokenizer(folder, state), task, sources[task])
+            tokenizer = run_tokenizer(folder, state)
+            found = zero_shot_score(model, tokenizer, task, sources[task], facts.get("sample"))
             scores[task] = {"score": found.score, "majority": found.majority, **facts}
             write_atomically(out / ZERO_SHOT, json.dumps(known, indent=1) + "\n")
-            say(f"{folder.name}: zero-shot {task}, {found.metric} {found.score:.4f}")
+            name = f"{folder.parents[1].name} {folder.name}"
+            say(f"{name}: zero-shot {task}, {found.metric} {found.score:.4f}")
 
 
 def _known_scores(args: argparse.Namespace, out: Path) -> Json:
-    """The content of zero_shot.json, if it is about --init."""
+    """The content of zero_shot.json, as far as it is about --init and --lstm."""
     known = read_json(out / ZERO_SHOT)
-    return known if known.get("init") == args.init else {"init": args.init, "scores": {}}
+    kept: Json = {}
+    for option, place in SCORES_OF.items():
+        run = vars(args)[option] or known.get(option)
+        kept |= {option: run, place: known.get(place, {}) if known.get(option) == run else {}}
+    return kept
 
 
 def _zero_shot_sources(args: argparse.Namespace) -> dict[str, Path]:
@@ -288,7 +313,7 @@ def _zero_shot_sources(args: argparse.Namespace) -> dict[str, Path]:
 
 def is_of(score: Json | None, facts: Json) -> bool:
     """Whether a score of zero_shot.json was made from these facts."""
-    return score is not None and facts.items() <= score.items()
+    return score is not None and all(score.get(name) == fact for name, fact in facts.items())
 
 
 cli = command(main, __name__)

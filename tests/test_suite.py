@@ -39,6 +39,7 @@ def arguments(init: Path, out: Path, **changes) -> Namespace:
         "ablations": ["none"],
         "layers": [],
         "grid": None,
+        "sample": None,
         "out": out,
     }
     return Namespace(**usual | changes)
@@ -141,9 +142,14 @@ def test_every_variant_trains_on_two_ranks_and_stands_in_the_table(
     by_layers = found["Score on dev by layers transferred (0: embeddings only)"]
     assert by_layers[0] == ["task", "layers 0", "layers 2"]
     assert by_layers[2] == ["race", f"{100 * scores['-layers-0']:.1f}", shown[0]]
-    assert found[f"Zero-shot score by pre-training step of {tiny_run.name}"][0] == [
-        "task",
-        "step 60",
+    zero_shot = read_json(out / "zero_shot.json")
+    step, last = zero_shot["scores"]["60"], zero_shot["lstm_scores"]["1"]
+    assert (zero_shot["init"], zero_shot["lstm"]) == (str(tiny_run), str(tmp_path / "lstm"))
+    assert found[f"Zero-shot score by pre-training step of {tiny_run.name}"] == [
+        ["task", "step 1", "step 60"],
+        ["---", "---:", "---:"],
+        ["race", "", f"{100 * step['race']['score']:.1f}"],
+        ["race LSTM", f"{100 * last['race']['score']:.1f}", ""],
     ]
 
 
@@ -213,6 +219,7 @@ def test_a_grid_that_was_run_stands_in_the_tables(ranks, tiny_run, sample, tmp_p
             "task.lm_coef is set elsewhere too",
         ),
         ("--init {run} --tasks sst2 --ablations lstm", ConfigError, "needs --lstm RUN"),
+        ("--init {run} --tasks sst2 --sample 9", ConfigError, "--sample 9 .* --zero-shot; add it"),
         ("--init {run} --tasks sst2 --layers 0 3", ConfigError, "--layers 3: .* has 2 blocks"),
         (
             "--init {run} --tasks rte --out {out} --seeds 1 optim.lr=1",
@@ -292,6 +299,10 @@ def test_checkpoints_are_scored_zero_shot_once(
     scores = read_json(tmp_path / "zero_shot.json")["scores"]["60"]
     assert set(scores) == {"sst2", "blimp", "lambada"}, "those of two folders stand together"
     assert scores["blimp"]["majority"] == 0.5 and 0 < scores["blimp"]["score"] < 1
+    args.sample = 1  # another sample is another score
+    suite.score_checkpoints(args, tmp_path)
+    sampled = read_json(tmp_path / "zero_shot.json")["scores"]["60"]
+    assert sampled["blimp"]["sample"] == 1 and sampled["sst2"] == scores["sst2"]
     curves = tables(tmp_path, zero_shot=read_json(tmp_path / "zero_shot.json"))
     rows = curves[f"Zero-shot score by pre-training step of {tiny_run.name}"]
     assert [row[0] for row in rows[2:]] == ["blimp", "lambada", "sst2"]

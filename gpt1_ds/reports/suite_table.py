@@ -13,6 +13,9 @@ from gpt1_ds.reports.suite_pictures import Scores, picture
 from gpt1_ds.reports.suite_sections import Cell, Row, Section, plain
 
 SCHEMES = ("light", "dark")
+IS_SCORES = mapping_of(mapping_of(lambda of_task: isinstance(of_task, dict)))
+ZERO_SHOT = {"scores": "", "lstm_scores": " LSTM"}
+"""The scores of zero_shot.json, and what stands behind the tasks' names."""
 NOTE = (
     "Times 100; medians over seeds of the best score on dev, and lowest to highest. Majority: the "
     "score of the training set's commonest answer; medians above it are bold. The paper's are its "
@@ -45,8 +48,9 @@ def sections(
     if by_layers:
         title = "Score on dev by layers transferred (0: embeddings only)"
         found.append(_curves(title, "layers", by_layers, "layers.png"))
-    if mapping_of(mapping_of(lambda of_task: isinstance(of_task, dict)))(zero_shot.get("scores")):
-        found.append(_zero_shot(zero_shot))
+    known = {place: zero_shot[place] for place in ZERO_SHOT if IS_SCORES(zero_shot.get(place))}
+    if known:
+        found.append(_zero_shot(known, Path(str(zero_shot.get("init"))).name))
     if failures:
         found.append(_failures(failures))
     lost += _mixtures(of_all)
@@ -180,16 +184,17 @@ def _by_layers(runs: Mapping[RunKind, SeedRuns]) -> dict[str, Scores]:
     return {task: curve for task, curve in curves.items() if len(curve) > 1}
 
 
-def _zero_shot(zero_shot: Json) -> Section:
+def _zero_shot(scores: Mapping[str, Json], run: str) -> Section:
     curves: dict[str, dict[float, list[float]]] = {}
     chance: dict[str, float] = {}
-    for step, of_step in zero_shot["scores"].items():
-        for task, result in of_step.items():
-            if step.isdigit() and is_number(result.get("score")):
-                curves.setdefault(task, {})[int(step)] = [result["score"]]
-                chance.setdefault(task, result.get("majority", 0.0))
+    for place, of_run in scores.items():
+        for step, of_step in of_run.items():
+            for task, result in of_step.items():
+                if step.isdigit() and is_number(result.get("score")):
+                    curves.setdefault(task + ZERO_SHOT[place], {})[int(step)] = [result["score"]]
+                    chance.setdefault(task, result.get("majority", 0.0))
     in_order = {task: curves[task] for task in sorted(curves)}
-    title = f"Zero-shot score by pre-training step of {Path(str(zero_shot.get('init'))).name}"
+    title = f"Zero-shot score by pre-training step of {run}"
     return _curves(title, "step", in_order, "zero_shot.png", chance)
 
 

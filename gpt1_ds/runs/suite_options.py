@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from gpt1_ds.base.arguments import SEED, numeric
-from gpt1_ds.base.bounds import COUNT_OR_ZERO, Bounds
+from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO, Bounds
 from gpt1_ds.base.options import Parser, path
 from gpt1_ds.reports.suite_files import VARIANTS
 from gpt1_ds.settings.command_line import add_deepspeed_config
@@ -103,8 +103,15 @@ def suite_parser(about: str | None) -> Parser:
         "--zero-shot",
         nargs="*",
         metavar="TASK",
-        help="also score each checkpoint of --init: Figure 2, right; "
+        help="also score each checkpoint of --init, and of --lstm: Figure 2, right; "
         f"{', '.join((*ZERO_SHOT_METRICS, *PUBLISHED))} (default: those below --data)",
+    )
+    runs(
+        "--sample",
+        type=numeric("--sample", int, COUNT),
+        metavar="N",
+        help=f"with --zero-shot {' or '.join(PUBLISHED)}: N pairs of each paradigm or N passages, "
+        "the same ones each time (default: all)",
     )
     start = parser.add_argument_group("how they run").add_argument
     add_deepspeed_config(start, "by device, as for gpt1_ds.finetune")

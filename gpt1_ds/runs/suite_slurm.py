@@ -111,6 +111,8 @@ def _collecting(
     device = []
     if args.zero_shot is not None:
         words = ["--init", args.init, "--out", str(out), "--data", str(args.data)]
+        words += ["--lstm", args.lstm] if args.lstm else []
+        words += ["--sample", str(args.sample)] if args.sample else []
         words += ["--zero-shot", *args.zero_shot]
         device = ["--gpus-per-node=1"]  # unless `options` say something else
     dependency = [f"--dependency=afterany:{':'.join(awaited)}"] if awaited else []

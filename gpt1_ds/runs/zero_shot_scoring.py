@@ -97,10 +97,15 @@ def score_benchmark(asked: AskedBenchmark) -> None:
         print(f"{asked.out}: the log-probabilities of each example")
 
 
-def zero_shot_score(model: GPT, tokenizer: Tokenizer, task: str, data: Path) -> Score:
-    """The score of a checkpoint on a task or benchmark; what is left out is printed."""
+def zero_shot_score(
+    model: GPT, tokenizer: Tokenizer, task: str, data: Path, sample: int | None = None
+) -> Score:
+    """The score of a checkpoint on a task or benchmark; what is left out is printed.
+
+    `sample`: pairs of each group or passages of a benchmark; None: all.
+    """
     if task in BENCHMARKS:
-        benchmark = open_benchmark(task, data, tokenizer, model.config.n_ctx)
+        benchmark = open_benchmark(task, data, tokenizer, model.config.n_ctx, sample)
         for note in benchmark.notes:
             say(f"zero-shot {task}: {note}")
         accuracy = benchmark.metrics(_likelihoods(model, benchmark))["accuracy"]

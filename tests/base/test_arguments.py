@@ -35,6 +35,7 @@ BAD = {
         "--seeds": NOT_WHOLE,
         "--layers": NOT_WHOLE,
         "--ranks": (*NOT_WHOLE, "0", "1025"),
+        "--sample": (*NOT_WHOLE, "0"),
         "--slurm": NOT_WHOLE,
     },
 }

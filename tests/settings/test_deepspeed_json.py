@@ -13,6 +13,7 @@ from gpt1_ds.engine.start import require_async_io
 from gpt1_ds.settings.deepspeed_json import precision, resolve, zero_stage
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
+from gpt1_ds.settings.shipped import config_path, configs, ds_config_path
 
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 EXPECTED = {
@@ -45,6 +46,14 @@ def test_shipped_configs_resolve(name):
     keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [ds[key] for key in keys] == [64, 8, 1]
     assert ds["gradient_clipping"] == 1.0 and "auto" not in json.dumps(ds)
+
+
+@pytest.mark.parametrize("name", configs(False))
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_shipped_pre_trainings_divide_their_batch_among_ranks(name, ranks):
+    config = load(PretrainConfig, config_path(False)(name), [])
+    ds = resolve(ds_config_path("cpu_fp32"), config, ranks)
+    assert ds["train_batch_size"] == config.train.global_batch
 
 
 def test_fp16_on_a_cpu_is_refused_in_one_line_that_names_bf16():

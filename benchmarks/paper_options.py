@@ -7,15 +7,16 @@ import torch
 
 from gpt1_ds.base.arguments import SEED, numeric
 from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO, POSITIVE
-from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.errors import ConfigError, near
 from gpt1_ds.base.options import Parser
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.suite_files import read_json
+from gpt1_ds.runs.suite_jobs import refuse_own_keys
 from gpt1_ds.runs.suite_options import sorted_words
 from gpt1_ds.settings.command_line import add_deepspeed_config
 from gpt1_ds.settings.loading import load
-from gpt1_ds.settings.sections import FinetuneConfig
-from gpt1_ds.settings.shipped import config_path
+from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
+from gpt1_ds.settings.shipped import FINETUNE, config_path, configs
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte")
 """Those of Table 5 that fit a CPU; QQP and MNLI are left to those who ask for them."""
@@ -116,6 +117,7 @@ def parse(argv: list[str], about: str | None) -> tuple[argparse.Namespace, list[
         raise ConfigError(f"--data {args.data}: none of the folders of {', '.join(TASKS)} is there")
     args.layer_tasks = args.layer_tasks or list(args.tasks[:2])
     _check_steps(args)
+    _check_tasks(args, words.overrides)
     return args, words.overrides
 
 
@@ -129,9 +131,28 @@ def _check_steps(args: argparse.Namespace) -> None:
             )
 
 
+def _check_tasks(args: argparse.Namespace, settings: list[str]) -> None:
+    """The suite would refuse these too, but only after some steps of everything."""
+    refuse_own_keys(settings, "--run, --tasks, --seeds, --data and --out")
+    known = [name.removeprefix(FINETUNE) for name in configs(True)]
+    for option in ("tasks", "layer_tasks"):
+        for task in vars(args)[option]:
+            if task not in known:
+                raise ConfigError(f"--{option.replace('_', '-')} {task}: {near(task, known)}")
+            load(FinetuneConfig, config_path(True)(FINETUNE + task), settings)
+            if not (data := data_of(args, task)).exists():
+                raise ConfigError(
+                    f"{data}: not there; give --data, the folder of the tasks' folders"
+                )
+    blocks = load(PretrainConfig, args.config, []).model.n_layer
+    for count in args.layers or ():
+        if count > blocks:
+            raise ConfigError(f"--layers {count}: {args.config} has {blocks} blocks")
+
+
 def data_of(args: argparse.Namespace, task: str) -> Path:
     """The folder of a task's files, as the suite names it."""
-    config = load(FinetuneConfig, config_path(True)(f"finetune_{task}"), [])
+    config = load(FinetuneConfig, config_path(True)(FINETUNE + task), [])
     return Path(args.data) / Path(config.task.data).name
 
 

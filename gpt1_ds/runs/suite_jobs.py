@@ -58,11 +58,7 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
     for word in [*overrides, *grid]:
         if "=" not in word:
             raise ConfigError(f"option '{word}': expected section.key=V1,V2")
-        if word.partition("=")[0] in OWN_KEYS:
-            raise ConfigError(
-                f"option '{word}': each run gets its own; use --init, --tasks, --seeds, --data "
-                "and --out"
-            )
+    refuse_own_keys([*overrides, *grid], "--init, --tasks, --seeds, --data and --out")
     overrides_of = _variants(args)
     points = grid_points(grid, [*overrides, *chain.from_iterable(overrides_of.values())])
     kinds = list(product(overrides_of, points))
@@ -87,6 +83,13 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
                 refuse_other_facts(out / name, load(FinetuneConfig, job.config, job.overrides))
                 jobs.append(job)
     return jobs
+
+
+def refuse_own_keys(words: Iterable[str], options: str) -> None:
+    """ConfigError for a setting that each run gets from `options`."""
+    for word in words:
+        if word.partition("=")[0] in OWN_KEYS:
+            raise ConfigError(f"option '{word}': each run gets its own; use {options}")
 
 
 def _variants(args: argparse.Namespace) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -101,3 +102,23 @@ def test_another_number_of_steps_than_a_finished_run_has_is_refused(command, tmp
     assert refused.returncode == 2 and refused.stderr.splitlines() == [
         "error: --steps 300: runs/a is done with 400; give 400, or another --run and --out"
     ]
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--tasks", "sst3"], "--tasks sst3: did you mean 'sst2'?"),
+        (["--layer-tasks", "rtee"], "--layer-tasks rtee: did you mean 'rte'?"),
+        (["--layer-tasks", "mnli"], "tasks/MNLI: not there; give --data"),
+        (["--layers", "0", "5"], "--layers 5: tiny.yaml has 1 blocks"),
+        (["optim.lrr=1"], "option 'optim.lrr=1': no such setting"),
+        (["run.seed=3"], "option 'run.seed=3': each run gets its own; use --run"),
+    ],
+)
+def test_what_the_suite_would_refuse_is_refused_before_any_training(
+    command, tmp_path, monkeypatch, words, says
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(says)) as error:
+        paper.parse([*command[2:], *words], None)
+    assert "\n" not in str(error.value)

@@ -106,7 +106,7 @@ def parse(argv: list[str], about: str | None) -> tuple[argparse.Namespace, list[
     how(
         "--results",
         type=Path,
-        default=Path("docs/results"),
+        default=Path("benchmarks/suite"),
         metavar="DIR",
         help="where the table and the pictures go",
     )

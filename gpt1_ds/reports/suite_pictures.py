@@ -19,6 +19,8 @@ COLORS = {
 GROUNDS = {"light": ("#ffffff", "#1d1f23"), "dark": ("#1c1f24", "#e7e8ea")}
 """Colours of the background and of the text."""
 MARKERS = "osD^vPX*"
+OF_LSTM = " LSTM"
+"""Ends the name of a curve of the LSTM: dotted, in the colour of the same task's other curve."""
 MOST_TICKS = 12
 LEAST_SPAN = 10
 """The vertical axis shows at least so much of the scores times 100."""
@@ -61,11 +63,14 @@ def _draw(
     axes: "Axes", curves: Mapping[str, Scores], chance: Mapping[str, float], scheme: str
 ) -> None:
     colors = COLORS[scheme]
-    for number, (task, curve) in enumerate(curves.items()):
+    tasks = [*dict.fromkeys(name.removesuffix(OF_LSTM) for name in curves)]
+    for task, curve in curves.items():
+        number = tasks.index(task.removesuffix(OF_LSTM))
         color, marker = colors[number % len(colors)], MARKERS[number % len(MARKERS)]
+        line = ":" if task.endswith(OF_LSTM) else "-"
         places = sorted(curve)
         medians = [100 * median(curve[place]) for place in places]
-        axes.plot(places, medians, marker=marker, ms=5, color=color, label=task)
+        axes.plot(places, medians, ls=line, marker=marker, ms=5, color=color, label=task)
         if task in chance:
             axes.axhline(100 * chance[task], ls="--", lw=0.8, color=color)
 

@@ -9,12 +9,12 @@ from gpt1_ds.reports.checking import is_number, mapping_of
 from gpt1_ds.reports.expected import TABLE_5, TABLE_5_TASKS, paper_score
 from gpt1_ds.reports.suite_files import VARIANTS, RunKind, SeedRuns, best_points, collect
 from gpt1_ds.reports.suite_noise import Resampled, noise_sections
-from gpt1_ds.reports.suite_pictures import Scores, picture
+from gpt1_ds.reports.suite_pictures import OF_LSTM, Scores, picture
 from gpt1_ds.reports.suite_sections import Cell, Row, Section, plain
 
 SCHEMES = ("light", "dark")
 IS_SCORES = mapping_of(mapping_of(lambda of_task: isinstance(of_task, dict)))
-ZERO_SHOT = {"scores": "", "lstm_scores": " LSTM"}
+ZERO_SHOT = {"scores": "", "lstm_scores": OF_LSTM}
 """The scores of zero_shot.json, and what stands behind the tasks' names."""
 NOTE = (
     "Times 100; medians over seeds of the best score on dev, and lowest to highest. Majority: the "

@@ -81,7 +81,7 @@ def test_bounded_killed_and_continued_to_the_table(command: list[str], tmp_path:
     assert pictures == {"epochs.png", "layers.png", "zero_shot.png"}
     shutil.rmtree(tmp_path / "results")
     again = finish(command, tmp_path)
-    assert again.returncode == 0 and "pre-training" not in again.stdout
+    assert again.returncode == 0 and "launcher" not in again.stdout, again.stdout
     assert "Table 5, 0 runs" in again.stdout
     assert (tmp_path / "results" / "table.md").read_text() == table
 

@@ -303,9 +303,22 @@ def test_the_axes_of_a_picture():
     assert [tick.get_text() for tick in single.get_xticklabels()] == ["600"]
 
 
+def test_the_curve_of_the_lstm_is_dotted_in_its_tasks_colour():
+    curve = {1.0: [0.5], 2.0: [0.6]}
+    axes = axes_of({"blimp": curve, "blimp LSTM": curve, "sst2": curve})
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert [line.get_linestyle() for line in lines.values()] == ["-", ":", "-"]
+    of_blimp, of_lstm, of_sst2 = (line.get_color() for line in lines.values())
+    assert of_blimp == of_lstm != of_sst2
+
+
 def test_odd_records_of_failures_and_zero_shot_scores(tmp_path: Path):
     made(tmp_path, "sst2-seed-1", [0.5])
     zero_shot = {"init": None, "scores": {"x": {"sst2": {}}, "60": {"sst2": {"score": 0.5}}}}
     found = tables(tmp_path, {"rte-seed-1": [], "rte-seed-2": {}}, zero_shot)
     assert found["Runs that failed"][2:] == [["rte-seed-1", "", ""], ["rte-seed-2", "", ""]]
     assert found["Zero-shot score by pre-training step of None"][0] == ["task", "step 60"]
+    for odd in ({"lstm_scores": "x"}, {"lstm_scores": {"60": []}}, {"scores": 3}):
+        rest = tables(tmp_path, {}, zero_shot | odd)
+        known = "scores" not in odd
+        assert ("Zero-shot score by pre-training step of None" in rest) == known

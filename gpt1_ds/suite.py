@@ -50,7 +50,7 @@ from gpt1_ds.distributed.preemption import GRACE_SECONDS, SIGNALS
 from gpt1_ds.engine.mechanics import default_mechanics
 from gpt1_ds.reports.suite_files import read_json
 from gpt1_ds.reports.suite_sections import write
-from gpt1_ds.reports.suite_table import sections
+from gpt1_ds.reports.suite_table import IS_SCORES, sections
 from gpt1_ds.runs.suite_jobs import Job, Outcome, last_error, plan
 from gpt1_ds.runs.suite_options import sorted_words, suite_parser
 from gpt1_ds.runs.suite_resampling import resample_suite
@@ -297,7 +297,8 @@ def _known_scores(args: argparse.Namespace, out: Path) -> Json:
     kept: Json = {}
     for option, place in SCORES_OF.items():
         run = vars(args)[option] or known.get(option)
-        kept |= {option: run, place: known.get(place, {}) if known.get(option) == run else {}}
+        is_known = known.get(option) == run and IS_SCORES(known.get(place))
+        kept |= {option: run, place: known[place] if is_known else {}}
     return kept
 
 

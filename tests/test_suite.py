@@ -288,6 +288,7 @@ def test_checkpoints_are_scored_zero_shot_once(
     assert read_json(tmp_path / "zero_shot.json") == found
     # Those of another checkpoint of this name are made anew.
     monkeypatch.undo()
+    found |= {"lstm_scores": 3}
     found["scores"]["60"]["sst2"] |= {"checkpoint": "0", "score": 7}
     (tmp_path / "zero_shot.json").write_text(json.dumps(found))
     suite.score_checkpoints(args, tmp_path)

@@ -29,7 +29,10 @@ LEAST_SPAN = 10
 def picture(
     title: str, unit: str, curves: Mapping[str, Scores], chance: Mapping[str, float], scheme: str
 ) -> bytes:
-    """A PNG in the colour scheme `light` or `dark`. Dashed lines show `chance`."""
+    """A PNG in the colour scheme `light` or `dark`.
+
+    It shows how far the scores are above `chance`, the score without a model, where that is known.
+    """
     written = io.BytesIO()
     draw_curves(title, unit, curves, chance, scheme).savefig(written, format="png", dpi=130)
     return written.getvalue()
@@ -48,31 +51,41 @@ def draw_curves(
     with rc_context({**colors, "axes.facecolor": ground, "figure.facecolor": ground}):
         figure = Figure(figsize=(6, 3.8), layout="constrained")
         axes = figure.subplots()
-        _draw(axes, curves, chance, scheme)
+        curves = {
+            name: _above(curve, chance.get(_task(name), 0.0)) for name, curve in curves.items()
+        }
+        _draw(axes, curves, scheme)
         places = sorted(set().union(*curves.values()))
         _set_horizontal(axes, places, is_log=bool(chance))
-        _set_vertical(axes, curves, chance)
+        _set_vertical(axes, curves, has_zero=bool(chance))
         axes.set(xlabel=unit, ylabel="score x 100")
+        if chance:
+            axes.axhline(0, ls="--", lw=0.8, color=ink)
+            axes.set_ylabel("score x 100, above the commonest answer")
         axes.set_title(title, wrap=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
-def _draw(
-    axes: "Axes", curves: Mapping[str, Scores], chance: Mapping[str, float], scheme: str
-) -> None:
+def _task(name: str) -> str:
+    return name.removesuffix(OF_LSTM)
+
+
+def _above(curve: Scores, chance: float) -> Scores:
+    return {place: [score - chance for score in scores] for place, scores in curve.items()}
+
+
+def _draw(axes: "Axes", curves: Mapping[str, Scores], scheme: str) -> None:
     colors = COLORS[scheme]
-    tasks = [*dict.fromkeys(name.removesuffix(OF_LSTM) for name in curves)]
-    for task, curve in curves.items():
-        number = tasks.index(task.removesuffix(OF_LSTM))
+    tasks = [*dict.fromkeys(map(_task, curves))]
+    for name, curve in curves.items():
+        number = tasks.index(_task(name))
         color, marker = colors[number % len(colors)], MARKERS[number % len(MARKERS)]
-        line = ":" if task.endswith(OF_LSTM) else "-"
+        line = ":" if name.endswith(OF_LSTM) else "-"
         places = sorted(curve)
         medians = [100 * median(curve[place]) for place in places]
-        axes.plot(places, medians, ls=line, marker=marker, ms=5, color=color, label=task)
-        if task in chance:
-            axes.axhline(100 * chance[task], ls="--", lw=0.8, color=color)
+        axes.plot(places, medians, ls=line, marker=marker, ms=5, color=color, label=name)
 
 
 def _set_horizontal(axes: "Axes", places: Sequence[float], is_log: bool) -> None:
@@ -95,9 +108,9 @@ def _set_horizontal(axes: "Axes", places: Sequence[float], is_log: bool) -> None
         axes.xaxis.set_major_locator(locator)
 
 
-def _set_vertical(axes: "Axes", curves: Mapping[str, Scores], chance: Mapping[str, float]) -> None:
+def _set_vertical(axes: "Axes", curves: Mapping[str, Scores], has_zero: bool) -> None:
     """A few equal scores do not fill the axis, and it does not go past 100."""
-    shown = [100 * chance[task] for task in curves if task in chance]
+    shown = [0.0] if has_zero else []
     for curve in curves.values():
         shown += [100 * median(scores) for scores in curve.values()]
     low, high = min(shown), max(shown)

@@ -214,12 +214,15 @@ def _curves(
     file: str,
     chance: Mapping[str, float] | None = None,
 ) -> Section:
-    """Medians by epoch, layer or step, as a table and a picture. Dashed lines show `chance`."""
+    """Medians by epoch, layer or step, as a table and a picture: see `picture`."""
     places = sorted(set().union(*curves.values()))
     rows = []
     for task, curve in curves.items():
         rows.append(plain([task, *(_median(curve.get(place, [])) for place in places)]))
     header = ["task", *(f"{unit} {place:.10g}" for place in places)]
-    note = "Dashed: the commonest answer." if chance else ""
+    listed = ", ".join(
+        f"{task} {100 * score:.1f}" for task, score in sorted((chance or {}).items())
+    )
+    note = f"The picture shows what is above the commonest answer: {listed}." if chance else ""
     pictures = {scheme: picture(title, unit, curves, chance or {}, scheme) for scheme in SCHEMES}
     return Section(title, header, rows, note, file, pictures)

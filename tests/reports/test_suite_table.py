@@ -298,7 +298,11 @@ def test_the_axes_of_a_picture():
     halves = axes_of({"sst2": {place / 2: [0.5] for place in range(1, 9)}})
     assert all(tick == round(tick) for tick in halves.get_xticks())
     steps = {float(step): [0.5] for step in (10, 1000, 100_000)}
-    assert axes_of({"sst2": steps}, {"sst2": 0.4}).get_xscale() == "log"
+    above = axes_of({"sst2": steps, "sst2 LSTM": steps}, {"sst2": 0.4})
+    assert above.get_xscale() == "log" and above.get_ylim()[0] < 0 < above.get_ylim()[1] < 100
+    assert [round(y, 6) for line in above.get_lines() for y in line.get_ydata()] == [10] * 6 + [
+        0
+    ] * 2
     single = axes_of({"sst2": {600.0: [0.5]}}, {"sst2": 0.4})
     assert [tick.get_text() for tick in single.get_xticklabels()] == ["600"]
 

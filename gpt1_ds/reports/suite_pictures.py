@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Scores = Mapping[float, list[float]]
 """Scores of all seeds, by epoch, number of layers or step."""
+Medians = Mapping[float, float]
+"""Of these scores, times 100."""
 COLORS = {
     "light": ("#2563a8", "#bf4c1c", "#1a7a53", "#8a4fb0", "#8c6a00", "#c2407a", "#0d7887"),
     "dark": ("#6fb1f5", "#f59567", "#6fd0a0", "#c79bec", "#e3c24f", "#f28ab6", "#62cddb"),
@@ -51,13 +53,13 @@ def draw_curves(
     with rc_context({**colors, "axes.facecolor": ground, "figure.facecolor": ground}):
         figure = Figure(figsize=(6, 3.8), layout="constrained")
         axes = figure.subplots()
-        curves = {
+        shown = {
             name: _above(curve, chance.get(_task(name), 0.0)) for name, curve in curves.items()
         }
-        _draw(axes, curves, scheme)
+        _draw(axes, shown, scheme)
         places = sorted(set().union(*curves.values()))
         _set_horizontal(axes, places, is_log=bool(chance))
-        _set_vertical(axes, curves, has_zero=bool(chance))
+        _set_vertical(axes, shown, has_zero=bool(chance))
         axes.set(xlabel=unit, ylabel="score x 100")
         if chance:
             axes.axhline(0, ls="--", lw=0.8, color=ink)
@@ -72,20 +74,21 @@ def _task(name: str) -> str:
     return name.removesuffix(OF_LSTM)
 
 
-def _above(curve: Scores, chance: float) -> Scores:
-    return {place: [score - chance for score in scores] for place, scores in curve.items()}
+def _above(curve: Scores, chance: float) -> Medians:
+    """How far the medians of a curve are above `chance`."""
+    return {place: 100 * (median(curve[place]) - chance) for place in sorted(curve)}
 
 
-def _draw(axes: "Axes", curves: Mapping[str, Scores], scheme: str) -> None:
+def _draw(axes: "Axes", curves: Mapping[str, Medians], scheme: str) -> None:
     colors = COLORS[scheme]
     tasks = [*dict.fromkeys(map(_task, curves))]
     for name, curve in curves.items():
         number = tasks.index(_task(name))
         color, marker = colors[number % len(colors)], MARKERS[number % len(MARKERS)]
         line = ":" if name.endswith(OF_LSTM) else "-"
-        places = sorted(curve)
-        medians = [100 * median(curve[place]) for place in places]
-        axes.plot(places, medians, ls=line, marker=marker, ms=5, color=color, label=name)
+        axes.plot(
+            [*curve], [*curve.values()], ls=line, marker=marker, ms=5, color=color, label=name
+        )
 
 
 def _set_horizontal(axes: "Axes", places: Sequence[float], is_log: bool) -> None:
@@ -108,11 +111,11 @@ def _set_horizontal(axes: "Axes", places: Sequence[float], is_log: bool) -> None
         axes.xaxis.set_major_locator(locator)
 
 
-def _set_vertical(axes: "Axes", curves: Mapping[str, Scores], has_zero: bool) -> None:
+def _set_vertical(axes: "Axes", curves: Mapping[str, Medians], has_zero: bool) -> None:
     """A few equal scores do not fill the axis, and it does not go past 100."""
     shown = [0.0] if has_zero else []
     for curve in curves.values():
-        shown += [100 * median(scores) for scores in curve.values()]
+        shown += curve.values()
     low, high = min(shown), max(shown)
     span = max(LEAST_SPAN, high - low)
     top = (low + high + span) / 2 + 0.05 * span

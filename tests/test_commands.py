@@ -120,6 +120,7 @@ OPTIONS = {
         "--layers",
         "--grid",
         "--zero-shot",
+        "--sample",
         "--deepspeed_config",
         "--ranks",
         "--slurm",

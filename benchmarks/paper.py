@@ -30,7 +30,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 
-from benchmarks.paper_options import data_of, is_done, parse, status_of
+from benchmarks.paper_options import is_done, parse, status_of, there
 from gpt1_ds.base.errors import ConfigError, StopRequested, UserError, guard
 from gpt1_ds.base.files import write_atomically
 from gpt1_ds.base.protocols import Json
@@ -39,12 +39,12 @@ from gpt1_ds.checkpoints.folder import find_checkpoint, read_state
 from gpt1_ds.distributed.environment import free_port
 from gpt1_ds.distributed.preemption import SIGNALS
 from gpt1_ds.reports.suite_files import LAYERS_PREFIX, VARIANTS, read_json, run_name
+from gpt1_ds.runs.suite_jobs import config_of_task, data_of_task
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
-from gpt1_ds.settings.shipped import config_path
 from gpt1_ds.suite import LINGER_SECONDS, POLL_SECONDS, die_with_parent, group_lives
 from gpt1_ds.tasks import build_task
-from gpt1_ds.tasks.benchmarks import PLACES, PUBLISHED, first_there
+from gpt1_ds.tasks.benchmarks import PLACES, PUBLISHED
 from gpt1_ds.tasks.splits import read_splits
 
 TRAIN, SUITE = (
@@ -155,7 +155,7 @@ def _mechanics(args: argparse.Namespace) -> list[str]:
 
 
 def _fine_tuning(args: argparse.Namespace, tasks: Sequence[str], *words: str) -> list[str]:
-    return ["--data", args.data, "--tasks", *tasks, *words]
+    return ["--data", str(args.data), "--tasks", *tasks, *words]
 
 
 def _ablations(args: argparse.Namespace) -> Iterator[list[str]]:
@@ -173,12 +173,15 @@ def _layers(args: argparse.Namespace) -> Iterator[list[str]]:
 
 def _zero_shot(args: argparse.Namespace) -> Iterator[list[str]]:
     """Figure 2, right."""
-    own = set(PLACES) - set(PUBLISHED)
-    for data, names in ((args.data, own), (args.zero_shot_data, PUBLISHED)):
-        there = [name for name in sorted(names) if first_there(Path(data), PLACES[name]).exists()]
-        if there:
-            sample = ["--sample", str(args.sample)] if args.sample else []
-            yield ["--data", data, *sample, "--zero-shot", *there]
+    own = there(args.data, sorted(set(PLACES) - set(PUBLISHED)))
+    if own:
+        yield ["--data", str(args.data), "--zero-shot", *own]
+    benchmarks = there(args.zero_shot_data, PUBLISHED)
+    if benchmarks:
+        sample = ["--sample", str(args.sample)] if args.sample else []
+        yield ["--data", str(args.zero_shot_data), *sample, "--zero-shot", *benchmarks]
+    else:
+        print(f"{args.zero_shot_data}: no BLiMP and no LAMBADA there; Figure 2, right, lacks them")
 
 
 def _blocks(args: argparse.Namespace) -> list[int]:
@@ -257,8 +260,8 @@ def expected(args: argparse.Namespace, settings: list[str]) -> str:
 def _whole_run(args: argparse.Namespace, settings: list[str], task: str) -> float:
     """Expected seconds of a run of fine-tuning, from the short one."""
     result = _timed(args, task, "none")
-    config = load(FinetuneConfig, config_path(True)(f"finetune_{task}"), settings)
-    splits = read_splits(build_task(config.task, strict=False), data_of(args, task))
+    config = load(FinetuneConfig, config_of_task(task), settings)
+    splits = read_splits(build_task(config.task, strict=False), data_of_task(args.data, task))
     share = min(len(splits["train"]), args.examples) / read_json(result)["examples"]["train"]
     wall = status_of(result.parent)["wall_time"]
     epoch = share * _steps_seconds(result) + wall["validation"]

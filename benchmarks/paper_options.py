@@ -1,22 +1,24 @@
 """The options of benchmarks/paper.py, and what is known of a run."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from gpt1_ds.base.arguments import SEED, numeric
 from gpt1_ds.base.bounds import COUNT, COUNT_OR_ZERO, POSITIVE
-from gpt1_ds.base.errors import ConfigError, near
-from gpt1_ds.base.options import Parser
+from gpt1_ds.base.errors import ConfigError
+from gpt1_ds.base.options import Parser, path
 from gpt1_ds.base.protocols import Json
 from gpt1_ds.reports.suite_files import read_json
-from gpt1_ds.runs.suite_jobs import refuse_own_keys
+from gpt1_ds.runs.suite_jobs import config_of_task, data_of_task, refuse_own_keys
 from gpt1_ds.runs.suite_options import sorted_words
 from gpt1_ds.settings.command_line import add_deepspeed_config
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig, PretrainConfig
-from gpt1_ds.settings.shipped import FINETUNE, config_path, configs
+from gpt1_ds.settings.shipped import config_path
+from gpt1_ds.tasks.benchmarks import PLACES, PUBLISHED, first_there
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qnli", "rte")
 """Those of Table 5 that fit a CPU; QQP and MNLI are left to those who ask for them."""
@@ -45,8 +47,14 @@ def parse(argv: list[str], about: str | None) -> tuple[argparse.Namespace, list[
         help="of both pre-trainings (default: as --config says)",
     )
     tune = parser.add_argument_group("the tasks").add_argument
-    tune("--data", default="tasks", metavar="DIR", help="folder of the tasks' folders")
-    tune("--zero-shot-data", default="zero_shot", metavar="DIR", help="folder of BLiMP and LAMBADA")
+    tune("--data", type=path, default="tasks", metavar="DIR", help="folder of the tasks' folders")
+    tune(
+        "--zero-shot-data",
+        type=path,
+        default="zero_shot",
+        metavar="DIR",
+        help="folder of BLiMP and LAMBADA",
+    )
     tune(
         "--sample",
         type=numeric("--sample", int, COUNT),
@@ -102,20 +110,25 @@ def parse(argv: list[str], about: str | None) -> tuple[argparse.Namespace, list[
         default=torch.cuda.device_count() or 2,
         help="processes a run (default: the GPUs, or 2)",
     )
-    how("--out", type=Path, default=Path("suites/paper"), metavar="DIR", help="folder of the suite")
+    how("--out", type=path, default=Path("suites/paper"), metavar="DIR", help="folder of the suite")
     how(
         "--results",
-        type=Path,
+        type=path,
         default=Path("benchmarks/suite"),
         metavar="DIR",
         help="where the table and the pictures go",
     )
     args = parser.parse_args(words.options)
     args.lstm = args.lstm or f"{args.run}-lstm"
-    args.tasks = args.tasks or [task for task in TASKS if data_of(args, task).exists()]
+    args.tasks = args.tasks or [task for task in TASKS if data_of_task(args.data, task).exists()]
     if not args.tasks:
         raise ConfigError(f"--data {args.data}: none of the folders of {', '.join(TASKS)} is there")
     args.layer_tasks = args.layer_tasks or list(args.tasks[:2])
+    if args.sample and not there(args.zero_shot_data, PUBLISHED):
+        raise ConfigError(
+            f"--sample {args.sample} is for BLiMP and LAMBADA, which are not in "
+            f"{args.zero_shot_data}; give --zero-shot-data"
+        )
     _check_steps(args)
     _check_tasks(args, words.overrides)
     return args, words.overrides
@@ -134,13 +147,10 @@ def _check_steps(args: argparse.Namespace) -> None:
 def _check_tasks(args: argparse.Namespace, settings: list[str]) -> None:
     """The suite would refuse these too, but only after some steps of everything."""
     refuse_own_keys(settings, "--run, --tasks, --seeds, --data and --out")
-    known = [name.removeprefix(FINETUNE) for name in configs(True)]
-    for option in ("tasks", "layer_tasks"):
-        for task in vars(args)[option]:
-            if task not in known:
-                raise ConfigError(f"--{option.replace('_', '-')} {task}: {near(task, known)}")
-            load(FinetuneConfig, config_path(True)(FINETUNE + task), settings)
-            if not (data := data_of(args, task)).exists():
+    for option, tasks in (("--tasks", args.tasks), ("--layer-tasks", args.layer_tasks)):
+        for task in tasks:
+            load(FinetuneConfig, config_of_task(task, option), settings)
+            if not (data := data_of_task(args.data, task)).exists():
                 raise ConfigError(
                     f"{data}: not there; give --data, the folder of the tasks' folders"
                 )
@@ -150,10 +160,9 @@ def _check_tasks(args: argparse.Namespace, settings: list[str]) -> None:
             raise ConfigError(f"--layers {count}: {args.config} has {blocks} blocks")
 
 
-def data_of(args: argparse.Namespace, task: str) -> Path:
-    """The folder of a task's files, as the suite names it."""
-    config = load(FinetuneConfig, config_path(True)(FINETUNE + task), [])
-    return Path(args.data) / Path(config.task.data).name
+def there(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of the zero-shot tasks and benchmarks that are below `folder`."""
+    return [name for name in names if first_there(folder, PLACES[name]).exists()]
 
 
 def status_of(run: str | Path) -> Json:

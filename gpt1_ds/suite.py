@@ -79,16 +79,15 @@ def main(argv: list[str]) -> int:
             raise ConfigError("--grid is empty; give lists of values, such as optim.lr=3e-5,6e-5")
     if args.init is None and not (args.table_only and args.out):
         raise ConfigError("--init is not set; give a pre-training run, or --table-only with --out")
-    if args.sample and args.zero_shot is None:
-        raise ConfigError(f"--sample {args.sample} does not go without --zero-shot; add it")
     check_slurm(args, words.sbatch)
     if args.deepspeed_config is None and not args.table_only and args.slurm is None:
         args.deepspeed_config = ds_config_path(default_mechanics().name)
     out = args.out or Path("suites") / Path(args.init).name
     jobs = [] if args.table_only else plan(args, out, words.overrides)
     scores = args.zero_shot is not None and not args.table_only
-    if scores:
-        _zero_shot_sources(args)
+    scored = _zero_shot_sources(args) if scores else {}
+    if args.sample and not set(PUBLISHED).intersection(scored):
+        raise ConfigError(f"--sample {args.sample} needs --zero-shot {' or '.join(PUBLISHED)}")
     out.mkdir(parents=True, exist_ok=True)
     if args.slurm is not None:
         has_unscored = scores and any(True for _ in unscored(args, _known_scores(args, out)))
@@ -282,8 +281,8 @@ def score_checkpoints(args: argparse.Namespace, out: Path) -> None:
         scores = known[place].setdefault(step, {})
         model, state, _ = load_gpt(folder)
         model.to(collectives.device())
+        tokenizer = run_tokenizer(folder, state)
         for task, facts in made_from.items():
-            tokenizer = run_tokenizer(folder, state)
             found = zero_shot_score(model, tokenizer, task, sources[task], facts.get("sample"))
             scores[task] = {"score": found.score, "majority": found.majority, **facts}
             write_atomically(out / ZERO_SHOT, json.dumps(known, indent=1) + "\n")

@@ -219,7 +219,8 @@ def test_a_grid_that_was_run_stands_in_the_tables(ranks, tiny_run, sample, tmp_p
             "task.lm_coef is set elsewhere too",
         ),
         ("--init {run} --tasks sst2 --ablations lstm", ConfigError, "needs --lstm RUN"),
-        ("--init {run} --tasks sst2 --sample 9", ConfigError, "--sample 9 .* --zero-shot; add it"),
+        ("--init {run} --tasks sst2 --sample 9", ConfigError, "--sample 9 needs --zero-shot blimp"),
+        ("--init {run} --zero-shot cola --sample 9", ConfigError, "--sample 9 needs --zero-shot"),
         ("--init {run} --tasks sst2 --layers 0 3", ConfigError, "--layers 3: .* has 2 blocks"),
         (
             "--init {run} --tasks rte --out {out} --seeds 1 optim.lr=1",

@@ -14,7 +14,7 @@ from gpt1_ds.runs.planned import refuse_other_facts
 from gpt1_ds.runs.suite_grid import grid_points
 from gpt1_ds.settings.loading import load
 from gpt1_ds.settings.sections import FinetuneConfig
-from gpt1_ds.settings.shipped import CONFIGS
+from gpt1_ds.settings.shipped import CONFIGS, FINETUNE
 
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "init.checkpoint", "task.name", "task.data")
 """Keys that the suite sets for each run."""
@@ -62,12 +62,10 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
     overrides_of = _variants(args)
     points = grid_points(grid, [*overrides, *chain.from_iterable(overrides_of.values())])
     kinds = list(product(overrides_of, points))
-    known = {path.stem.removeprefix("finetune_"): path for path in CONFIGS.glob("finetune_*.yaml")}
     jobs = []
     for task in args.tasks:
-        if task not in known:
-            raise ConfigError(f"--tasks {task}: {near(task, known)}")
-        data = args.data / Path(load(FinetuneConfig, known[task], []).task.data).name
+        config = config_of_task(task)
+        data = data_of_task(args.data, task)
         for seed in args.seeds:
             for variant, point in kinds:
                 name = run_name(task, seed, variant, point)
@@ -79,10 +77,23 @@ def plan(args: argparse.Namespace, out: Path, overrides: list[str]) -> list[Job]
                     f"task.data={data}",
                 ]
                 words = [*overrides, *own, *overrides_of[variant], *points[point]]
-                job = Job(name, known[task], words)
+                job = Job(name, config, words)
                 refuse_other_facts(out / name, load(FinetuneConfig, job.config, job.overrides))
                 jobs.append(job)
     return jobs
+
+
+def config_of_task(task: str, option: str = "--tasks") -> Path:
+    """The shipped YAML of a task. ConfigError, which names the `option`, for an unknown one."""
+    known = {path.stem.removeprefix(FINETUNE): path for path in CONFIGS.glob(f"{FINETUNE}*.yaml")}
+    if task not in known:
+        raise ConfigError(f"{option} {task}: {near(task, known)}")
+    return known[task]
+
+
+def data_of_task(folder: Path, task: str) -> Path:
+    """The task's own folder below `folder`, as its YAML names it."""
+    return folder / Path(load(FinetuneConfig, config_of_task(task), []).task.data).name
 
 
 def refuse_own_keys(words: Iterable[str], options: str) -> None:

@@ -110,6 +110,7 @@ def test_another_number_of_steps_than_a_finished_run_has_is_refused(command, tmp
         (["--tasks", "sst3"], "--tasks sst3: did you mean 'sst2'?"),
         (["--layer-tasks", "rtee"], "--layer-tasks rtee: did you mean 'rte'?"),
         (["--layer-tasks", "mnli"], "tasks/MNLI: not there; give --data"),
+        (["--sample", "9"], "--sample 9 is for BLiMP and LAMBADA, which are not in zero_shot"),
         (["--layers", "0", "5"], "--layers 5: tiny.yaml has 1 blocks"),
         (["optim.lrr=1"], "option 'optim.lrr=1': no such setting"),
         (["run.seed=3"], "option 'run.seed=3': each run gets its own; use --run"),

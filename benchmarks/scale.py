@@ -17,8 +17,8 @@ process of its own. About a minute each.
 """
 
 import argparse
-import inspect
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -248,7 +248,6 @@ def measure_start(stage: int, layers: int, alone: int, whole: bool) -> dict[str,
     version that has no other way, the module is built whole before.
     """
     from gpt1_ds.distributed import rendezvous
-    from gpt1_ds.engine.memory import bucket_bytes, state_bytes
 
     if alone:
         join(0, alone)
@@ -269,12 +268,17 @@ def measure_start(stage: int, layers: int, alone: int, whole: bool) -> dict[str,
         module = GPT(shape)
     initialize(module, config, ds)
     peak = memory("VmHWM") - before
-    # Earlier versions did not ask for the ranks.
-    known = {"ranks": ranks} if "ranks" in inspect.signature(bucket_bytes).parameters else {}
-    buckets = bucket_bytes(ds, shape.parameters, "bf16", **known)
-    stated = state_bytes(shape.parameters, str(stage), "bf16", ranks, buckets).device
     collectives.barrier()
-    return {"parameters": shape.parameters, "peak": peak, "stated": stated}
+    return {"parameters": shape.parameters, "peak": peak, "stated": stated_bytes(shape, ds, ranks)}
+
+
+def stated_bytes(shape: GPTConfig, ds: dict[str, object], ranks: int) -> float:
+    """What the planner states for a rank's states in bf16; NaN in versions with other formulas."""
+    from gpt1_ds.engine import memory
+
+    if not hasattr(memory, "model_states"):
+        return math.nan
+    return memory.model_states(shape, ds, "bf16", ranks).total
 
 
 def start_on(code: Path, ranks: int, stage: int, layers: int, *words: str) -> dict[str, float]:

@@ -145,7 +145,7 @@ def _parsed(own: bytes, gathered: torch.Tensor) -> list[Any]:
     text = gathered.numpy().tobytes()
     if text == own * len(gathered):
         return [json.loads(own[:-1])] * len(gathered)
-    values: list[Any] = json.loads(b"[" + text[:-1] + b"]")
+    values: list[Any] = json.loads("[" + text[:-1].decode("ascii") + "]")
     return values
 
 

@@ -22,6 +22,7 @@ from gpt1_ds.engine.internals import import_deepspeed, replaced
 
 Arguments = tuple[Any, ...]
 """Of an operator."""
+OnMessage = Callable[[list[Tensor]], None]
 VIEWS = frozenset(
     "view transpose t slice split expand unsqueeze squeeze select detach alias as_strided "
     "_unsafe_view permute _reshape_alias split_with_sizes unbind narrow lift_fresh is_same_size "
@@ -88,9 +89,10 @@ class Counts:
 
 
 class Counting(TorchDispatchMode):
-    """Counts into `counts` while it is active; `on_message` is called before each collective."""
+    """Counts into `counts` while it is active; `on_message` gets the tensors of each collective
+    before it begins."""
 
-    def __init__(self, on_message: Callable[[], None]) -> None:
+    def __init__(self, on_message: OnMessage) -> None:
         super().__init__()
         self.counts = Counts()
         self.on_message = on_message
@@ -102,7 +104,7 @@ class Counting(TorchDispatchMode):
         counts = self.counts
         if function.namespace == "c10d":
             counts.add_message(name, _sides(args))
-            self.on_message()
+            self.on_message([leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)])
         elif name not in VIEWS:
             counts.operators[name] += 1
         if name in WAITING:
@@ -133,8 +135,8 @@ def _is_pageable(args: Arguments, result: object, kwargs: Json) -> bool:
 
 
 @contextmanager
-def counted(on_message: Callable[[], None] = lambda: None) -> Iterator[Counts]:
-    """Count what this block does; `on_message` is called before each collective.
+def counted(on_message: OnMessage = lambda tensors: None) -> Iterator[Counts]:
+    """Count what this block does. Before each collective, `on_message` gets its tensors.
 
     DeepSpeed's calls of `synchronize` are counted too: they wait for all streams of the device.
     """

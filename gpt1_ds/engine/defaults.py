@@ -38,7 +38,7 @@ def buckets(ds: Json, parameters: float, on_gpu: bool) -> Buckets:
     if overlaps is None:
         overlaps = stage == 3 or (on_gpu and not _is_left_alone(ds))
     size = LARGEST_BUCKET
-    if on_gpu and stage < 3 and overlaps:
+    if on_gpu and overlaps:
         size = min(LARGEST_BUCKET, max(SMALLEST_BUCKET, int(parameters) // SHARE_OF_MODEL))
     # A bucket of the model's size is never full before all gradients are in it.
     return Buckets(min(zero.get("reduce_bucket_size", size), int(parameters)), overlaps)

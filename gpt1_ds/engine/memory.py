@@ -24,23 +24,34 @@ LIVE_ELEMENTS = 1_000_000_000
 
 
 def bucket_bytes(
-    ds: Json, parameters: float, precision: str, ranks: int, on_gpu: bool = False
+    ds: Json, parameters: float, precision: str, ranks: int, on_gpu: bool = False, tied: float = 0.0
 ) -> float:
-    """Bytes of the buckets of a resolved JSON. With overlap, one is filled and one sent.
+    """Bytes of the buckets of a resolved JSON.
 
-    With `reduce_scatter` under ZeRO-1 and 2 the reduction makes a copy of its bucket. Without ZeRO
-    DeepSpeed joins the gradients in a copy for the all-reduce. The second share of the weights that
-    ZeRO++ keeps within a group of ranks (hpZ) is counted here too.
+        ZeRO-0    a copy of the gradients, in which they are joined for the all-reduce
+        ZeRO-1    one bucket; with overlap, another that is still being sent, if there are two
+        ZeRO-2    that, and the gradients that wait for the next bucket, which ZeRO-1 keeps anyway
+        ZeRO-3    two: DeepSpeed's bucket, and the copy by rank of one, or of the `tied` matrix if
+                  it is larger. With the second share of the weights that ZeRO++ keeps within a
+                  group of ranks (hpZ)
+
+    With `reduce_scatter` ZeRO-1 and 2 collect gradients in the bucket, and make a copy of it.
     """
     value = value_bytes(precision)
     elements, overlap = buckets(ds, parameters, on_gpu)
     zero = with_defaults(ds, int(parameters), on_gpu).get("zero_optimization", {})
     if not zero.get("stage", 0):
         return float(_joined(parameters, ranks) * value)
-    copied = zero["stage"] < 3 and zero.get("reduce_scatter", True)
-    group = hpz_ranks(zero, ranks)
-    near = parameters * value / group if group > 1 else 0.0
-    return elements * value * (1 + bool(overlap) + bool(copied)) + near
+    if zero["stage"] == 3:
+        group = hpz_ranks(zero, ranks)
+        near = parameters * value / group if group > 1 else 0.0
+        return (elements + max(elements, tied)) * value + near
+    if zero.get("reduce_scatter", True):
+        return elements * value * (2 + bool(overlap))
+    if ranks == 1:
+        return 0.0
+    in_flight = min(elements, parameters - elements) if overlap else 0.0
+    return (elements * (2 if zero["stage"] == 2 else 1) + in_flight) * value
 
 
 def _joined(parameters: float, ranks: int) -> float:
@@ -87,15 +98,39 @@ class StateParts(NamedTuple):
     of_buckets: float
     gathered: float
     """Whole weights that ZeRO-3 has fetched from the other ranks."""
+    tied: float
+    """The gradient of the tied matrix, of which no rank lets go before the backward pass ends."""
 
     @property
     def passing(self) -> float:
-        """All but weights, masters and moments: what is there during a step."""
-        return self.gradients + self.update + self.of_buckets + self.gathered
+        """All but weights, masters and moments: the most that is there at a time of a step."""
+        in_backward = self.of_buckets + self.gathered + self.tied
+        return self.gradients + max(in_backward, self.update)
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.optimizer + self.passing
+
+
+def model_states(
+    shape: GPTConfig, ds: Json, precision: str, ranks: int, on_gpu: bool = False
+) -> StateParts:
+    """`state_parts` of a model under a resolved JSON, with its buckets and the tied matrix."""
+    tied = shape.padded_vocab_size * shape.n_embd
+    buckets = bucket_bytes(ds, shape.parameters, precision, ranks, on_gpu, tied)
+    zero = ds.get("zero_optimization", {})
+    parts = state_parts(shape.parameters, zero.get("stage", 0), precision, ranks, buckets, tied)
+    live = max(tied, zero.get("stage3_max_live_parameters", LIVE_ELEMENTS))
+    return parts._replace(gathered=min(parts.gathered, live * value_bytes(precision)))
 
 
 def state_parts(
-    parameters: float, stage: int, precision: str, ranks: int, of_buckets: float | None = None
+    parameters: float,
+    stage: int,
+    precision: str,
+    ranks: int,
+    of_buckets: float | None = None,
+    tied: float = 0.0,
 ) -> StateParts:
     """Weights, gradients, and what the optimizer keeps.
 
@@ -105,10 +140,12 @@ def state_parts(
         update      4 + 4 in bf16 and fp16    divided in stages 1 to 3
         gathered    value                     in stage 3, of at most 1e9 parameters
         buckets     up to 1 GB                for the reduction; two in stage 3
+        tied        value                     of the `tied` elements, in stages 2 and 3
 
     All but the buckets are bytes a parameter. In float32 without ZeRO the optimizer has no weights
     of its own. `of_buckets` (`bucket_bytes`) takes the place of the default buckets, which one rank
-    has not.
+    has not. `tied` are the elements of the matrix that the embeddings and the head share: the head
+    begins its gradient, and the embeddings end it.
     """
     value = value_bytes(precision)
     own = parameters / (ranks if stage >= 1 else 1)
@@ -126,23 +163,19 @@ def state_parts(
         update=0.0 if precision == "fp32" else 8 * own,
         of_buckets=of_buckets,
         gathered=min(parameters, LIVE_ELEMENTS) * value if fetches else 0.0,
+        tied=tied * value if stage >= 2 and ranks > 1 else 0.0,
     )
 
 
-def state_bytes(
-    parameters: float, variant: str, precision: str, ranks: int, of_buckets: float | None = None
-) -> StateBytes:
-    """The sum of `state_parts` under a `zero_variant`, on the device and on the host."""
-    stage = int(variant[0])
-    parts = state_parts(parameters, stage, precision, ranks, of_buckets)
+def state_bytes(parts: StateParts, variant: str) -> StateBytes:
+    """The bytes of the parts under a `zero_variant`, on the device and on the host."""
     optimizer = parts.optimizer + parts.update
     if not variant.endswith("offload"):
-        return StateBytes(sum(parts), 0.0)
-    if stage == 3:
-        here = parts.of_buckets + parts.gathered
+        return StateBytes(parts.total, 0.0)
+    here = parts.of_buckets + parts.gathered + parts.tied
+    if variant.startswith("3"):
         return StateBytes(here, optimizer + parts.gradients + parts.weights)
-    weights = parts.weights if stage == 2 else 0
-    return StateBytes(weights + parts.of_buckets, optimizer + parts.gradients)
+    return StateBytes(parts.weights + here, optimizer + parts.gradients)
 
 
 class SavedBytes(NamedTuple):

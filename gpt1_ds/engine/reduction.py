@@ -29,6 +29,7 @@ def quicken_reduction(engine: Engine) -> None:
     zero = engine.optimizer
     reduction = BucketReduction(zero)
     zero.setup_buckets = reduction.begin
+    zero._release_ipg_buffers = reduction.end
     zero.reduce_independent_p_g_buckets_and_remove_grads = reduction.add
     zero.reduce_ipg_grads = reduction.reduce
     # The end of the backward pass is a callback of autograd. DeepSpeed counts the parameters only
@@ -74,20 +75,35 @@ class BucketReduction:
     """The gradients that wait for a full bucket, in the order in which they became ready.
 
     A bucket is joined to one flat tensor and reduced in the stream of the reductions. The gradients
-    that this rank's update needs are views of it.
+    that this rank's update needs are views of it. The backward pass goes on meanwhile, but does not
+    get further ahead than one bucket: so two of them are in memory at most.
     """
 
     def __init__(self, zero: Any):
+        from deepspeed.accelerator import get_accelerator
+
         self.zero = zero
+        self.accelerator = get_accelerator()
         self.ranks = torch.distributed.get_world_size(zero.dp_process_group)
+        self.has_streams = not self.accelerator.resolves_data_dependency()
         self.parameters: list[nn.Parameter] = []
         self.elements = 0
+        self.sources: set[torch.Stream] = set()
+        """Streams in which the waiting gradients were computed; with torch.compile there can be
+        several (DeepSpeed's issue 8061)."""
+        self.in_flight: tuple[Tensor, torch.Stream] | None = None
+        """The bucket that is being reduced, and the stream to which its memory goes back."""
 
     def begin(self) -> None:
         """Before the first gradient of a backward pass."""
         if not self.zero.ready_for_gradients:
             self.zero.micro_step_id += 1
             self.zero.ready_for_gradients = True
+
+    def end(self) -> None:
+        """After the last gradient of a backward pass."""
+        self._wait_for_flight()
+        self.zero.ready_for_gradients = False
 
     def add(self, parameter: nn.Parameter, _group: int) -> None:
         if self.ranks == 1:
@@ -97,6 +113,8 @@ class BucketReduction:
             self.reduce()
         self.parameters.append(parameter)
         self.elements += size
+        if self.has_streams:
+            self.sources.add(self.accelerator.current_stream())
 
     def reduce(self, _dtype: torch.dtype | None = None) -> None:
         """Reduce what waits, if anything does."""
@@ -104,7 +122,9 @@ class BucketReduction:
             return
         zero, parameters = self.zero, self.parameters
         self.parameters, self.elements = [], 0
-        flat = zero.flatten([parameter.grad for parameter in parameters])
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        self._wait_for_sources(gradients)
+        flat = zero.flatten(gradients)
         self._reduce_in_own_stream(flat, zero.get_param_comm_dtype(parameters[0]))
         parts = flat.split([parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
@@ -113,15 +133,38 @@ class BucketReduction:
             elif zero.partition_gradients:
                 parameter.grad = None
 
-    def _reduce_in_own_stream(self, flat: Tensor, dtype: torch.dtype) -> None:
-        from deepspeed.accelerator import get_accelerator
+    def _wait_for_sources(self, gradients: list[Tensor]) -> None:
+        """Let the current stream read gradients of other streams."""
+        if not self.has_streams:
+            return
+        current = self.accelerator.current_stream()
+        others = self.sources - {current}
+        self.sources.clear()
+        for stream in others:
+            current.wait_stream(stream)
+        if others:
+            for gradient in gradients:
+                gradient.record_stream(current)  # its memory may not be given away before
 
-        zero, accelerator = self.zero, get_accelerator()
-        if not zero.overlap_comm or accelerator.resolves_data_dependency():
+    def _reduce_in_own_stream(self, flat: Tensor, dtype: torch.dtype) -> None:
+        zero, accelerator = self.zero, self.accelerator
+        if not zero.overlap_comm or not self.has_streams:
             zero.gradient_reduction_w_predivide(flat, dtype)
             return
-        stream = zero.reduction_stream
-        stream.wait_stream(accelerator.current_stream())
-        with accelerator.stream(stream):
+        self._wait_for_flight()
+        current = accelerator.current_stream()
+        zero.reduction_stream.wait_stream(current)
+        with accelerator.stream(zero.reduction_stream):
             zero.gradient_reduction_w_predivide(flat, dtype)
-        flat.record_stream(stream)  # its memory may not be given away before the reduction is done
+        self.in_flight = flat, current
+
+    def _wait_for_flight(self) -> None:
+        """Let go of the bucket in flight: what its stream does from here on comes after it.
+
+        `record_stream` in place of this gives its memory back when the host next finds the
+        reduction done. The host is ahead of the device, so many buckets would pile up.
+        """
+        if self.in_flight:
+            _, stream = self.in_flight
+            stream.wait_stream(self.zero.reduction_stream)
+            self.in_flight = None

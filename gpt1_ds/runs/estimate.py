@@ -16,9 +16,9 @@ from gpt1_ds.engine.defaults import buckets
 from gpt1_ds.engine.host_time import host_seconds
 from gpt1_ds.engine.memory import (
     activation_bytes,
-    bucket_bytes,
     gpu_bytes,
     hpz_ranks,
+    model_states,
     saved_bytes,
     state_bytes,
 )
@@ -166,11 +166,8 @@ def estimate(job: Job, cluster: Cluster, zero_variant: str, micro_batch: int) ->
     """Memory and time under a ZeRO variant, in micro-batches of `micro_batch` windows a GPU."""
     stage, shape = int(zero_variant[0]), job.shape
     ds = job.json(zero_variant)
-    parameters, gpus = shape.parameters, cluster.gpus
-    of_buckets = 0.0
-    if gpus > 1:
-        of_buckets = bucket_bytes(ds, parameters, job.precision, gpus, on_gpu=True)
-    states, moved = state_bytes(parameters, zero_variant, job.precision, gpus, of_buckets)
+    parts = model_states(shape, ds, job.precision, cluster.gpus, on_gpu=True)
+    states, moved = state_bytes(parts, zero_variant)
     seconds = _step_seconds(job, cluster, ds, micro_batch, moved)
     return Estimate(
         zero_variant=zero_variant,

@@ -1,6 +1,7 @@
 """The memory that a rank holds during a step, by part: what lies in tensors, and the process."""
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -44,12 +45,17 @@ class Watch:
         self.update = 0
         self.activations = 0
         """Bytes that a forward pass keeps for the backward pass."""
-        self.kept: dict[int, tuple[int, Tensor]] = {}
+        self.kept: dict[int, tuple[int, weakref.ref[Tensor]]] = {}
+        """By address: their sizes, and the tensors for as long as the backward pass needs them."""
 
     def begin(self, engine: Engine) -> None:
         self.engine = engine
         self.resident["engine"] = resident_bytes()
         self.weights = _storages(self._weights())
+        zero = engine.optimizer
+        self.overlaps = engine.zero_optimization_stage() in (1, 2) and zero.overlap_comm
+        self.in_flight: list[Tensor] = []
+        """With overlap, what is reduced while the next bucket fills: a network takes that long."""
 
     def end(self) -> None:
         """Let go of the engine."""
@@ -82,28 +88,32 @@ class Watch:
                 part()
             sizes = [size for size, _ in self.kept.values()]
             self.activations = max(self.activations, sum(sizes))
-            self.kept.clear()
         elif name == "backward":
             with counted(self._in_backward):
                 part()
-            self._in_backward()
+            self._in_backward([])
         else:
             part()
         self.resident[name] = resident_bytes()
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.weights:
-            self.kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        # Under ZeRO-3 weights lie elsewhere each time that they are gathered.
+        if storage.data_ptr() not in {**self.weights, **_storages(self._weights())}:
+            self.kept[storage.data_ptr()] = (storage.nbytes(), weakref.ref(tensor))
         return tensor
 
-    def _in_backward(self) -> None:
+    def _in_backward(self, message: list[Tensor]) -> None:
         self.reduction = max(self.reduction, self._others())
+        if self.overlaps:
+            self.in_flight = message
 
     def _others(self) -> int:
-        """Bytes of all tensors that are neither weights nor the optimizer's, nor were there."""
+        """Bytes of all tensors that are neither weights, activations nor the optimizer's, nor were
+        there."""
         gc.collect()  # gradients that only a cycle of references keeps
-        known = {**self.before, **self.weights, **self._optimizer()}
+        activations = [tensor for _, kept in self.kept.values() if (tensor := kept()) is not None]
+        known = {**self.before, **self.weights, **_storages(activations), **self._optimizer()}
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         now = _storages([*gc.get_objects(), *gradients])
         return sum(size for place, size in now.items() if place not in known)

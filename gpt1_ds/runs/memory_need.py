@@ -16,8 +16,8 @@ from gpt1_ds.distributed.environment import ranks_here
 from gpt1_ds.engine.memory import (
     StateBytes,
     activation_bytes,
-    bucket_bytes,
     gpu_bytes,
+    model_states,
     state_bytes,
     zero_variant,
 )
@@ -71,8 +71,7 @@ class MemoryNeed(Generic[ConfigT]):
         ds, train = self.settings.ds, self.settings.config.train
         gpu, ranks = torch.cuda.is_available(), collectives.world_size()
         precision = deepspeed_json.precision(ds)
-        buckets = bucket_bytes(ds, shape.parameters, precision, ranks, gpu)
-        states = state_bytes(shape.parameters, zero_variant(ds), precision, ranks, buckets)
+        states = state_bytes(model_states(shape, ds, precision, ranks, gpu), zero_variant(ds))
         activations = activation_bytes(
             replace(shape, n_ctx=length or shape.n_ctx),
             sequences * ds["train_micro_batch_size_per_gpu"],

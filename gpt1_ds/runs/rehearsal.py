@@ -35,10 +35,8 @@ from gpt1_ds.engine.defaults import with_defaults
 from gpt1_ds.engine.internals import import_deepspeed
 from gpt1_ds.engine.memory import (
     activation_bytes,
-    bucket_bytes,
-    state_bytes,
+    model_states,
     value_bytes,
-    zero_variant,
 )
 from gpt1_ds.engine.optimizer import set_lr
 from gpt1_ds.engine.peak import has_bfloat16_instructions
@@ -93,14 +91,13 @@ class Rehearsed(NamedTuple):
         """Bytes that it takes here; ZeRO-1 and 2 begin with two copies of the weights."""
         precision = deepspeed_json.precision(self.ds)
         parameters = self.shape.parameters
-        buckets = bucket_bytes(self.ds, parameters, precision, self.ranks)
-        states = state_bytes(parameters, zero_variant(self.ds), precision, self.ranks, buckets)
+        states = model_states(self.shape, self.ds, precision, self.ranks)
         windows = self.ds["train_micro_batch_size_per_gpu"]
         short = replace(self.shape, n_ctx=self.tokens)
         checkpointing = self.config.train.activation_checkpointing
         activations = activation_bytes(short, windows, precision, checkpointing, flash=False)
         copy = parameters * value_bytes(precision) if deepspeed_json.zero_stage(self.ds) < 3 else 0
-        return max(copy, activations) + sum(states)
+        return max(copy, activations) + states.total
 
     def with_layers(self, layers: int) -> "Rehearsed":
         return self._replace(shape=replace(self.shape, n_layer=layers))

@@ -11,10 +11,9 @@ from gpt1_ds.engine.host_time import MEASURED_ON, host_seconds
 from gpt1_ds.engine.memory import (
     StateParts,
     activation_bytes,
-    bucket_bytes,
     head_bytes,
+    model_states,
     saved_bytes,
-    state_parts,
     zero_variant,
 )
 from gpt1_ds.engine.traffic import PASSES, Traffic, step_traffic, traffic_of
@@ -101,10 +100,7 @@ def _elements(plan: Rehearsed) -> float:
 
 def planned_parts(plan: Rehearsed) -> StateParts:
     """The model's state of this rank, as the plan has it."""
-    elements, precision = _elements(plan), _precision(plan)
-    buckets = bucket_bytes(plan.ds, elements, precision, plan.ranks, on_gpu=True)
-    stage = deepspeed_json.zero_stage(plan.ds)
-    return state_parts(elements, stage, precision, plan.ranks, buckets)
+    return model_states(plan.shape, plan.ds, _precision(plan), plan.ranks, on_gpu=True)
 
 
 def _memory_rows(plan: Rehearsed, found: Figures) -> Iterator[str]:

@@ -48,7 +48,7 @@ def test_what_the_json_leaves_open_is_chosen():
         "reduce_scatter": False,
     }
     third = with_defaults(zero(stage=3), 117_000_000, True)
-    assert third["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 117_000_000}
+    assert third["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 25_000_000}
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,31 @@ def test_the_device_orders_its_streams_and_the_host_does_not_wait(ranks, tiny_sh
     for stage in (1, 2):
         zero = {"stage": stage, "reduce_bucket_size": 3000, "overlap_comm": True}
         ds = ds_json(tmp_path, f"{stage}-bf16", zero_optimization=zero)
-        for waits, ordered in ranks(2).run(f"{CASES}:streams", ds, str(tiny_shards)):
-            assert waits == 0
-            assert ["side", "main"] in [list(pair) for pair in ordered], (
-                "the reduction waits for the gradients"
-            )
-            assert tuple(ordered[-1]) == ("main", "side"), "the step waits for the reduction"
+        for waits, ordered, recorded in ranks(2).run(f"{CASES}:streams", ds, str(tiny_shards)):
+            assert waits == recorded == 0
+            pairs = [tuple(pair) for pair in ordered]
+            assert pairs[0] == ("side", "main"), "the reduction waits for the gradients"
+            assert pairs[-1] == ("main", "side"), "the step waits for the reduction"
+            # Before a bucket is reduced, the one before it is waited for: its memory is free.
+            reductions = [at for at, pair in enumerate(pairs) if pair == ("side", "main")]
+            assert len(reductions) > 4
+            assert all(pairs[at - 1] == ("main", "side") for at in reductions[1:])
+
+
+def test_a_bucket_waits_for_every_stream_that_computed_its_gradients(ranks, tiny_shards, tmp_path):
+    """torch.compile lets autograd take several; without the wait DeepSpeed read unfinished ones."""
+    zero = {"stage": 2, "reduce_bucket_size": 3000, "overlap_comm": True}
+    ds = ds_json(tmp_path, "2-bf16", zero_optimization=zero)
+    names = ["main", "other"]
+    for waits, ordered, recorded in ranks(2).run(f"{CASES}:streams", ds, str(tiny_shards), names):
+        assert waits == 0 and recorded == 2 * 26, "two steps of 26 gradients"
+        reductions, has_joined = 0, False
+        for waiting, other in ordered:
+            if waiting == "side":
+                assert has_joined, "a bucket was reduced before the other stream was waited for"
+                reductions, has_joined = reductions + 1, False
+            has_joined |= {waiting, other} == set(names)
+        assert reductions > 4
 
 
 @pytest.mark.parametrize("layout", ["0-fp32", "1-bf16", "2-bf16"])

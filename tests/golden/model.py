@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt1_ds.engine.memory import activation_bytes, state_bytes
+from gpt1_ds.engine.memory import activation_bytes, state_bytes, state_parts
 from gpt1_ds.engine.optimizer import lr_at, parameter_groups, warmup_steps
 from gpt1_ds.model.gpt import GPT, GPTConfig
 from gpt1_ds.settings.sections import ScheduleConfig
@@ -107,7 +107,8 @@ def bytes_of_model_states() -> dict[str, list[int]]:
     for stage in ("0", "1", "2", "2+offload", "3", "3+offload"):
         for precision in ("fp32", "bf16"):
             for ranks in (1, 16):
-                found = state_bytes(116_534_784, stage, precision, ranks)
+                parts = state_parts(116_534_784, int(stage[0]), precision, ranks)
+                found = state_bytes(parts, stage)
                 values[f"ZeRO {stage}, {precision}, {ranks} ranks"] = [round(n) for n in found]
     return values
 

@@ -109,7 +109,9 @@ def others(tiny_shards, tmp_path_factory) -> dict[str, dict]:
     sections = {
         "0": {"stage": 0},
         "1": {"stage": 1, "reduce_bucket_size": 20_000},
+        "2": {"stage": 2, "reduce_bucket_size": 20_000},
         "3": {"stage": 3, **PLUS},
+        "large": {"stage": 3, "reduce_bucket_size": 20_000},
         "hpZ": {"stage": 3, **PLUS, "zero_hpz_partition_size": 4},
     }
     folder = tmp_path_factory.mktemp("json")
@@ -128,9 +130,9 @@ def most(figures: dict) -> int:
 
 
 def test_gradients_and_their_copies_are_those_of_the_plan(others):
-    """Without ZeRO the all-reduce has a second copy of all gradients: within 5 %. The buckets of
-    ZeRO-1: within 15 %, where the largest parameter has room in one."""
-    for name, share in (("0", 0.05), ("1", 0.15)):
+    """Without ZeRO the all-reduce has a second copy of all gradients: within 5 %. With buckets that
+    hold some parameters: within 10 %. ZeRO-3, with the weights that it has gathered: 15 %."""
+    for name, share in (("0", 0.05), ("1", 0.1), ("2", 0.1), ("3", 0.15), ("large", 0.15)):
         figures = others[name]
         assert most(figures) == pytest.approx(figures["most"], rel=share), name
 

@@ -1,6 +1,7 @@
 """Functions that ranks run for test_update.py: the update of the weights, old and new."""
 
 import gc
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -54,12 +55,18 @@ def trained(ds: str, shards: str, overrides: list[str]) -> list:
 
 
 class Streams:
-    """Stands for a device whose work goes on beside the host; on a CPU all is done at once."""
+    """Stands for a device whose work goes on beside the host; on a CPU all is done at once.
 
-    def __init__(self, accelerator: object):
+    The gradients are computed in the streams `names`, by turns.
+    """
+
+    def __init__(self, accelerator: object, names: Sequence[str]):
         self.accelerator = accelerator
+        self.names = names
         self.synchronized = 0
         self.ordered: list[tuple[str, str]] = []
+        self.recorded = 0
+        """Tensors whose memory is kept for another stream."""
 
     class Stream:
         def __init__(self, streams: "Streams", name: str):
@@ -69,31 +76,38 @@ class Streams:
             self.streams.ordered.append((self.name, other.name))
 
     def patch(self, patched: MonkeyPatch) -> None:
-        main, side = Streams.Stream(self, "main"), Streams.Stream(self, "side")
+        turns = itertools.cycle([Streams.Stream(self, name) for name in self.names])
+        side = Streams.Stream(self, "side")
         kind = type(self.accelerator)
         patched.setattr(kind, "resolves_data_dependency", lambda _: False)
         patched.setattr(kind, "is_synchronized_device", lambda _: False)
         patched.setattr(kind, "Stream", property(lambda _: lambda *_args: side))
-        patched.setattr(kind, "current_stream", lambda *_: main)
+        patched.setattr(kind, "current_stream", lambda *_: next(turns))
         patched.setattr(kind, "stream", lambda *_: nullcontext())
         patched.setattr(kind, "synchronize", lambda *_: self._synchronize())
-        patched.setattr(torch.Tensor, "record_stream", lambda *_: None)
+        patched.setattr(torch.Tensor, "record_stream", lambda *_: self._record())
+
+    def _record(self) -> None:
+        self.recorded += 1
 
     def _synchronize(self) -> None:
         self.synchronized += 1
 
 
-def streams(ds: str, shards: str) -> tuple[int, list[tuple[str, str]]]:
-    """Waits of the host for the device in two steps, and which stream waits for which."""
+def streams(
+    ds: str, shards: str, names: Sequence[str] = ("main",)
+) -> tuple[int, list[tuple[str, str]], int]:
+    """Waits of the host for the device in two steps, which stream waits for which, and how many
+    tensors are kept for another stream."""
     accelerator = import_deepspeed().accelerator.get_accelerator()
-    seen = Streams(accelerator)
+    seen = Streams(accelerator, names)
     with MonkeyPatch.context() as patched:
         seen.patch(patched)
         trainer = Trainer(ds, shards, [])
         gc.collect()  # an engine of an earlier case waits for the device when it is collected
         seen.synchronized = 0
         trainer.run(0, 2)
-        found = seen.synchronized, seen.ordered
+        found = seen.synchronized, seen.ordered, seen.recorded
         trainer.close()
     return found
 

@@ -87,11 +87,20 @@ def _exactness() -> list[Row]:
         Row("compiled blocks equal", "training", equal, {"option": "compile"}, COMPILING_SECONDS),
         Row("resume, train.deterministic", "resume", resumed, {"deterministic": True}, 60.0),
         Row("resume", "training", resumed, {"deterministic": False}, QUICK_SECONDS),
+        _reduction("reduction, ZeRO-2", 2, False),
+        _reduction("reduction, ZeRO-1", 1, False),
+        _reduction("reduction, ZeRO-2, compiled blocks", 2, True),
         Row("CUDA graphs equal", "training", equal, {"option": "cuda_graphs"}, QUICK_SECONDS),
         Row("pinned offload", "training", f"{training}:pinned_offload", {}, QUICK_SECONDS),
         Row("device of DeepSpeed", "device", f"{ranks}:chosen_device", {}, QUICK_SECONDS),
         Row("hung peer", "peer", f"{ranks}:hung_peer", {}, 2 * QUICK_SECONDS),
     ]
+
+
+def _reduction(name: str, stage: int, compiled: bool) -> Row:
+    arguments = {"stage": stage, "compiled": compiled}
+    work = f"{WORK}.training:reduce_beside"
+    return Row(name, "reduction", work, arguments, COMPILING_SECONDS)
 
 
 def _speed(way: str, options: Options, windows: list[int], process: str = "") -> list[Row]:

@@ -1,10 +1,11 @@
-"""Checks of whole steps under DeepSpeed: compiled blocks, CUDA graphs, resuming, offload."""
+"""Checks of whole steps: compiled blocks, CUDA graphs, the reduction, resuming, offload."""
 
 import tempfile
 from dataclasses import fields
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from gpt1_ds.base.protocols import Engine
@@ -12,6 +13,7 @@ from gpt1_ds.checkpoints.loading import resume
 from gpt1_ds.checkpoints.saving import save_checkpoint
 from gpt1_ds.checkpoints.state import CheckpointState
 from gpt1_ds.distributed import rendezvous
+from gpt1_ds.engine.counting import fake_group
 from gpt1_ds.engine.determinism import choose_algorithms
 from gpt1_ds.engine.start import initialize
 from gpt1_ds.model.gpt import GPT, GPTConfig
@@ -35,12 +37,17 @@ def is_option(name: str) -> bool:
     return name in {field.name for field in fields(TrainConfig)}
 
 
-def engine_with(ds: str, *options: str, windows: int = WINDOWS) -> Engine:
-    """An engine of one rank around a small GPT; weights and dropout come from seed 0."""
-    batch = [f"train.global_batch={windows}", f"train.micro_batch={windows}"]
+def engine_with(ds: str, *options: str, windows: int = WINDOWS, **zero: object) -> Engine:
+    """An engine around a small GPT; weights and dropout come from seed 0.
+
+    It is of one rank, or of the group that is there. `zero` are keys of `zero_optimization`.
+    """
+    if not dist.is_initialized():
+        rendezvous.join_process_group(60.0)
+    ranks = dist.get_world_size()
+    batch = [f"train.global_batch={windows * ranks}", f"train.micro_batch={windows}"]
     config = load(PretrainConfig, None, [*batch, *SHAPE, *options])
     choose_algorithms(config)
-    rendezvous.join_process_group(60.0)
     torch.manual_seed(0)
     model = config.model
     shape = GPTConfig(
@@ -53,7 +60,9 @@ def engine_with(ds: str, *options: str, windows: int = WINDOWS) -> Engine:
         attn_pdrop=model.attn_pdrop,
         resid_pdrop=model.resid_pdrop,
     )
-    return initialize(GPT(shape), config, resolve(DS_CONFIGS / f"{ds}.json", config, 1))
+    json = resolve(DS_CONFIGS / f"{ds}.json", config, ranks)
+    json["zero_optimization"] = json.get("zero_optimization", {}) | zero
+    return initialize(GPT(shape), config, json)
 
 
 def batches(count: int) -> list[Tensor]:
@@ -100,6 +109,27 @@ def equal_with(option: str) -> dict:
     )
     passed = difference < FLOAT32_BOUND and of_means < BF16_BOUND
     return {"passed": passed, "found": found, "difference": difference}
+
+
+def reduce_beside(stage: int, compiled: bool) -> dict:
+    """Losses of steps whose gradients are reduced in small buckets beside the backward pass, in a
+    stream of their own, and those of one bucket after it: bit for bit.
+
+    The second of two ranks is not there: a reduction divides the gradients, and adds nothing.
+    """
+    if not is_option("deterministic"):
+        return {"untried": "not in this version"}
+    options = ("train.deterministic=true", f"train.compile={str(compiled).lower()}")
+    losses = []
+    with fake_group(2):
+        for beside, size in ((True, 300_000), (False, 50_000_000)):
+            buckets = {"stage": stage, "reduce_bucket_size": size, "overlap_comm": beside}
+            engine = engine_with(BF16, *options, **buckets)
+            losses.append(losses_of(engine, batches(8)))
+            engine.destroy()
+    apart = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    found = f"losses of 8 steps within {apart:.1e}"
+    return {"passed": apart == 0, "found": found, "difference": apart}
 
 
 def resume_exactly(deterministic: bool) -> dict:

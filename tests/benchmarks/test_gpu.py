@@ -152,6 +152,14 @@ def test_one_call_writes_both_files(tmp_path):
     assert done.stdout.strip() == (tmp_path / "out.md").read_text().strip()
 
 
+def test_a_rank_of_two_reduces_beside_the_backward_pass():
+    """A GPU has a stream for it, and compiled blocks too."""
+    rows = [found for found in in_order(Options()) if found.name.startswith("reduction")]
+    assert [found.arguments["compiled"] for found in rows] == [False, False, True]
+    results = results_of(rows[:2], 100.0)
+    assert [result["passed"] for _, result in results] == [True, True], results
+
+
 @pytest.fixture
 def undone() -> Iterator[None]:
     """What joining a process group leaves in this process is gone after the test."""

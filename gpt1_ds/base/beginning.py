@@ -1,9 +1,10 @@
-"""What a command does first, before imports that take seconds: Ctrl-C, warnings.
+"""What a command does first, before imports that take seconds: Ctrl-C, warnings, its end.
 
 `gpt1_ds` and `data_prep` call `begin` before anything else, and this file imports what Python has
 imported anyway: until `begin`, Ctrl-C ends in a traceback.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 """Variables with the number of a rank."""
+exit_code: int | None = None
+"""Of this command, once `errors.guard` knows it."""
 FOR_USERS = r"(?s).*(CUDA|NVIDIA|GPU)"
 """What a warning of torch speaks of that a user can mend: a driver, a device."""
 
@@ -26,6 +29,7 @@ def begin() -> None:
     """
     if not _is_command():
         return
+    atexit.register(_end)  # the first function to be registered is the last to be called
     # A shell script starts commands in the background with Ctrl-C ignored. That stays.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted_early)
@@ -47,6 +51,25 @@ def _is_command() -> bool:
     script = os.path.abspath(sys.argv[0] if sys.argv else "")
     folder, name = os.path.split(script)
     return name.startswith("gpt1-") or os.path.basename(folder) in PACKAGES
+
+
+def _end() -> None:
+    """End this process before Python takes itself down, if threads are left.
+
+    Python 3.11 to 3.13 unwinds a thread that comes back from C++ (a store, an operator of torch)
+    later than that. C++ does not allow it, and ends the process by SIGABRT: a run that had done all
+    its steps would have failed. MPI must be finalized after this, and there are no threads.
+    """
+    import threading
+
+    if exit_code is None or threading.active_count() == 1 or "mpi4py.MPI" in sys.modules:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(exit_code)
 
 
 def interrupted_early(number: int, frame: FrameType | None) -> NoReturn:

@@ -159,6 +159,7 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end would print a traceback
     if background.any_hangs():
         os._exit(code)
+    beginning.exit_code = code
     sys.exit(code)
 
 

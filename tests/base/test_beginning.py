@@ -106,6 +106,45 @@ warnings.warn("CUDA initialization: the driver\\n is too old")
 """
 
 
+BUSY = """
+import atexit, sys, threading, time
+from datetime import timedelta
+from gpt1_ds.base.errors import DataError, command
+import torch
+from torch.distributed import TCPStore
+
+store = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=5))
+
+def beat():
+    while True:
+        store.set("key", "value") if sys.argv[1] == "store" else torch.ones(1 << 20).add_(1)
+
+def main(argv):
+    threading.Thread(target=beat, daemon=True).start()
+    atexit.register(print, "what is registered is called")
+    time.sleep(0.2)
+    print("done", end="")
+    if argv[1] == "fault":
+        raise DataError("a fault")
+
+command(main, __name__)
+"""
+
+
+@pytest.mark.parametrize("thread", ["store", "operator"])
+@pytest.mark.parametrize(("end", "code"), [("well", 0), ("fault", 3)])
+def test_a_thread_that_is_left_in_c_plus_plus_does_not_change_the_end(tmp_path, thread, end, code):
+    """Python's own end would be SIGABRT."""
+    script = tmp_path / "gpt1_ds" / "train.py"
+    script.parent.mkdir()
+    script.write_text(BUSY)
+    words = [sys.executable, str(script), thread, end]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "donewhat is registered is called\n"
+    assert done.stderr == ("error: a fault\n" if code else "")
+
+
 def test_only_warnings_that_a_user_can_act_on_are_shown_in_one_line():
     done = run("python", "-c", WARNER)
     assert done.stderr == "warning: CUDA initialization: the driver is too old\n"

@@ -45,9 +45,8 @@ def _lacking(way: str) -> str:
         return "--nanogpt PATH was not given"
     if "CUDA graphs" in way and not is_option("cuda_graphs"):
         return "not in this version"
-    if "CUDA graphs" in way and not torch.cuda.is_available():
-        return "CUDA graphs need a GPU"
-    return ""
+    needing = any(name in way for name in ("CUDA graphs", "fp16"))
+    return "it needs a GPU" if needing and not torch.cuda.is_available() else ""
 
 
 def measure(way: str, size: list[int], steps: int) -> dict:

@@ -15,6 +15,7 @@ Whatever a user can cause ends in one line. Faults of files and disks are data e
 
 import difflib
 import errno
+import gc
 import io
 import os
 import re
@@ -132,6 +133,9 @@ def guard(main: Main, again: str = STARTS_OVER, ranks: Sequence[RankVariables] =
     show_traceback = "--traceback" in argv
     argv = [arg for arg in argv if arg != "--traceback"]
     _mend_streams()
+    if not gc.isenabled():  # see `beginning.begin`
+        gc.freeze()
+        gc.enable()
     began_as_command = signal.getsignal(signal.SIGINT) is beginning.interrupted_early
     try:
         if began_as_command:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt1_ds.base import beginning
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, run, succeed
 from tests.support.terminal import Screen, run_on_terminal
 
 TRAIN = ("--deepspeed_config", "ds_configs/cpu_fp32.json", "model.preset=gpt1-tiny")
@@ -104,6 +104,17 @@ warnings.warn("old call", FutureWarning)
 warnings.warn("Can't initialize NVML")
 warnings.warn("CUDA initialization: the driver\\n is too old")
 """
+
+
+def test_nothing_looks_through_what_the_imports_have_made(tmp_path):
+    script = tmp_path / "gpt1_ds" / "train.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import gc\nfrom gpt1_ds.base.errors import command\nimport torch\n"
+        "def main(argv):\n    print(gc.isenabled(), gc.get_freeze_count() > 100_000)\n"
+        "command(main, __name__)\n"
+    )
+    assert succeed(sys.executable, script).stdout == "True True\n"
 
 
 BUSY = """
